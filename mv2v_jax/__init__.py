@@ -1,0 +1,19 @@
+"""mini-vec2vec in JAX: a linear map between two embedding spaces without a single known pair."""
+
+from mv2v_jax.linear_map import apply, invert
+from mv2v_jax.pipeline import align
+from mv2v_jax.types import PRESETS, AlignResult, Config, LinearMap, notebook, paper
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "AlignResult",
+    "Config",
+    "LinearMap",
+    "align",
+    "apply",
+    "invert",
+    "notebook",
+    "paper",
+]

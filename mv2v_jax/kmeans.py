@@ -1,0 +1,109 @@
+"""k-means: greedy k-means++ seeding and Lloyd's iterations, with a fixed number of steps."""
+
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mv2v_jax.pytree import pytree
+
+
+@pytree
+class Clusters:
+    """Centres of a clustering.
+
+    Attributes:
+        centers: ``[c, d]``.
+        counts: ``[c]``, rows nearest to each centre.
+        inertia: scalar, sum of squared distances of the rows to their centres.
+    """
+
+    centers: jax.Array
+    counts: jax.Array
+    inertia: jax.Array
+
+
+def _squared_distances(x: jax.Array, x_squared: jax.Array, centers: jax.Array) -> jax.Array:
+    """``[n, c]`` squared distances; rounding may leave tiny negatives, which are cut to zero."""
+    distances = x_squared[:, None] - 2 * (x @ centers.T) + jnp.sum(centers**2, axis=1)
+    return jnp.maximum(distances, 0)
+
+
+def seed_centers(key: jax.Array, x: jax.Array, *, num_clusters: int) -> jax.Array:
+    """Greedy k-means++: of a few rows drawn by squared distance, keep the one that lowers the inertia most.
+
+    Args:
+        key: random key.
+        x: ``[n, d]``.
+        num_clusters: number of centres ``c``; ``2 + ln(c)`` candidates are drawn for each, as scikit-learn does.
+
+    Returns:
+        ``[c, d]``, rows of ``x``.
+    """
+    chex.assert_rank(x, 2)
+    num_candidates = 2 + int(math.log(num_clusters))
+    x_squared = jnp.sum(x**2, axis=1)
+    first_key, *keys = jax.random.split(key, num_clusters)
+    first = x[jax.random.randint(first_key, (), 0, x.shape[0])]
+    centers = jnp.zeros((num_clusters, x.shape[1]), x.dtype).at[0].set(first)
+    nearest = _squared_distances(x, x_squared, first[None])[:, 0]
+    if not keys:
+        return centers
+
+    def add_center(carry, inputs):
+        centers, nearest = carry
+        index, key = inputs
+        # Inverse transform on the cumulative sum: n draws of a categorical would cost n Gumbel variates each.
+        cumulative = jnp.cumsum(nearest)
+        draws = jax.random.uniform(key, (num_candidates,), x.dtype) * cumulative[-1]
+        candidates = x[jnp.clip(jnp.searchsorted(cumulative, draws), 0, x.shape[0] - 1)]
+        lowered = jnp.minimum(nearest[:, None], _squared_distances(x, x_squared, candidates))
+        best = jnp.argmin(lowered.sum(axis=0))
+        return (centers.at[index].set(candidates[best]), lowered[:, best]), None
+
+    inputs = (jnp.arange(1, num_clusters), jnp.stack(keys))
+    (centers, _), _ = jax.lax.scan(add_center, (centers, nearest), inputs)
+    return centers
+
+
+def lloyd(x: jax.Array, centers: jax.Array, *, num_steps: int) -> Clusters:
+    """Lloyd's iterations from given centres. A centre that loses all its rows stays where it is.
+
+    Args:
+        x: ``[n, d]``.
+        centers: ``[c, d]``, the start.
+        num_steps: iterations; fixed, so that a vmapped call does not wait for its slowest lane.
+    """
+    chex.assert_rank((x, centers), 2)
+    chex.assert_equal_shape_suffix((x, centers), 1)
+    x_squared = jnp.sum(x**2, axis=1)
+
+    def assign(centers):
+        distances = _squared_distances(x, x_squared, centers)
+        # The sums are a matrix product with the one-hot assignment: a scatter-add is slow on some CPU builds and not
+        # deterministic on GPU.
+        one_hot = jax.nn.one_hot(jnp.argmin(distances, axis=1), centers.shape[0], dtype=x.dtype, axis=0)
+        return one_hot, distances.min(axis=1).sum()
+
+    def step(centers, _):
+        one_hot, _ = assign(centers)
+        counts = one_hot.sum(axis=1)
+        means = (one_hot @ x) / jnp.maximum(counts, 1)[:, None]
+        return jnp.where(counts[:, None] > 0, means, centers), None
+
+    centers, _ = jax.lax.scan(step, centers, length=num_steps)
+    one_hot, inertia = assign(centers)
+    return Clusters(centers=centers, counts=one_hot.sum(axis=1), inertia=inertia)
+
+
+def kmeans(key: jax.Array, x: jax.Array, *, num_clusters: int, num_steps: int) -> Clusters:
+    """k-means++ seeding followed by Lloyd's iterations; see `seed_centers` and `lloyd`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> x = jnp.array([[0.0], [0.1], [5.0], [5.1]])
+        >>> sorted(kmeans(jax.random.key(0), x, num_clusters=2, num_steps=5).centers.ravel().round(2).tolist())
+        [0.05000000074505806, 5.050000190734863]
+    """
+    return lloyd(x, seed_centers(key, x, num_clusters=num_clusters), num_steps=num_steps)

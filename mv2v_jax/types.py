@@ -1,0 +1,145 @@
+"""Configuration and results: frozen, and pytrees throughout.
+
+Of a `Config`, the integers and booleans are static (they decide shapes and which code is compiled); the floats are
+traced, so that sweeping them compiles nothing and they can be vmapped over.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from mv2v_jax.pytree import pytree
+
+
+def _static(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"static": True, "help": help})
+
+
+def _traced(default: float, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every choice of `mv2v_jax.align`; the defaults are the `default` preset.
+
+    Sample sizes larger than the data mean all rows. A stage with zero steps is left out.
+    """
+
+    num_anchor_sets: int = _static(60, "anchor sets: k-means of both spaces, matched to each other")
+    num_clusters: int = _static(30, "k-means clusters per anchor set")
+    anchor_rows: int = _static(10_000, "rows drawn from each space for one anchor set")
+    lloyd_steps: int = _static(20, "Lloyd iterations of every k-means")
+    num_starts: int = _static(8, "random starts of the assignment search per anchor set")
+    search_steps: int = _static(150, "swaps per start of the assignment search")
+    kept_sets: int = _static(30, "anchor sets kept: those that agree most with the others")
+
+    matching_rows: int = _static(4_096, "rows of X matched by relative representations; 0 for all")
+    num_neighbors: int = _static(50, "nearest rows of Y averaged into a pseudo-partner by relative representations")
+
+    match_steps: int = _static(0, "refine-1: steps of match, Procrustes, smooth")
+    match_rows: int = _static(1_000, "refine-1: rows of X drawn per step")
+    match_neighbors: int = _static(50, "refine-1: nearest rows of Y averaged into a pseudo-partner")
+
+    anneal_steps: int = _static(200, "annealed refinement: steps")
+    anneal_rows: int = _static(4_000, "annealed refinement: rows of each space per step, at most half of the data")
+    anneal_neighbors: int = _static(3, "annealed refinement: nearest rows averaged into a pseudo-partner")
+    spectral_power: float = _traced(1.0, "annealed refinement: first power of the spectral weights; falls to zero")
+
+    cluster_steps: int = _static(0, "refine-2: rounds of k-means of X, k-means of Y from there, Procrustes")
+    refine_clusters: int = _static(500, "refine-2: clusters")
+
+    smoothing: float = _traced(0.5, "refine-1 and refine-2: share of the new map in W <- (1 - a) W + a W_new")
+    project: bool = _static(True, "return the nearest semi-orthogonal map instead of the smoothed average")
+
+
+def notebook() -> Config:
+    """The values of the published notebook of mini-vec2vec (arXiv 2510.02348)."""
+    return Config(
+        num_anchor_sets=30,
+        num_clusters=20,
+        anchor_rows=10_000,
+        num_starts=30,
+        kept_sets=30,
+        matching_rows=0,
+        num_neighbors=50,
+        match_steps=100,
+        match_rows=1_000,
+        match_neighbors=50,
+        anneal_steps=0,
+        cluster_steps=1,
+        refine_clusters=500,
+        smoothing=0.5,
+        project=False,
+    )
+
+
+def paper() -> Config:
+    """The values of the mini-vec2vec paper: fewer refine-1 steps than the notebook, each on ten times the rows."""
+    return dataclasses.replace(notebook(), match_steps=75, match_rows=10_000)
+
+
+PRESETS = {"default": Config, "notebook": notebook, "paper": paper}
+
+
+@pytree
+class LinearMap:
+    """A linear map between two embedding spaces, with what is needed to use it on raw vectors.
+
+    Attributes:
+        W: ``[d_x, d_y]``, from centred unit rows of the source to centred unit rows of the target.
+        mean_x: ``[d_x]``, mean of the source's fitting rows.
+        mean_y: ``[d_y]``, mean of the target's fitting rows.
+        scale_x: scalar, mean length of the source's fitting rows after centring.
+        scale_y: scalar, the same of the target; `apply` needs it to return to the target's raw frame.
+    """
+
+    W: jax.Array
+    mean_x: jax.Array
+    mean_y: jax.Array
+    scale_x: jax.Array
+    scale_y: jax.Array
+
+
+@pytree
+class AlignInfo:
+    """What happened on the way to a map. Arrays only; lengths follow from the config.
+
+    Attributes:
+        anchor_objective: ``[num_anchor_sets]``, linear CKA of the matched centres of each set.
+        anchor_agreement: ``[num_anchor_sets]``, cosine of each set's cross-covariance with the sum of the others'.
+        anchor_kept: ``[num_anchor_sets]`` bool, the sets that were used.
+        zero_rows_x: int32 scalar, rows of X without length; they take no part.
+        zero_rows_y: the same of Y.
+        orthogonality: scalar, ``||W W^T - I||_F`` of the smaller side: 0 where the map was projected.
+        all_finite: bool scalar, whether every entry of the map is finite.
+    """
+
+    anchor_objective: jax.Array
+    anchor_agreement: jax.Array
+    anchor_kept: jax.Array
+    zero_rows_x: jax.Array
+    zero_rows_y: jax.Array
+    orthogonality: jax.Array
+    all_finite: jax.Array
+
+
+@pytree
+class AlignResult:
+    """What `align` returns.
+
+    Attributes:
+        map: the `LinearMap`.
+        objective: scalar, mean CSLS of the mapped rows with their nearest rows of Y, on a sample of both; higher is
+            better, and comparable between runs on the same data whatever their config.
+        trajectory: per stage name, the stage's own label-free objective at every step: mean similarity of the rows
+            with their pseudo-partners.
+        info: `AlignInfo`.
+    """
+
+    map: LinearMap
+    objective: jax.Array
+    trajectory: dict[str, jax.Array]
+    info: AlignInfo
