@@ -90,7 +90,7 @@ def set_agreement(sets: AnchorSets) -> jax.Array:
     cross = jnp.einsum("scx,scy->sxy", centered_x, centered_y).reshape(sets.x.shape[0], -1)
     lengths = jnp.linalg.norm(cross, axis=1, keepdims=True)
     cross = cross / jnp.where(lengths > 0, lengths, 1)
-    others = cross.sum(axis=0) - cross
+    others = cross.sum(axis=0, keepdims=True) - cross
     lengths = jnp.linalg.norm(others, axis=1)
     return jnp.sum(cross * others, axis=1) / jnp.where(lengths > 0, lengths, 1)
 

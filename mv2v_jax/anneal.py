@@ -15,14 +15,52 @@ from mv2v_jax.preprocess import draw_rows, unit_rows
 from mv2v_jax.refine import Refined
 from mv2v_jax.types import Config
 
-# Share of the steps after which the power is zero; the rest settle the rotation.
-_ANNEALED_SHARE = 0.7
 # The cross-covariance is averaged over steps, with a memory that grows as the matches become right.
 _FIRST_MOMENTUM, _LAST_MOMENTUM = 0.5, 0.9
 
 
+def _match_and_average(key, x, y, cross, *, num_rows, num_neighbors, power, momentum):
+    """One step: match random rows under spectral weights, and average their cross-covariance into the running one."""
+    key_x, key_y = jax.random.split(key)
+    drawn_x, drawn_y = (
+        draw_rows(draw_key, rows, min(num_rows, -(-rows.shape[0] // 2))) for draw_key, rows in ((key_x, x), (key_y, y))
+    )
+    u, singular, vt = jnp.linalg.svd(cross, full_matrices=False)
+    tiny = jnp.finfo(cross.dtype).tiny
+    # Half of the power on each side, so that unit length is taken in the space where rows are compared.
+    weights = (singular / jnp.maximum(singular[0], tiny)) ** (power / 2).astype(cross.dtype)
+    matches = match_csls(
+        unit_rows((drawn_x @ u) * weights), unit_rows((drawn_y @ vt.T) * weights), num_neighbors=num_neighbors
+    )
+    partners_of_x = drawn_y[matches.x_to_y.index].mean(axis=1)
+    partners_of_y = drawn_x[matches.y_to_x.index].mean(axis=1)
+    new = drawn_x.T @ partners_of_x / drawn_x.shape[0] + partners_of_y.T @ drawn_y / drawn_y.shape[0]
+    # Brought to the length of a semi-orthogonal map, so that a map can also be the start.
+    new = new * (min(cross.shape) ** 0.5 / jnp.maximum(jnp.linalg.norm(new), tiny))
+    objective = (matches.x_to_y.similarity.mean() + matches.y_to_x.similarity.mean()) / 2
+    return (momentum * cross + (1 - momentum) * new).astype(cross.dtype), objective
+
+
+def _scan(key, x, y, cross, *, steps, num_steps, num_rows, first_power, config) -> Refined:
+    def step(cross, index):
+        progress = index / num_steps
+        return _match_and_average(
+            jax.random.fold_in(key, index),
+            x,
+            y,
+            cross,
+            num_rows=num_rows,
+            num_neighbors=config.csls_neighbors,
+            power=first_power * (1 - progress),
+            momentum=_FIRST_MOMENTUM + (_LAST_MOMENTUM - _FIRST_MOMENTUM) * progress,
+        )
+
+    matrix, objective = jax.lax.scan(step, cross, jnp.arange(num_steps) if steps is None else steps)
+    return Refined(matrix=matrix, objective=objective)
+
+
 def refine_annealed(
-    key: jax.Array, x: jax.Array, y: jax.Array, cross: jax.Array, *, config: Config, steps: jax.Array | None = None
+    key: jax.Array, x: jax.Array, y: jax.Array, matrix: jax.Array, *, config: Config, steps: jax.Array | None = None
 ) -> Refined:
     """Match random rows of both spaces again and again, with spectral weights annealed to a rotation.
 
@@ -30,37 +68,41 @@ def refine_annealed(
         key: random key; step ``i`` depends on ``fold_in(key, i)`` alone.
         x: ``[n, d_x]`` centred unit rows.
         y: ``[m, d_y]`` centred unit rows.
-        cross: ``[d_x, d_y]``, a cross-covariance or a map to start from.
-        config: uses ``anneal_*`` and ``spectral_power``.
+        matrix: ``[d_x, d_y]``, a map or a cross-covariance to start from.
+        config: uses ``anneal_*``, ``spectral_power`` and ``csls_neighbors``.
         steps: ``[t]`` numbers of the steps to take; all of ``config.anneal_steps`` by default.
 
     Returns:
         `Refined`: the running cross-covariance, and the mean CSLS of the rows with their best matches.
     """
-    rows_x, rows_y = (min(config.anneal_rows, -(-rows.shape[0] // 2)) for rows in (x, y))
-    # New cross-covariances are brought to the length of a map, so that one can also be the start.
-    length = min(x.shape[1], y.shape[1]) ** 0.5
+    return _scan(
+        key,
+        x,
+        y,
+        matrix,
+        steps=steps,
+        num_steps=config.anneal_steps,
+        num_rows=config.anneal_rows,
+        first_power=config.spectral_power,
+        config=config,
+    )
 
-    def step(cross, index):
-        key_x, key_y = jax.random.split(jax.random.fold_in(key, index))
-        drawn_x, drawn_y = draw_rows(key_x, x, rows_x), draw_rows(key_y, y, rows_y)
-        progress = index / config.anneal_steps
-        power = config.spectral_power * jnp.maximum(0, 1 - progress / _ANNEALED_SHARE)
-        u, singular, vt = jnp.linalg.svd(cross, full_matrices=False)
-        # Half of the power on each side, so that unit length is taken in the space where rows are compared.
-        weights = (singular / jnp.maximum(singular[0], jnp.finfo(cross.dtype).tiny)) ** (power / 2).astype(cross.dtype)
-        matches = match_csls(
-            unit_rows((drawn_x @ u) * weights),
-            unit_rows((drawn_y @ vt.T) * weights),
-            num_neighbors=config.anneal_neighbors,
-        )
-        partners_x = drawn_y[matches.x_to_y.index].mean(axis=1)
-        partners_y = drawn_x[matches.y_to_x.index].mean(axis=1)
-        new = drawn_x.T @ partners_x / rows_x + partners_y.T @ drawn_y / rows_y
-        new = new * (length / jnp.maximum(jnp.linalg.norm(new), jnp.finfo(new.dtype).tiny))
-        momentum = _FIRST_MOMENTUM + (_LAST_MOMENTUM - _FIRST_MOMENTUM) * progress
-        objective = (matches.x_to_y.similarity.mean() + matches.y_to_x.similarity.mean()) / 2
-        return (momentum * cross + (1 - momentum) * new).astype(cross.dtype), objective
 
-    cross, objective = jax.lax.scan(step, cross, jnp.arange(config.anneal_steps) if steps is None else steps)
-    return Refined(matrix=cross, objective=objective)
+def refine_csls(
+    key: jax.Array, x: jax.Array, y: jax.Array, matrix: jax.Array, *, config: Config, steps: jax.Array | None = None
+) -> Refined:
+    """Settle an annealed map: the same steps without spectral weights, on more rows, where partners lie closer.
+
+    Arguments and result as for `refine_annealed`; uses ``csls_steps``, ``csls_rows`` and ``csls_neighbors``.
+    """
+    return _scan(
+        key,
+        x,
+        y,
+        matrix,
+        steps=steps,
+        num_steps=config.csls_steps,
+        num_rows=config.csls_rows,
+        first_power=jnp.zeros(()),
+        config=config,
+    )

@@ -26,7 +26,7 @@ class Clusters:
 
 def _squared_distances(x: jax.Array, x_squared: jax.Array, centers: jax.Array) -> jax.Array:
     """``[n, c]`` squared distances; rounding may leave tiny negatives, which are cut to zero."""
-    distances = x_squared[:, None] - 2 * (x @ centers.T) + jnp.sum(centers**2, axis=1)
+    distances = x_squared[:, None] - 2 * (x @ centers.T) + jnp.sum(centers**2, axis=1)[None]
     return jnp.maximum(distances, 0)
 
 

@@ -34,7 +34,7 @@ def apply(linear_map: LinearMap, x: jax.Array, *, frame: Frame = "centred") -> j
         raise ValueError(f'frame must be "centred" or "target", found {frame!r}')
     mapped = unit_rows(center_unit(x, linear_map.mean_x) @ linear_map.W)
     if frame == "target":
-        mapped = linear_map.mean_y + linear_map.scale_y * mapped
+        mapped = linear_map.mean_y[None] + linear_map.scale_y * mapped
     return mapped.astype(x.dtype)
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from mv2v_jax.linear_map import apply
 from mv2v_jax.neighbors import map_blocks
-from mv2v_jax.preprocess import center_unit, fit_space
+from mv2v_jax.preprocess import center_unit, fit_space, working_dtype
 from mv2v_jax.procrustes import procrustes
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import LinearMap
@@ -41,6 +41,7 @@ def pair_ranks(x: jax.Array, y: jax.Array) -> jax.Array:
     Ties take the mid-rank, so a map that sends everything to one point ranks at chance, not first.
     """
     chex.assert_equal_shape((x, y))
+    dtype = working_dtype(x.dtype)
 
     def ranks(block):
         queries, partners = jnp.split(block, 2, axis=1)
@@ -48,8 +49,8 @@ def pair_ranks(x: jax.Array, y: jax.Array) -> jax.Array:
         # The partner's own similarity comes from a sum in another order; without slack it would beat or lose to itself.
         own = jnp.sum(queries * partners, axis=1, keepdims=True)
         slack = 8 * jnp.finfo(x.dtype).eps
-        closer = jnp.sum(similarity > own + slack, axis=1)
-        tied = jnp.sum(jnp.abs(similarity - own) <= slack, axis=1)
+        closer = jnp.sum(similarity > own + slack, axis=1, dtype=dtype)
+        tied = jnp.sum(jnp.abs(similarity - own) <= slack, axis=1, dtype=dtype)
         return 1 + closer + (jnp.maximum(tied, 1) - 1) / 2
 
     return map_blocks(ranks, jnp.concatenate([x, y], axis=1), y.shape[0])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.anchors import AnchorSets, match_anchor_sets, select_anchors
-from mv2v_jax.anneal import refine_annealed
+from mv2v_jax.anneal import refine_annealed, refine_csls
 from mv2v_jax.csls import mean_csls
 from mv2v_jax.matching import match_relative
 from mv2v_jax.preprocess import Space, draw_rows, fit_space, unit_rows
@@ -30,6 +30,7 @@ class Keys:
     matching: jax.Array
     refine_matching: jax.Array
     refine_annealed: jax.Array
+    refine_csls: jax.Array
     refine_clusters: jax.Array
     objective: jax.Array
 
@@ -50,6 +51,7 @@ class Refinement(NamedTuple):
 REFINEMENTS = (
     Refinement("refine_matching", lambda config: config.match_steps, refine_matching),
     Refinement("refine_annealed", lambda config: config.anneal_steps, refine_annealed),
+    Refinement("refine_csls", lambda config: config.csls_steps, refine_csls),
     Refinement("refine_clusters", lambda config: config.cluster_steps, refine_clusters),
 )
 

@@ -33,7 +33,7 @@ def unit_rows(x: jax.Array) -> jax.Array:
 
 def working_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
     """Half precision is computed in float32; float32 and float64 stay what they are."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 def center_unit(x: jax.Array, mean: jax.Array) -> jax.Array:
@@ -42,7 +42,7 @@ def center_unit(x: jax.Array, mean: jax.Array) -> jax.Array:
     Rows of zeros carry nothing, so they stay zero instead of becoming the direction of ``-mean``.
     """
     x = x.astype(mean.dtype)
-    return jnp.where(jnp.any(x != 0, axis=-1, keepdims=True), unit_rows(x - mean), 0)
+    return jnp.where(jnp.any(x != 0, axis=-1, keepdims=True), unit_rows(x - mean[None]), 0)
 
 
 def fit_space(x: jax.Array) -> Space:
@@ -50,11 +50,11 @@ def fit_space(x: jax.Array) -> Space:
     chex.assert_rank(x, 2)
     x = x.astype(working_dtype(x.dtype))
     present = jnp.any(x != 0, axis=1)
-    num_present = jnp.maximum(present.sum(), 1)
+    num_present = jnp.maximum(present.sum(), 1).astype(x.dtype)
     # Zero rows add nothing to the sum, so only the count leaves them out.
     mean = x.sum(axis=0) / num_present
     rows = center_unit(x, mean)
-    lengths = jnp.where(present, jnp.linalg.norm(x - mean, axis=1), 0)
+    lengths = jnp.where(present, jnp.linalg.norm(x - mean[None], axis=1), 0)
     return Space(
         rows=rows,
         mean=mean,

@@ -41,7 +41,7 @@ def centered_kernel(centers: jax.Array) -> jax.Array:
     """Double-centred Gram matrix ``H C C^T H`` of ``centers [c, d]``: ``[c, c]``."""
     chex.assert_rank(centers, 2)
     # Centring the rows first is the same as H on both sides, and keeps digits that the Gram matrix would lose.
-    centered = centers - centers.mean(axis=0)
+    centered = centers - centers.mean(axis=0, keepdims=True)
     return centered @ centered.T
 
 
@@ -122,8 +122,8 @@ def search_from(key: jax.Array, kx: jax.Array, ky: jax.Array, start: jax.Array, 
         best=Assignment(permutation=start, objective=objective),
     )
     # Robust tabu search (Taillard 1991) draws each tenure from 0.9 c to 1.1 c.
-    tenures = jax.random.randint(key, (num_steps, 2), int(0.9 * num_rows), int(1.1 * num_rows) + 2)
-    state, _ = jax.lax.scan(lambda s, i: _swap_step(s, i, kx), state, (jnp.arange(num_steps), tenures))
+    tenures = jax.random.randint(key, (num_steps, 2), int(0.9 * num_rows), int(1.1 * num_rows) + 2, jnp.int32)
+    state, _ = jax.lax.scan(lambda s, i: _swap_step(s, i, kx), state, (jnp.arange(num_steps, dtype=jnp.int32), tenures))
     # The carried objective is a long sum of gains; the returned one is computed afresh.
     best = state.best.permutation
     return Assignment(permutation=best, objective=assignment_objective(kx, ky, best))
@@ -147,7 +147,7 @@ def search_assignment(key: jax.Array, kx: jax.Array, ky: jax.Array, *, num_start
 
     def search(key):
         start_key, tenure_key = jax.random.split(key)
-        start = jax.random.permutation(start_key, kx.shape[0])
+        start = jax.random.permutation(start_key, jnp.arange(kx.shape[0], dtype=jnp.int32))
         return search_from(tenure_key, kx, ky, start, num_steps=num_steps)
 
     found = jax.vmap(search)(jax.random.split(key, num_starts))

@@ -44,9 +44,12 @@ class Config:
     match_neighbors: int = _static(50, "refine-1: nearest rows of Y averaged into a pseudo-partner")
 
     anneal_steps: int = _static(200, "annealed refinement: steps")
-    anneal_rows: int = _static(4_000, "annealed refinement: rows of each space per step, at most half of the data")
-    anneal_neighbors: int = _static(3, "annealed refinement: nearest rows averaged into a pseudo-partner")
+    anneal_rows: int = _static(2_048, "annealed refinement: rows of each space per step, at most half of them")
     spectral_power: float = _traced(1.0, "annealed refinement: first power of the spectral weights; falls to zero")
+
+    csls_steps: int = _static(20, "CSLS refinement: steps")
+    csls_rows: int = _static(8_192, "CSLS refinement: rows of each space per step, at most half of them")
+    csls_neighbors: int = _static(3, "annealed and CSLS refinement: nearest rows averaged into a pseudo-partner")
 
     cluster_steps: int = _static(0, "refine-2: rounds of k-means of X, k-means of Y from there, Procrustes")
     refine_clusters: int = _static(500, "refine-2: clusters")
@@ -69,6 +72,7 @@ def notebook() -> Config:
         match_rows=1_000,
         match_neighbors=50,
         anneal_steps=0,
+        csls_steps=0,
         cluster_steps=1,
         refine_clusters=500,
         smoothing=0.5,

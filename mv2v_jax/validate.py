@@ -19,7 +19,8 @@ _AT_LEAST = {
     "match_rows": 1,
     "match_neighbors": 1,
     "anneal_rows": 2,
-    "anneal_neighbors": 1,
+    "csls_rows": 2,
+    "csls_neighbors": 1,
     "refine_clusters": 2,
 }
 _FLOAT_RANGE = {"spectral_power": (0.0, 4.0), "smoothing": (0.0, 1.0)}
@@ -42,8 +43,11 @@ def check_config(config: Config) -> None:
         raise ValueError(
             f"anchor_rows must be at least num_clusters ({config.num_clusters}), found {config.anchor_rows}"
         )
-    if config.anneal_steps and not config.project:
-        raise ValueError("project must be true where anneal_steps is not 0: the annealed refinement returns no map")
+    if (config.anneal_steps or config.csls_steps) and not config.project:
+        raise ValueError(
+            "project must be true where anneal_steps or csls_steps is not 0 (these stages return a cross-covariance, "
+            f"not a map), found project={config.project}"
+        )
 
 
 def check_embeddings(x: Any, name: str, config: Config) -> jax.Array:
