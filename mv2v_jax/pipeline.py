@@ -16,7 +16,7 @@ from mv2v_jax.procrustes import polar, procrustes
 from mv2v_jax.pytree import pytree
 from mv2v_jax.refine import Refined, refine_clusters, refine_matching
 from mv2v_jax.types import AlignInfo, AlignResult, Config, LinearMap
-from mv2v_jax.validate import check_config, check_embeddings
+from mv2v_jax.validate import check_config, check_fitting_rows
 
 # Rows of each space behind the final objective.
 _OBJECTIVE_ROWS = 4_096
@@ -116,12 +116,12 @@ def align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config | None = No
         `AlignResult`: the map, its label-free objective, the trajectory of every stage, and per-stage information.
 
     Raises:
-        ValueError: shapes, dtypes or config out of range, and, where the arrays are concrete, NaN, infinity or rows
-            that are all equal.
+        InputError: a `ValueError`; shapes, dtypes or config out of range, and, where the arrays are concrete, NaN,
+            infinity or rows that are all equal.
 
     Source: mini-vec2vec (arXiv 2510.02348); the default preset departs from it as `Config` and `anneal` say.
     """
     config = Config() if config is None else config
     check_config(config)
-    x, y = check_embeddings(x, "x", config), check_embeddings(y, "y", config)
-    return _align(key, x, y, config)
+    x, y = check_fitting_rows(x, "x", config), check_fitting_rows(y, "y", config)
+    return _align(key, jnp.asarray(x), jnp.asarray(y), config)

@@ -1,0 +1,223 @@
+"""The command line: ``mv2v demo | align | apply | evaluate | info``."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mv2v_jax import PRESETS, __version__, apply, invert
+from mv2v_jax.demo_data import load_demo_data
+from mv2v_jax.io import (
+    check_writable,
+    count_duplicates,
+    digest,
+    load_embeddings,
+    load_map,
+    npy_writer,
+    save_map,
+)
+from mv2v_jax.linear_map import Frame
+from mv2v_jax.metrics import Metrics, evaluate, oracle
+from mv2v_jax.progress import TimedFit, align_with_progress
+from mv2v_jax.report import print_facts, print_table, progress_bar
+from mv2v_jax.types import Config, LinearMap
+from mv2v_jax.validate import InputError, check_config, check_finite, check_fitting_rows, check_shape
+
+_APPLY_ROWS = 16_384
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="mv2v")
+def cli() -> None:
+    """Learn a linear map between two embedding spaces without a single known pair.
+
+    Embeddings are read from .npy, .npz, .safetensors, .parquet (a list column) and .pt files; FILE:KEY names one of
+    several arrays.
+    """
+
+
+def _config_flags(command):
+    """One flag per field of `Config`; those not given keep the preset's value."""
+    for field in reversed(dataclasses.fields(Config)):
+        flag = field.name.replace("_", "-")
+        # A default would hide whether the flag was given.
+        options: dict[str, Any] = {
+            "default": None,
+            "help": f"{field.metadata['help']}  [default preset: {field.default}]",
+        }
+        if field.type is bool:
+            command = click.option(f"--{flag}/--no-{flag}", **options)(command)
+        else:
+            command = click.option(f"--{flag}", type=field.type, **options)(command)
+    return command
+
+
+def _fit(x: np.ndarray, y: np.ndarray, config: Config, seed: int) -> TimedFit:
+    with progress_bar() as on_step:
+        return align_with_progress(jax.random.key(seed), x, y, config, on_step)
+
+
+def _scores(linear_map: LinearMap, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    scores = evaluate(linear_map, jnp.asarray(x), jnp.asarray(y))
+    return {field.name: float(getattr(scores, field.name)) for field in dataclasses.fields(Metrics)}
+
+
+def _load_rows(source: str, columns: int, wanted_by: str) -> np.ndarray:
+    """Rows to be mapped or judged: finite, and of the dimension a map wants."""
+    rows = load_embeddings(source)
+    check_shape(rows, source)
+    if rows.shape[1] != columns:
+        raise InputError(f"{source} must have {columns} columns for {wanted_by}, found {rows.shape[1]}")
+    check_finite(rows, source)
+    return rows
+
+
+@cli.command()
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed.")
+@click.option("--export", type=click.Path(path_type=Path), help="Also write the data as .npy files to this folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of a table.")
+def demo(seed: int, export: Path | None, as_json: bool) -> None:
+    """Align the bundled real embeddings, judge the map, compare it with the best orthogonal map on true pairs."""
+    data = load_demo_data()
+    if export is not None:
+        _export(export, {name: getattr(data, name) for name in ("x", "y", "x_eval", "y_eval")})
+    fit = _fit(data.x, data.y, PRESETS["default"](), seed)
+    ours = _scores(fit.result.map, data.x_eval, data.y_eval)
+    best = _scores(oracle(data.x, data.y_true, data.y), data.x_eval, data.y_eval)
+    if as_json:
+        print(json.dumps({"seed": seed, "seconds": fit.seconds, "mv2v": ours, "oracle": best}))
+        return
+    print(
+        f"MiniLM ({len(data.x):,} texts) to WordLlama ({len(data.y):,} other texts), no pair known.\n"
+        f"Judged on {len(data.x_eval):,} held-out texts; the oracle is the best orthogonal map, fitted on true pairs."
+    )
+    print_table(["", *ours], [["mv2v", *ours.values()], ["oracle", *best.values()]])
+    print(f"{fit.seconds:.1f} s to fit, {fit.compile_seconds:.1f} s to compile, on {_device()}")
+
+
+def _export(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--export: {folder} cannot be made: {error.strerror}") from error
+    for name, rows in arrays.items():
+        with npy_writer(folder / f"{name}.npy", rows.shape, rows.dtype) as out:
+            out[:] = rows
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    return f"{device.platform}:{device.device_kind}"
+
+
+@cli.command()
+@click.argument("x_file", metavar="X")
+@click.argument("y_file", metavar="Y")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Map to write, .safetensors.")
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), default="default", show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed.")
+@click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON line.")
+@_config_flags
+def align(x_file: str, y_file: str, output: Path, preset: str, seed: int, as_json: bool, **flags: Any) -> None:
+    """Learn the map from the space of X to the space of Y. No row of X needs a partner in Y."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    config = dataclasses.replace(PRESETS[preset](), **given)
+    check_config(config)
+    check_writable(output)
+    x, y = (check_fitting_rows(load_embeddings(file), file, config) for file in (x_file, y_file))
+    fit = _fit(x, y, config, seed)
+    info = fit.result.info
+    if not bool(info.all_finite):
+        raise InputError(f"{x_file} and {y_file} must be in a range float32 can square, found a map that is not finite")
+    shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
+    run = {"preset": preset, "seed": seed, "objective": float(fit.result.objective), "device": _device()}
+    provenance = {"config": dataclasses.asdict(config), "digest_x": digest(x), "digest_y": digest(y)}
+    save_map(output, fit.result.map, {**shapes, **run, **provenance})
+    odd_rows = {
+        "zero_rows_x": int(info.zero_rows_x),
+        "zero_rows_y": int(info.zero_rows_y),
+        "duplicate_rows_x": count_duplicates(x),
+        "duplicate_rows_y": count_duplicates(y),
+    }
+    facts = {"seconds": fit.seconds, "compile_seconds": fit.compile_seconds, **shapes, **run, **odd_rows}
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        print_facts({**facts, "map": output})
+
+
+@cli.command("apply")
+@click.argument("map_file", metavar="MAP")
+@click.argument("x_file", metavar="X")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Rows to write, .npy.")
+@click.option(
+    "--frame",
+    type=click.Choice(["centred", "target"]),
+    default="centred",
+    show_default=True,
+    help="centred: mean removed, unit rows. target: comparable by cosine with raw vectors of the target encoder.",
+)
+@click.option("--inverse", is_flag=True, help="Map rows of the target space back into the source space.")
+def apply_command(map_file: str, x_file: str, output: Path, frame: Frame, inverse: bool) -> None:
+    """Map the rows of X and write them in the dtype they came in."""
+    linear_map, _ = load_map(map_file)
+    if inverse:
+        linear_map = invert(linear_map)
+    check_writable(output)
+    x = _load_rows(x_file, linear_map.W.shape[0], f"{map_file}{' inverted' if inverse else ''}")
+    mapping = jax.jit(lambda linear_map, rows: apply(linear_map, rows, frame=frame))
+    # .npy has no bfloat16; float32 holds every bfloat16.
+    dtype = x.dtype if np.issubdtype(x.dtype, np.floating) else np.dtype(np.float32)
+    with npy_writer(output, (x.shape[0], linear_map.W.shape[1]), dtype) as out:
+        for start in range(0, x.shape[0], _APPLY_ROWS):
+            rows = jnp.asarray(x[start : start + _APPLY_ROWS])
+            out[start : start + _APPLY_ROWS] = np.asarray(mapping(linear_map, rows)).astype(dtype)
+    print(f"{x.shape[0]:,} rows, {linear_map.W.shape[0]} to {linear_map.W.shape[1]} dimensions, {frame}: {output}")
+
+
+@cli.command("evaluate")
+@click.argument("map_file", metavar="MAP")
+@click.argument("x_file", metavar="X_EVAL")
+@click.argument("y_file", metavar="Y_EVAL")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of a table.")
+def evaluate_command(map_file: str, x_file: str, y_file: str, as_json: bool) -> None:
+    """Judge a map on true pairs: row i of X_EVAL and row i of Y_EVAL belong together, and no fit has seen them."""
+    linear_map, _ = load_map(map_file)
+    d_x, d_y = linear_map.W.shape
+    x = _load_rows(x_file, d_x, f"the source of {map_file}")
+    y = _load_rows(y_file, d_y, f"the target of {map_file}")
+    if x.shape[0] != y.shape[0]:
+        raise InputError(f"{y_file} must have a row for each of the {x.shape[0]} of {x_file}, found {y.shape[0]}")
+    scores = {**_scores(linear_map, x, y), "n": x.shape[0]}
+    if as_json:
+        print(json.dumps(scores))
+    else:
+        print_table(list(scores), [list(scores.values())])
+
+
+@cli.command()
+@click.argument("map_file", metavar="MAP")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line.")
+def info(map_file: str, as_json: bool) -> None:
+    """Show what a map is and where it came from."""
+    linear_map, metadata = load_map(map_file)
+    facts = {"W": list(linear_map.W.shape), **dict(sorted(metadata.items()))}
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        print_facts(facts)
+
+
+def main() -> None:
+    """Entry point of ``mv2v``: user errors end in one sentence and exit code 2."""
+    try:
+        cli.main(prog_name="mv2v", standalone_mode=True)
+    except InputError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,46 @@
+"""What people see on a terminal: a progress bar on standard error, tables on standard output."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mv2v_jax.progress import OnStep
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[OnStep]:
+    """A bar per stage with its step and the time left; nothing at all where standard error is not a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def on_step(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage.replace("_", " "), total=total)
+            bars.update(tasks[stage], completed=done)
+
+        yield on_step
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table whose first column is text and whose others are figures."""
+    table = Table()
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    console = Console()
+    # A pipe has no width of its own; the default of 80 columns would cut figures off.
+    (console if console.is_terminal else Console(width=160)).print(table)
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """One fact a line, names aligned."""
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        print(f"{name:<{width}}  {f'{value:.5g}' if isinstance(value, float) else value}")

@@ -1,0 +1,276 @@
+"""The command line as a user runs it: real processes, real files, every command and every bad input."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+SMALL = [
+    *("--num-anchor-sets", "4", "--num-clusters", "6", "--anchor-rows", "300", "--num-starts", "4"),
+    *("--search-steps", "20", "--kept-sets", "3", "--matching-rows", "200", "--num-neighbors", "5"),
+    *("--anneal-steps", "10", "--anneal-rows", "150", "--csls-steps", "2", "--csls-rows", "200"),
+]
+
+
+def run(*arguments, cwd):
+    command = [sys.executable, "-m", "mv2v_jax", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two rotated, noisy views of one clustered cloud, and a map fitted on disjoint rows of them."""
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(12, 10)) * np.linspace(3, 0.5, 10)
+    latent = centres[rng.integers(0, 12, 900)] + 0.3 * rng.normal(size=(900, 10))
+    views = [
+        latent @ np.linalg.qr(rng.normal(size=(d, 10)))[0].T + 0.01 * rng.normal(size=(900, d)) + 0.5 for d in (16, 12)
+    ]
+    source, target = (view.astype(np.float32) for view in views)
+    arrays = {"x": source[:400], "y": target[400:800], "x_eval": source[800:], "y_eval": target[800:]}
+    for name, rows in arrays.items():
+        np.save(folder / f"{name}.npy", rows)
+    done = run("align", "x.npy", "y.npy", "-o", "map.safetensors", "--json", "--seed", 3, *SMALL, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    # Silent where standard error is not a terminal, and one line of JSON on standard output.
+    assert done.stderr == ""
+    (folder / "align.json").write_text(done.stdout)
+    return folder
+
+
+def test_align_json(folder):
+    lines = (folder / "align.json").read_text().splitlines()
+    assert len(lines) == 1
+    facts = json.loads(lines[0])
+    expected = {"n": 400, "m": 400, "d_x": 16, "d_y": 12, "preset": "default", "seed": 3}
+    assert {name: facts[name] for name in expected} == expected
+    assert facts["seconds"] > 0
+    assert facts["compile_seconds"] > 0
+    assert np.isfinite(facts["objective"])
+    assert facts["device"].startswith("cpu")
+    assert facts["zero_rows_x"] == facts["duplicate_rows_y"] == 0
+
+
+def test_map_holds_its_provenance(folder):
+    done = run("info", "map.safetensors", "--json", cwd=folder)
+    facts = json.loads(done.stdout)
+    assert facts["W"] == [16, 12]
+    assert facts["seed"] == "3"
+    assert json.loads(facts["config"])["num_clusters"] == 6
+    assert len(facts["digest_x"]) == len(facts["digest_y"]) == 64
+    assert facts["digest_x"] != facts["digest_y"]
+    readable = run("info", "map.safetensors", cwd=folder)
+    assert "mv2v_jax_version" in readable.stdout
+    tensors = safetensors.numpy.load_file(folder / "map.safetensors")
+    np.testing.assert_allclose(tensors["W"].T @ tensors["W"], np.eye(12), atol=1e-4)
+
+
+def test_apply_frames_and_inverse(folder):
+    for arguments in (["-o", "centred.npy"], ["-o", "target.npy", "--frame", "target"]):
+        assert run("apply", "map.safetensors", "x_eval.npy", *arguments, cwd=folder).returncode == 0
+    tensors = safetensors.numpy.load_file(folder / "map.safetensors")
+    x = np.load(folder / "x_eval.npy") - tensors["mean_x"]
+    mapped = x / np.linalg.norm(x, axis=1, keepdims=True) @ tensors["W"]
+    mapped /= np.linalg.norm(mapped, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.load(folder / "centred.npy"), mapped, atol=1e-5)
+    raw = tensors["mean_y"] + tensors["scale_y"] * mapped
+    np.testing.assert_allclose(np.load(folder / "target.npy"), raw, rtol=1e-4, atol=1e-4)
+    done = run("apply", "map.safetensors", "y_eval.npy", "-o", "back.npy", "--inverse", "--frame", "target", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert np.load(folder / "back.npy").shape == (100, 16)
+
+
+def test_evaluate(folder):
+    done = run("evaluate", "map.safetensors", "x_eval.npy", "y_eval.npy", "--json", cwd=folder)
+    scores = json.loads(done.stdout)
+    assert list(scores) == ["top1", "top5", "top10", "mean_rank", "mrr", "foscttm", "cosine", "n"]
+    assert scores["n"] == 100
+    mapped = np.load(folder / "x_eval.npy")
+    tensors = safetensors.numpy.load_file(folder / "map.safetensors")
+    target = np.load(folder / "y_eval.npy") - tensors["mean_y"]
+    mapped = (mapped - tensors["mean_x"]) @ tensors["W"]
+    similarity = (mapped / np.linalg.norm(mapped, axis=1, keepdims=True)) @ (
+        target / np.linalg.norm(target, axis=1, keepdims=True)
+    ).T
+    ranks = 1 + (similarity > np.diag(similarity)[:, None] + 1e-6).sum(1)
+    assert scores["mean_rank"] == pytest.approx(ranks.mean(), rel=1e-2)
+    assert scores["foscttm"] == pytest.approx((ranks - 1).mean() / 99, abs=1e-2)
+    # The planted map was found: chance would be 0.5.
+    assert scores["foscttm"] < 0.05
+    assert "mean_rank" in run("evaluate", "map.safetensors", "x_eval.npy", "y_eval.npy", cwd=folder).stdout
+
+
+def test_zero_and_duplicate_rows_are_counted(folder):
+    x = np.load(folder / "x.npy")
+    x[:3] = 0
+    x[10] = x[11]
+    np.save(folder / "odd.npy", x)
+    done = run("align", "odd.npy", "y.npy", "-o", "odd.safetensors", "--json", *SMALL, cwd=folder)
+    facts = json.loads(done.stdout)
+    assert facts["zero_rows_x"] == 3
+    # Two of the three zero rows repeat the first.
+    assert facts["duplicate_rows_x"] == 3
+    assert np.isfinite(safetensors.numpy.load_file(folder / "odd.safetensors")["W"]).all()
+
+
+def test_progress_bar_on_a_terminal(folder):
+    """Standard error is a pseudo-terminal: the stages appear on it, and standard output stays clean."""
+    ours, theirs = pty.openpty()
+    arguments = ["align", "x.npy", "y.npy", "-o", "bar.safetensors", "--json", *SMALL]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mv2v_jax", *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+        env=environment,
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 65_536):
+            seen += chunk
+    except OSError:
+        pass  # Linux answers EIO once the other end is closed.
+    finally:
+        os.close(ours)
+    stdout, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert json.loads(stdout)["n"] == 400
+    for stage in (b"anchors", b"refine annealed", b"10/10"):
+        assert stage in seen
+
+
+def test_help_and_version(folder):
+    text = run("align", "--help", cwd=folder).stdout
+    for flag in ("--num-anchor-sets", "--smoothing", "--project / --no-project", "--preset"):
+        assert flag in text
+    assert "0.1.0" in run("--version", cwd=folder).stdout
+
+
+def _bad_rows(folder):
+    x = np.load(folder / "x.npy")
+    holes = x.copy()
+    holes[[7, 9], 2] = np.nan, np.inf
+    content = (folder / "x.npy").read_bytes()
+    np.savez(folder / "two.npz", a=x, b=x)
+    np.save(folder / "object.npy", np.array([{}, None], dtype=object), allow_pickle=True)
+    (folder / "cut.npy").write_bytes(content[: len(content) // 2])
+    for name, rows in {
+        "nan": holes,
+        "flat": x[0],
+        "empty": x[:0],
+        "few": x[:5],
+        "equal": np.repeat(x[:1], 50, axis=0),
+        "labels": np.arange(400).reshape(100, 4),
+        "complex": x.astype(np.complex64),
+        "wide": np.hstack([x, x]),
+        "short_eval": x[:50],
+    }.items():
+        np.save(folder / f"{name}.npy", rows)
+
+
+ALIGN = ("align", "{bad}", "y.npy", "-o", "out.safetensors", "--num-clusters", "6")
+BAD_INPUTS = {
+    "NaN": (ALIGN, "nan.npy", "nan.npy must be finite, found NaN or infinity in 2 rows, first in row 7"),
+    "not two-dimensional": (ALIGN, "flat.npy", "flat.npy must be two-dimensional, one embedding a row, found shape"),
+    "empty": (ALIGN, "empty.npy", "empty.npy must have at least 6 rows, found 0"),
+    "fewer rows than clusters": (ALIGN, "few.npy", "few.npy must have at least 6 rows, found 5"),
+    "all rows equal": (ALIGN, "equal.npy", "equal.npy must hold different rows, found 50 equal ones"),
+    "object array": (ALIGN, "object.npy", "object.npy must hold numbers, found an object array"),
+    "integer labels": (ALIGN, "labels.npy", "labels.npy must hold floating-point embeddings, found dtype int64"),
+    "complex": (ALIGN, "complex.npy", "found dtype complex64"),
+    "truncated": (ALIGN, "cut.npy", "cut.npy cannot be read, it is damaged or cut short"),
+    "missing file": (ALIGN, "none.npy", "none.npy must be a file, found nothing of that name"),
+    "unknown suffix": (ALIGN, "x.csv", "found suffix .csv"),
+    "missing key": (ALIGN, "two.npz:c", "two.npz must hold an array named c, found a, b"),
+    "no key": (ALIGN, "two.npz", "two.npz holds several arrays, name one as two.npz:KEY; found a, b"),
+    "config out of range": ((*ALIGN, "--smoothing", "1.5"), "x.npy", "smoothing must be from 0.0 to 1.0, found 1.5"),
+    "config below least": ((*ALIGN, "--num-starts", "0"), "x.npy", "num_starts must be a whole number of at least 1"),
+    "config of wrong type": ((*ALIGN, "--num-starts", "many"), "x.npy", "'many' is not a valid integer"),
+    "config that contradicts itself": ((*ALIGN, "--no-project"), "x.npy", "project must be true where"),
+    "unknown preset": ((*ALIGN, "--preset", "best"), "x.npy", "'best' is not one of"),
+    "no folder to write to": (
+        ("align", "{bad}", "y.npy", "-o", "none/out.safetensors"),
+        "x.npy",
+        "none/out.safetensors cannot be written: there is no folder none",
+    ),
+    "a folder to write over": (("align", "{bad}", "y.npy", "-o", "."), "x.npy", "must be a file to write, found a fol"),
+    "apply, wrong dimension": (
+        ("apply", "map.safetensors", "{bad}", "-o", "out.npy"),
+        "wide.npy",
+        "wide.npy must have 16 columns for map.safetensors, found 32",
+    ),
+    "apply, inverse of the wrong side": (
+        ("apply", "map.safetensors", "{bad}", "-o", "out.npy", "--inverse"),
+        "x.npy",
+        "x.npy must have 12 columns for map.safetensors inverted, found 16",
+    ),
+    "apply, not a map": (
+        ("apply", "{bad}", "x.npy", "-o", "out.npy"),
+        "x.npy",
+        "x.npy must be a map that mv2v align wrote",
+    ),
+    "apply, NaN": (("apply", "map.safetensors", "{bad}", "-o", "out.npy"), "nan.npy", "first in row 7"),
+    "apply, no folder": (("apply", "map.safetensors", "{bad}", "-o", "none/out.npy"), "x.npy", "no folder none"),
+    "evaluate, row counts": (
+        ("evaluate", "map.safetensors", "{bad}", "y_eval.npy"),
+        "short_eval.npy",
+        "y_eval.npy must have a row for each of the 50 of short_eval.npy, found 100",
+    ),
+    "evaluate, wrong dimension": (
+        ("evaluate", "map.safetensors", "x_eval.npy", "{bad}"),
+        "x_eval.npy",
+        "x_eval.npy must have 12 columns for the target of map.safetensors, found 16",
+    ),
+    "info, no map": (("info", "{bad}"), "none.safetensors", "found no file of that name"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUTS)
+def test_bad_input(folder, name):
+    """One sentence, exit code 2, no traceback, nothing written."""
+    if not (folder / "nan.npy").exists():
+        _bad_rows(folder)
+    before = sorted(folder.iterdir())
+    arguments, bad, message = BAD_INPUTS[name]
+    done = run(*(part.format(bad=bad) for part in arguments), cwd=folder)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert sorted(folder.iterdir()) == before
+
+
+def test_the_disk_refuses(folder):
+    """/dev/full takes no byte: a write that fails ends in one sentence too."""
+    done = run("align", "x.npy", "y.npy", "-o", "/dev/full/out.safetensors", *SMALL, cwd=folder)
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_extra_is_named(folder):
+    """Without its packages the command says what to install."""
+    program = "import sys; sys.modules['click'] = None; from mv2v_jax.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert 'pip install "mv2v_jax[cli]"' in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_demo_succeeds_for_ten_seeds(folder):
+    """The bundled pair is aligned by every seed; FOSCTTM is 0.5 by chance and 0.0008 for the oracle."""
+    for seed in range(10):
+        done = run("demo", "--json", "--seed", seed, cwd=folder)
+        found = json.loads(done.stdout)
+        assert found["mv2v"]["foscttm"] < 0.01
+        assert found["mv2v"]["top1"] > 0.7 * found["oracle"]["top1"]

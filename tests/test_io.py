@@ -1,0 +1,205 @@
+"""Files in, files out: every format, damaged files, whole-or-nothing writes, and nothing unpickled."""
+
+import dataclasses
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from mv2v_jax import LinearMap, apply
+from mv2v_jax.io import (
+    atomic_path,
+    check_writable,
+    count_duplicates,
+    digest,
+    load_embeddings,
+    load_map,
+    npy_writer,
+    save_map,
+)
+from mv2v_jax.validate import InputError
+
+ROWS = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+
+
+class Bomb:
+    """Leaves a mark where it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return (open, (self.mark, "w"))
+
+
+@pytest.fixture
+def linear_map():
+    key = jax.random.key(0)
+    return LinearMap(
+        W=jnp.linalg.qr(jax.random.normal(key, (4, 3)))[0],
+        mean_x=jnp.arange(4.0),
+        mean_y=jnp.arange(3.0),
+        scale_x=jnp.float32(0.5),
+        scale_y=jnp.float32(2.0),
+    )
+
+
+def test_npy_is_memory_mapped(tmp_path):
+    np.save(tmp_path / "x.npy", ROWS)
+    loaded = load_embeddings(str(tmp_path / "x.npy"))
+    assert isinstance(loaded, np.memmap)
+    np.testing.assert_array_equal(loaded, ROWS)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_archives_take_a_key(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    save = np.savez if suffix == "npz" else lambda path, **arrays: safetensors.numpy.save_file(arrays, path)
+    save(path, a=ROWS, b=ROWS + 1)
+    np.testing.assert_array_equal(load_embeddings(f"{path}:b"), ROWS + 1)
+    with pytest.raises(InputError, match=r"several arrays, name one .*found a, b"):
+        load_embeddings(str(path))
+    with pytest.raises(InputError, match="array named c, found a, b"):
+        load_embeddings(f"{path}:c")
+    save(path, only=ROWS)
+    np.testing.assert_array_equal(load_embeddings(str(path)), ROWS)
+
+
+def test_safetensors_bfloat16(tmp_path):
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({"x": np.asarray(jnp.asarray(ROWS, jnp.bfloat16))}, path)
+    assert load_embeddings(str(path)).dtype == jnp.bfloat16
+
+
+def test_parquet_list_column(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"id": list(range(30)), "embedding": ROWS.tolist()}), path)
+    np.testing.assert_allclose(load_embeddings(str(path)), ROWS)
+    parquet.write_table(pyarrow.table({"embedding": [[1.0, 2.0], [1.0]]}), path)
+    with pytest.raises(InputError, match="one length, found 1 to 2"):
+        load_embeddings(str(path))
+    parquet.write_table(pyarrow.table({"embedding": [[1.0, 2.0], None]}), path)
+    with pytest.raises(InputError, match="found 1 nulls"):
+        load_embeddings(str(path))
+    parquet.write_table(pyarrow.table({"id": [1, 2]}), path)
+    with pytest.raises(InputError, match="list column"):
+        load_embeddings(str(path))
+
+
+def test_torch_weights_only(tmp_path):
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    torch.save(torch.tensor(ROWS), path)
+    np.testing.assert_array_equal(load_embeddings(str(path)), ROWS)
+    torch.save({"x": torch.tensor(ROWS, dtype=torch.bfloat16), "step": 3}, path)
+    assert load_embeddings(f"{path}:x").dtype == np.float32
+    mark = tmp_path / "mark"
+    torch.save(Bomb(mark), path)
+    with pytest.raises(InputError, match="cannot be read as tensors alone"):
+        load_embeddings(str(path))
+    assert not mark.exists()
+
+
+def test_object_array_is_not_unpickled(tmp_path):
+    mark = tmp_path / "mark"
+    np.save(tmp_path / "x.npy", np.array([Bomb(mark)], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match="object array, which is not unpickled"):
+        load_embeddings(str(tmp_path / "x.npy"))
+    (tmp_path / "y.npy").write_bytes(pickle.dumps(Bomb(mark)))
+    with pytest.raises(InputError):
+        load_embeddings(str(tmp_path / "y.npy"))
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz", "safetensors", "parquet"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_truncated_files(tmp_path, suffix, share):
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table({"x": ROWS.tolist()}), path)
+    elif suffix == "safetensors":
+        safetensors.numpy.save_file({"x": ROWS}, path)
+    else:
+        (np.save if suffix == "npy" else np.savez)(path, ROWS)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(InputError, match=r"x\.\w+ cannot be read"):
+        load_embeddings(str(path))
+
+
+def test_missing_and_unknown_files(tmp_path):
+    with pytest.raises(InputError, match="nothing of that name"):
+        load_embeddings(str(tmp_path / "x.npy"))
+    with pytest.raises(InputError, match=r"found suffix \.csv"):
+        load_embeddings(str(tmp_path / "x.csv"))
+
+
+def test_map_round_trip(tmp_path, linear_map):
+    path = tmp_path / "map.safetensors"
+    save_map(path, linear_map, {"seed": 3, "config": {"a": 1}})
+    loaded, metadata = load_map(path)
+    for field in dataclasses.fields(LinearMap):
+        np.testing.assert_array_equal(getattr(loaded, field.name), getattr(linear_map, field.name))
+    assert metadata["seed"] == "3"
+    assert metadata["config"] == '{"a": 1}'
+    np.testing.assert_array_equal(apply(loaded, ROWS), apply(linear_map, ROWS))
+    assert set(safetensors.numpy.load_file(path)) == {"W", "mean_x", "mean_y", "scale_x", "scale_y"}
+
+
+def test_load_map_refuses_other_files(tmp_path, linear_map):
+    with pytest.raises(InputError, match="no file of that name"):
+        load_map(tmp_path / "none.safetensors")
+    safetensors.numpy.save_file({"W": ROWS}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="no tensor mean_x, mean_y"):
+        load_map(tmp_path / "other.safetensors")
+    tensors = {field.name: np.asarray(getattr(linear_map, field.name)) for field in dataclasses.fields(LinearMap)}
+    safetensors.numpy.save_file({**tensors, "mean_x": np.zeros(9, np.float32)}, tmp_path / "odd.safetensors")
+    with pytest.raises(InputError, match="means"):
+        load_map(tmp_path / "odd.safetensors")
+    safetensors.numpy.save_file({**tensors, "W": tensors["W"] * np.nan}, tmp_path / "nan.safetensors")
+    with pytest.raises(InputError, match="finite"):
+        load_map(tmp_path / "nan.safetensors")
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    final = tmp_path / "out.npy"
+    final.write_text("old")
+
+    def fail():
+        with npy_writer(final, (3, 2), np.dtype(np.float32)) as rows:
+            rows[0] = 1
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert final.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [final]
+    with atomic_path(final) as temporary:
+        temporary.write_text("new")
+        assert final.read_text() == "old"
+    assert final.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_check_writable(tmp_path):
+    with pytest.raises(InputError, match="found a folder"):
+        check_writable(tmp_path)
+    with pytest.raises(InputError, match="no folder"):
+        check_writable(tmp_path / "none" / "out.npy")
+    check_writable(tmp_path / "out.npy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_digest_and_duplicates():
+    assert digest(ROWS) == digest(ROWS.copy(order="F"))
+    assert digest(ROWS) != digest(ROWS.astype(np.float64))
+    assert digest(ROWS) != digest(ROWS[::-1])
+    repeated = np.concatenate([ROWS, ROWS[:5], ROWS[:1]])
+    assert count_duplicates(ROWS) == 0
+    assert count_duplicates(repeated) == len(repeated) - len(np.unique(repeated, axis=0)) == 6
