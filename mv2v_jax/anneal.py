@@ -28,7 +28,7 @@ def _match_and_average(key, x, y, cross, *, num_rows, num_neighbors, power, mome
     u, singular, vt = jnp.linalg.svd(cross, full_matrices=False)
     tiny = jnp.finfo(cross.dtype).tiny
     # Half of the power on each side, so that unit length is taken in the space where rows are compared.
-    weights = (singular / jnp.maximum(singular[0], tiny)) ** (power / 2).astype(cross.dtype)
+    weights = ((singular / jnp.maximum(singular[0], tiny)) ** (power / 2).astype(cross.dtype))[None]
     matches = match_csls(
         unit_rows((drawn_x @ u) * weights), unit_rows((drawn_y @ vt.T) * weights), num_neighbors=num_neighbors
     )

@@ -143,7 +143,7 @@ def load_embeddings(source: str) -> np.ndarray:
     except InputError:
         raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError, TypeError) as error:
-        if "allow_pickle" in str(error):
+        if "allow_pickle" in str(error) or "Python objects" in str(error):
             raise InputError(f"{path} must hold numbers, found an object array, which is not unpickled") from error
         raise InputError(f"{path} cannot be read, it is damaged or cut short: {_first_line(error)}") from error
 

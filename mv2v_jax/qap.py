@@ -5,12 +5,14 @@ Two sets of ``c`` centres are matched by the permutation ``p`` that maximises
 nothing but the geometry inside each space is compared.
 
 The search is a tabu search over swaps. The gain of *every* swap comes from one ``c x c`` matrix product, so thousands
-of starts advance together under ``vmap``; the number of steps is fixed, so no start waits for another.
+of starts advance together under ``vmap``; the number of steps is fixed, so no start waits for another. The starts come
+from linear assignments (`optax.assignment`) of what each row of a kernel looks like.
 """
 
 import chex
 import jax
 import jax.numpy as jnp
+import optax.assignment
 
 from mv2v_jax.pytree import pytree
 
@@ -129,15 +131,23 @@ def search_from(key: jax.Array, kx: jax.Array, ky: jax.Array, start: jax.Array, 
     return Assignment(permutation=best, objective=assignment_objective(kx, ky, best))
 
 
+def _profile_costs(kx: jax.Array, ky: jax.Array) -> jax.Array:
+    """Squared distances ``[c, c]`` between the sorted rows of two kernels."""
+    profiles_x, profiles_y = jnp.sort(kx, axis=1), jnp.sort(ky, axis=1)
+    return jnp.sum((profiles_x[:, None] - profiles_y[None]) ** 2, axis=-1)
+
+
 def search_assignment(key: jax.Array, kx: jax.Array, ky: jax.Array, *, num_starts: int, num_steps: int) -> Assignment:
     """Maximise ``sum_ij kx[i, j] * ky[p[i], p[j]]`` over permutations: the best of several tabu searches.
 
     Args:
-        key: random key; draws the starting permutations and the tabu tenures.
+        key: random key; draws the noise of the starts and the tabu tenures.
         kx: ``[c, c]``, symmetric. To minimise, negate it. Of two matrices one may be asymmetric: replace it by
             ``(a + a.T) / 2``, which leaves every objective as it is.
         ky: ``[c, c]``, symmetric.
-        num_starts: random starting permutations, searched side by side.
+        num_starts: starting permutations, searched side by side: linear assignments of the rows' sorted entries,
+            which no permutation changes, the first without noise and the others with more and more. On matched
+            k-means kernels they end nearer to the optimum than random starts do (see ``benchmarks/speed.py``).
         num_steps: swaps per start. About ``c`` of them reach the first local optimum.
 
     Source: robust tabu search, E. Taillard, Parallel Computing 17 (1991).
@@ -145,11 +155,18 @@ def search_assignment(key: jax.Array, kx: jax.Array, ky: jax.Array, *, num_start
     chex.assert_rank((kx, ky), 2)
     chex.assert_equal_shape((kx, ky))
 
-    def search(key):
-        start_key, tenure_key = jax.random.split(key)
-        start = jax.random.permutation(start_key, jnp.arange(kx.shape[0], dtype=jnp.int32))
+    profile_costs = _profile_costs(kx, ky)
+    spread = profile_costs.std()
+
+    def search(key, noise):
+        noise_key, tenure_key = jax.random.split(key)
+        costs = profile_costs + noise * spread * jax.random.normal(noise_key, kx.shape, kx.dtype)
+        rows, columns = optax.assignment.hungarian_algorithm(costs)
+        start = jnp.zeros(kx.shape[0], jnp.int32).at[rows].set(columns.astype(jnp.int32))
         return search_from(tenure_key, kx, ky, start, num_steps=num_steps)
 
-    found = jax.vmap(search)(jax.random.split(key, num_starts))
+    # From the profiles' own assignment to one that is half noise: the starts differ, and all know something.
+    noises = jnp.linspace(0, 1, num_starts, dtype=kx.dtype)
+    found = jax.vmap(search)(jax.random.split(key, num_starts), noises)
     best = jnp.argmax(found.objective)
     return jax.tree.map(lambda values: values[best], found)

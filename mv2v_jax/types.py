@@ -32,7 +32,7 @@ class Config:
     num_clusters: int = _static(30, "k-means clusters per anchor set")
     anchor_rows: int = _static(10_000, "rows drawn from each space for one anchor set")
     lloyd_steps: int = _static(20, "Lloyd iterations of every k-means")
-    num_starts: int = _static(8, "random starts of the assignment search per anchor set")
+    num_starts: int = _static(8, "starts of the assignment search per anchor set")
     search_steps: int = _static(150, "swaps per start of the assignment search")
     kept_sets: int = _static(30, "anchor sets kept: those that agree most with the others")
 

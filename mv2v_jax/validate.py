@@ -94,6 +94,8 @@ def check_fitting_rows(x: Any, name: str, config: Config) -> Any:
     # Every anchor set clusters these rows into num_clusters.
     check_shape(array, name, least_rows=config.num_clusters)
     if not isinstance(array, jax.core.Tracer):
-        check_finite(array, name)
-        check_different(array, name)
+        # Arrays that a transformed function closes over are concrete; what is computed from them must be, too.
+        with jax.ensure_compile_time_eval():
+            check_finite(array, name)
+            check_different(array, name)
     return array
