@@ -104,5 +104,5 @@ def select_anchors(sets: AnchorSets, *, config: Config) -> Anchors:
         x=sets.x[index].reshape(-1, sets.x.shape[-1]),
         y=sets.y[index].reshape(-1, sets.y.shape[-1]),
         agreement=agreement,
-        kept=jnp.isin(jnp.arange(num_sets), index),
+        kept=jnp.isin(jnp.arange(num_sets, dtype=index.dtype), index),
     )

@@ -32,14 +32,19 @@ from mv2v_jax.validate import InputError, check_config, check_finite, check_fitt
 _APPLY_ROWS = 16_384
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="mv2v")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Learn a linear map between two embedding spaces without a single known pair.
 
     Embeddings are read from .npy, .npz, .safetensors, .parquet (a list column) and .pt files; FILE:KEY names one of
     several arrays.
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 def _config_flags(command):
@@ -215,9 +220,14 @@ def info(map_file: str, as_json: bool) -> None:
 
 
 def main() -> None:
-    """Entry point of ``mv2v``: user errors end in one sentence and exit code 2."""
+    """Entry point of ``mv2v``: user errors end in one sentence and exit code 2, an interrupt in 130."""
     try:
-        cli.main(prog_name="mv2v", standalone_mode=True)
+        sys.exit(cli.main(prog_name="mv2v", standalone_mode=False))
     except InputError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+        message, code = str(error), 2
+    except click.ClickException as error:
+        message, code = error.format_message(), error.exit_code
+    except click.Abort:
+        message, code = "interrupted; no file is left half-written", 130
+    print(f"Error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -40,12 +40,17 @@ def _choose_key(path: Path, keys: list[str], key: str | None) -> str:
 def _load_npy(path: Path, key: str | None) -> np.ndarray:
     if key is not None:
         raise InputError(f"{path} holds one array without a name, found the key {key}")
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.lib.format.open_memmap(path, mode="r")
 
 
 def _load_npz(path: Path, key: str | None) -> np.ndarray:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is not a whole zip archive")
     with np.load(path, allow_pickle=False) as archive:
-        return archive[_choose_key(path, list(archive.files), key)]
+        array = archive[_choose_key(path, list(archive.files), key)]
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it holds a file that is not an array")
+    return array
 
 
 def _load_safetensors(path: Path, key: str | None) -> np.ndarray:
@@ -142,7 +147,8 @@ def load_embeddings(source: str) -> np.ndarray:
         return loader(path, key)
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, SafetensorError, TypeError) as error:
+    except Exception as error:
+        # Damaged bytes raise whatever the format's library stumbles over, down to zlib.error and AttributeError.
         if "allow_pickle" in str(error) or "Python objects" in str(error):
             raise InputError(f"{path} must hold numbers, found an object array, which is not unpickled") from error
         raise InputError(f"{path} cannot be read, it is damaged or cut short: {_first_line(error)}") from error
@@ -192,6 +198,9 @@ def check_writable(final: Path) -> None:
     """Raise `InputError` where ``final`` could not be written, before any work is done for it."""
     if final.is_dir():
         raise InputError(f"{final} must be a file to write, found a folder")
+    # The rename would replace a device, /dev/null for one, by the file.
+    if final.exists() and not final.is_file():
+        raise InputError(f"{final} must be a file to write, found a device or a pipe")
     if not final.parent.is_dir():
         raise InputError(f"{final} cannot be written: there is no folder {final.parent}")
     try:
@@ -206,6 +215,10 @@ def npy_writer(final: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterator
     """A memory-mapped ``.npy`` to fill; it appears under its name when it is whole."""
     with atomic_path(final) as temporary:
         rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        # A full disk is an error here; while the mapping is written to, it would kill the process.
+        if hasattr(os, "posix_fallocate"):
+            with temporary.open("rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
         yield rows
         rows.flush()
 
@@ -217,10 +230,15 @@ def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] |
         path: file to write; it appears whole or not at all.
         linear_map: the map.
         metadata: anything JSON can hold; each value is stored as JSON text unless it is text already.
+
+    Raises:
+        InputError: the map is not finite, or the file cannot be written.
     """
     stored = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (metadata or {}).items()}
     stored |= {"format": _FORMAT, "mv2v_jax_version": __version__}
     tensors = {field.name: np.asarray(getattr(linear_map, field.name)) for field in dataclasses.fields(LinearMap)}
+    for name, tensor in tensors.items():
+        check_finite(tensor.reshape(1, -1), f"the map for {path}: {name}")
     with atomic_path(Path(path)) as temporary:
         save_file(tensors, temporary, metadata=stored)
 

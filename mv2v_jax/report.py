@@ -1,6 +1,7 @@
 """What people see on a terminal: a progress bar on standard error, tables on standard output."""
 
 import contextlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ def progress_bar() -> Iterator[OnStep]:
     """A bar per stage with its step and the time left; nothing at all where standard error is not a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    # Not console.is_terminal, which FORCE_COLOR makes true for a pipe as well.
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bars:
         tasks: dict[str, TaskID] = {}
 
         def on_step(stage: str, done: int, total: int) -> None:

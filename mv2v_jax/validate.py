@@ -1,6 +1,7 @@
 """Errors for users, raised before anything compiles; nothing here runs inside a compiled function."""
 
 import dataclasses
+import numbers
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ _AT_LEAST = {
     "refine_clusters": 2,
 }
 _FLOAT_RANGE = {"spectral_power": (0.0, 4.0), "smoothing": (0.0, 1.0)}
+_DTYPES = tuple(jnp.dtype(dtype) for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64))
 # Rows looked at together, so that a memory-mapped file is never copied whole.
 _BLOCK_ROWS = 65_536
 
@@ -39,8 +41,9 @@ def check_config(config: Config) -> None:
         if field.name in _FLOAT_RANGE:
             low, high = _FLOAT_RANGE[field.name]
             # Traced or batched floats cannot be looked at; they are the caller's own sweep.
-            if isinstance(value, (int, float)) and not low <= value <= high:
-                raise InputError(f"{field.name} must be from {low} to {high}, found {value}")
+            is_array = isinstance(value, (jax.Array, np.ndarray))
+            if not is_array and not (isinstance(value, numbers.Real) and low <= value <= high):
+                raise InputError(f"{field.name} must be from {low} to {high}, found {value!r}")
         elif field.type is int:
             at_least = _AT_LEAST.get(field.name, 0)
             if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
@@ -60,7 +63,8 @@ def check_shape(array: Any, name: str, *, least_rows: int = 1) -> None:
     """Raise `InputError` unless ``array`` is a floating-point matrix of at least ``least_rows`` rows."""
     if array.ndim != 2:
         raise InputError(f"{name} must be two-dimensional, one embedding a row, found shape {list(array.shape)}")
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    # Not any floating dtype: JAX takes no long double, no foreign byte order, and no float8 in arithmetic.
+    if array.dtype not in _DTYPES:
         raise InputError(f"{name} must hold floating-point embeddings, found dtype {array.dtype}")
     if array.shape[0] < least_rows:
         raise InputError(f"{name} must have at least {least_rows} rows, found {array.shape[0]}")
@@ -79,10 +83,17 @@ def check_finite(array: Any, name: str) -> None:
 
 
 def check_different(array: Any, name: str) -> None:
-    """Raise `InputError` where all rows are equal: there is no geometry to align."""
-    starts = range(0, array.shape[0], _BLOCK_ROWS)
-    if all(bool((array[start : start + _BLOCK_ROWS] == array[:1]).all()) for start in starts):
-        raise InputError(f"{name} must hold different rows, found {array.shape[0]} equal ones")
+    """Raise `InputError` where all rows with a length are equal: there is no geometry to align."""
+    reference = None
+    for start in range(0, array.shape[0], _BLOCK_ROWS):
+        block = array[start : start + _BLOCK_ROWS]
+        present = (block != 0).any(axis=1)
+        if reference is None and present.any():
+            first = int(present.argmax())
+            reference = block[first : first + 1]
+        if reference is not None and bool(((block != reference).any(axis=1) & present).any()):
+            return
+    raise InputError(f"{name} must hold different rows, found {array.shape[0]} equal ones (zero rows aside)")
 
 
 def check_fitting_rows(x: Any, name: str, config: Config) -> Any:

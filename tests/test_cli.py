@@ -3,6 +3,8 @@
 import json
 import os
 import pty
+import resource
+import signal
 import subprocess
 import sys
 
@@ -21,7 +23,7 @@ SMALL = [
 CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
-def run(*arguments, cwd):
+def run(*arguments, cwd, **options):
     command = [sys.executable, "-m", "mv2v_jax", *map(str, arguments)]
     return subprocess.run(
         command,
@@ -30,7 +32,9 @@ def run(*arguments, cwd):
         text=True,
         stdin=subprocess.DEVNULL,
         timeout=300,
-        env={**os.environ, **CACHE},
+        # Colour forced on, as some CI does, must not bring the bar into a pipe.
+        env={**os.environ, **CACHE, "FORCE_COLOR": "1"},
+        **options,
     )
 
 
@@ -178,6 +182,9 @@ def _bad_rows(folder):
     holes[[7, 9], 2] = np.nan, np.inf
     content = (folder / "x.npy").read_bytes()
     np.savez(folder / "two.npz", a=x, b=x)
+    np.savez(folder / "archive.npz", x)
+    (folder / "archive.npz").rename(folder / "archive.npy")
+    os.mkfifo(folder / "pipe.npy")
     np.save(folder / "object.npy", np.array([{}, None], dtype=object), allow_pickle=True)
     (folder / "cut.npy").write_bytes(content[: len(content) // 2])
     for name, rows in {
@@ -189,6 +196,9 @@ def _bad_rows(folder):
         "labels": np.arange(400).reshape(100, 4),
         "complex": x.astype(np.complex64),
         "wide": np.hstack([x, x]),
+        "foreign": x.astype(">f4"),
+        "equal_or_zero": np.concatenate([np.zeros_like(x[:5]), np.repeat(x[:1], 50, axis=0)]),
+        "huge": x * np.float32(1e25),
         "short_eval": x[:50],
     }.items():
         np.save(folder / f"{name}.npy", rows)
@@ -204,6 +214,11 @@ BAD_INPUTS = {
     "object array": (ALIGN, "object.npy", "object.npy must hold numbers, found an object array"),
     "integer labels": (ALIGN, "labels.npy", "labels.npy must hold floating-point embeddings, found dtype int64"),
     "complex": (ALIGN, "complex.npy", "found dtype complex64"),
+    "foreign byte order": (ALIGN, "foreign.npy", "found dtype >f4"),
+    "all rows equal or zero": (ALIGN, "equal_or_zero.npy", "must hold different rows, found 55 equal ones"),
+    "too large to square": ((*ALIGN[:-2], *SMALL), "huge.npy", "must be finite, found NaN or infinity"),
+    "an archive named .npy": (ALIGN, "archive.npy", "archive.npy cannot be read"),
+    "no arguments": (("align",), "", "Error: Missing argument 'X'."),
     "truncated": (ALIGN, "cut.npy", "cut.npy cannot be read, it is damaged or cut short"),
     "missing file": (ALIGN, "none.npy", "none.npy must be a file, found nothing of that name"),
     "unknown suffix": (ALIGN, "x.csv", "found suffix .csv"),
@@ -236,6 +251,7 @@ BAD_INPUTS = {
         "x.npy must be a map that mv2v align wrote",
     ),
     "apply, NaN": (("apply", "map.safetensors", "{bad}", "-o", "out.npy"), "nan.npy", "first in row 7"),
+    "apply, a pipe to write over": (("apply", "map.safetensors", "{bad}", "-o", "pipe.npy"), "x.npy", "found a device"),
     "apply, no folder": (("apply", "map.safetensors", "{bad}", "-o", "none/out.npy"), "x.npy", "no folder none"),
     "evaluate, row counts": (
         ("evaluate", "map.safetensors", "{bad}", "y_eval.npy"),
@@ -261,17 +277,58 @@ def test_bad_input(folder, name):
     done = run(*(part.format(bad=bad) for part in arguments), cwd=folder)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
     assert sorted(folder.iterdir()) == before
 
 
-def test_the_disk_refuses(folder):
-    """/dev/full takes no byte: a write that fails ends in one sentence too."""
-    done = run("align", "x.npy", "y.npy", "-o", "/dev/full/out.safetensors", *SMALL, cwd=folder)
+def test_a_write_that_fails_halfway(folder):
+    """A limit on file sizes stands for a full disk: one sentence, and nothing is left."""
+    before = sorted(folder.iterdir())
+    # The limit would fall on the cache of compilations first.
+    unlimited = {name: CACHE.pop(name) for name in list(CACHE)}
+    done = run(
+        *("apply", "map.safetensors", "x_eval.npy", "-o", "large.npy"),
+        cwd=folder,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000)),
+    )
+    CACHE.update(unlimited)
     assert done.returncode == 2
-    assert "cannot be written" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "large.npy cannot be written" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(folder.iterdir()) == before
+
+
+def test_interrupt(folder):
+    """Ctrl-C in the middle of a fit: exit code 130, one sentence, nothing written."""
+    ours, theirs = pty.openpty()
+    before = sorted(folder.iterdir())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mv2v_jax", "align", "x.npy", "y.npy", "-o", "out.safetensors", *SMALL],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while b"anchors" not in seen:
+            seen += os.read(ours, 65_536)
+        process.send_signal(signal.SIGINT)
+        while chunk := os.read(ours, 65_536):
+            seen += chunk
+    except OSError:
+        pass  # Linux answers EIO once the other end is closed.
+    finally:
+        os.close(ours)
+    stdout, _ = process.communicate(timeout=300)
+    assert process.returncode == 130
+    assert b"Error: interrupted" in seen
+    assert b"Traceback" not in seen
+    assert stdout == b""
+    assert sorted(folder.iterdir()) == before
 
 
 def test_missing_extra_is_named(folder):
