@@ -28,13 +28,13 @@ class Config:
     Sample sizes larger than the data mean all rows. A stage with zero steps is left out.
     """
 
-    num_anchor_sets: int = _static(60, "anchor sets: k-means of both spaces, matched to each other")
+    num_anchor_sets: int = _static(40, "anchor sets: k-means of both spaces, matched to each other")
     num_clusters: int = _static(30, "k-means clusters per anchor set")
     anchor_rows: int = _static(10_000, "rows drawn from each space for one anchor set")
     lloyd_steps: int = _static(20, "Lloyd iterations of every k-means")
     num_starts: int = _static(8, "starts of the assignment search per anchor set")
     search_steps: int = _static(150, "swaps per start of the assignment search")
-    kept_sets: int = _static(30, "anchor sets kept: those that agree most with the others")
+    kept_sets: int = _static(20, "anchor sets kept: those that agree most with the others")
 
     matching_rows: int = _static(4_096, "rows of X matched by relative representations; 0 for all")
     num_neighbors: int = _static(50, "nearest rows of Y averaged into a pseudo-partner by relative representations")
@@ -44,10 +44,10 @@ class Config:
     match_neighbors: int = _static(50, "refine-1: nearest rows of Y averaged into a pseudo-partner")
 
     anneal_steps: int = _static(200, "annealed refinement: steps")
-    anneal_rows: int = _static(2_048, "annealed refinement: rows of each space per step, at most half of them")
+    anneal_rows: int = _static(1_024, "annealed refinement: rows of each space per step, at most half of them")
     spectral_power: float = _traced(1.0, "annealed refinement: first power of the spectral weights; falls to zero")
 
-    csls_steps: int = _static(20, "CSLS refinement: steps")
+    csls_steps: int = _static(12, "CSLS refinement: steps")
     csls_rows: int = _static(8_192, "CSLS refinement: rows of each space per step, at most half of them")
     csls_neighbors: int = _static(3, "annealed and CSLS refinement: nearest rows averaged into a pseudo-partner")
 

@@ -1,7 +1,6 @@
 """Errors for users, raised before anything compiles; nothing here runs inside a compiled function."""
 
 import dataclasses
-import numbers
 from typing import Any
 
 import jax
@@ -42,7 +41,7 @@ def check_config(config: Config) -> None:
             low, high = _FLOAT_RANGE[field.name]
             # Traced or batched floats cannot be looked at; they are the caller's own sweep.
             is_array = isinstance(value, (jax.Array, np.ndarray))
-            if not is_array and not (isinstance(value, numbers.Real) and low <= value <= high):
+            if not is_array and not (isinstance(value, (int, float, np.floating, np.integer)) and low <= value <= high):
                 raise InputError(f"{field.name} must be from {low} to {high}, found {value!r}")
         elif field.type is int:
             at_least = _AT_LEAST.get(field.name, 0)

@@ -1,0 +1,210 @@
+"""The assignment search against known optima: QAPLIB instances, and brute force where that is possible.
+
+python -m benchmarks.qap [--data DIR] [--seeds 10] [--starts 64] [--steps 500] [--json FILE]
+"""
+
+import argparse
+import dataclasses
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import quadratic_assignment
+
+from benchmarks.common import (
+    add_json_option,
+    compile_seconds,
+    find_data,
+    print_environment,
+    print_requirement,
+    print_table,
+    seconds_of,
+    write_json,
+)
+from mv2v_jax.qap import centered_kernel, search_assignment
+
+INSTANCES = ("nug30", "chr25a", "tai25a", "esc128")
+REQUIRED, MOST_GAP = "nug30", 1.0
+BRUTE_FORCE_SIZES = (4, 5, 6, 7)
+BRUTE_FORCE_KERNELS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Instance:
+    """A quadratic assignment problem: minimise ``sum_ij a[i, j] * b[p[i], p[j]]``.
+
+    Attributes:
+        a: ``[n, n]`` whole numbers.
+        b: ``[n, n]`` whole numbers.
+        best: the best value known.
+    """
+
+    a: np.ndarray
+    b: np.ndarray
+    best: int
+
+
+def read_instance(folder: Path, name: str) -> Instance:
+    """Read an instance and its solution, and check that the one belongs to the other."""
+    size, *entries = map(int, (folder / f"{name}.dat").read_text().split())
+    a, b = np.array(entries).reshape(2, size, size)
+    _, best, *solution = map(int, (folder / f"{name}.sln").read_text().split())
+    found = value(a, b, np.array(solution) - 1)
+    if found != best:
+        raise SystemExit(f"{name}.sln: the permutation must be worth {best}, found {found}")
+    return Instance(a=a, b=b, best=best)
+
+
+def value(a: np.ndarray, b: np.ndarray, permutation: np.ndarray) -> int:
+    """What a permutation is worth, in whole numbers."""
+    return int(np.sum(a * b[permutation][:, permutation]))
+
+
+def summarise(instance: Instance, values: list[int], seconds: list[float]) -> dict[str, float]:
+    """Gaps to the best known value in percent, the share of seeds that reach it, and the mean time of a seed."""
+    gaps = 100 * (np.array(values) / instance.best - 1)
+    return {
+        "mean_gap": float(gaps.mean()),
+        "worst_gap": float(gaps.max()),
+        "at_optimum": float(np.mean(gaps <= 0)),
+        "seconds": float(np.mean(seconds)),
+    }
+
+
+def run_tabu(instance: Instance, num_seeds: int, num_starts: int, num_steps: int) -> dict[str, float]:
+    """Our search, which maximises over symmetric kernels; one of two matrices may be made symmetric for free."""
+    symmetric = [(matrix == matrix.T).all() for matrix in (instance.a, instance.b)]
+    if not any(symmetric):
+        raise SystemExit("the search needs at least one symmetric matrix of the two")
+    kernels = [jnp.asarray((matrix + matrix.T) / 2, jnp.float32) for matrix in (instance.a, instance.b)]
+
+    def search(key, kx, ky):
+        return search_assignment(key, -kx, ky, num_starts=num_starts, num_steps=num_steps)
+
+    compiled, compiling = compile_seconds(search, jax.random.key(0), *kernels)
+    values, seconds = [], []
+    for seed in range(num_seeds):
+        found, elapsed = seconds_of(compiled, jax.random.key(seed), *kernels)
+        values.append(value(instance.a, instance.b, np.asarray(found.permutation)))
+        seconds.append(elapsed)
+    return {**summarise(instance, values, seconds), "compile_seconds": compiling}
+
+
+def run_scipy(instance: Instance, num_seeds: int, budget: float) -> dict[str, float]:
+    """SciPy's 2-opt: the best of as many random starts as begin within ``budget`` seconds, and of at least one."""
+    values, seconds, starts = [], [], []
+    for seed in range(num_seeds):
+        rng = np.random.default_rng(seed)
+        found: list[int] = []
+        begun = time.perf_counter()
+        while not found or time.perf_counter() - begun < budget:
+            result = quadratic_assignment(instance.a, instance.b, method="2opt", options={"rng": rng})
+            found.append(value(instance.a, instance.b, result.col_ind))
+        seconds.append(time.perf_counter() - begun)
+        values.append(min(found))
+        starts.append(len(found))
+    return {**summarise(instance, values, seconds), "starts": float(np.mean(starts))}
+
+
+def run_brute_force(size: int, num_kernels: int, num_starts: int, num_steps: int) -> dict[str, float]:
+    """Our search on random centred kernels, against all permutations: how many optima it finds."""
+    rng = np.random.default_rng(size)
+    kx, ky = (
+        jax.vmap(centered_kernel)(jnp.asarray(rng.normal(size=(num_kernels, size, size)), jnp.float32))
+        for _ in range(2)
+    )
+
+    def search(keys, kx, ky):
+        return jax.vmap(lambda key, kx, ky: search_assignment(key, kx, ky, num_starts=num_starts, num_steps=num_steps))(
+            keys, kx, ky
+        )
+
+    found = jax.jit(search)(jax.random.split(jax.random.key(size), num_kernels), kx, ky)
+    permutations = np.array(list(itertools.permutations(range(size))))
+    optimal = 0
+    exact_x, exact_y = (np.asarray(kernels, np.float64) for kernels in (kx, ky))
+    for a, b, permutation in zip(exact_x, exact_y, np.asarray(found.permutation), strict=True):
+        every = np.einsum("ij,pij->p", a, b[permutations[:, :, None], permutations[:, None, :]])
+        reached = np.sum(a * b[permutation][:, permutation])
+        optimal += bool(reached >= every.max() - 1e-6 * np.abs(every).max())
+    return {"size": size, "kernels": num_kernels, "optimal": optimal}
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Read the arguments, search every instance, print the tables; returns the verdicts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder that holds qaplib/ (default: ../shared/data)")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--starts", type=int, default=64, help="starts of one search")
+    parser.add_argument("--steps", type=int, default=500, help="swaps per start")
+    parser.add_argument("--kernels", type=int, default=BRUTE_FORCE_KERNELS, help="random kernels per size, brute force")
+    parser.add_argument("--instances", nargs="*", default=INSTANCES, help=f"default: {' '.join(INSTANCES)}")
+    add_json_option(parser)
+    options = parser.parse_args(arguments)
+    environment = print_environment()
+    folder = find_data(options.data)
+    qaplib = folder / "qaplib" if folder is not None and (folder / "qaplib").is_dir() else None
+    record: dict[str, Any] = {"environment": environment, "starts": options.starts, "steps": options.steps}
+
+    if qaplib is None:
+        print("data: no qaplib folder found (--data DIR with DIR/qaplib), so brute force only")
+    else:
+        print(f"data: {'given' if options.data else 'shared'}, qaplib")
+        record["qaplib"], rows = {}, []
+        for name in options.instances:
+            instance = read_instance(qaplib, name)
+            ours = run_tabu(instance, options.seeds, options.starts, options.steps)
+            theirs = run_scipy(instance, options.seeds, ours["seconds"])
+            record["qaplib"][name] = {"best_known": instance.best, "mv2v_jax": ours, "scipy": theirs}
+            for label, run in ((f"{name}, mv2v_jax", ours), (f"{name}, SciPy 2-opt", theirs)):
+                rows.append(
+                    [
+                        label,
+                        f"{instance.best:,}",
+                        *(f"{run[gap]:.2f}" for gap in ("mean_gap", "worst_gap")),
+                        f"{run['at_optimum']:.0%}",
+                        f"{run.get('starts', options.starts):.0f}",
+                        f"{run['seconds']:.2f}",
+                        f"{run['compile_seconds']:.2f}" if "compile_seconds" in run else "",
+                    ]
+                )
+        columns = [
+            "instance",
+            "best known",
+            "mean gap %",
+            "worst gap %",
+            "at optimum",
+            "starts",
+            "seconds",
+            "compile s",
+        ]
+        print_table(f"QAPLIB, {options.seeds} seeds, {options.steps} swaps per start of ours", columns, rows)
+
+    brute = [run_brute_force(size, options.kernels, options.starts, options.steps) for size in BRUTE_FORCE_SIZES]
+    print_table(
+        "brute force over all permutations",
+        ["clusters", "random kernels", "optimum found"],
+        [[f"{run['size']}", f"{run['kernels']}", f"{run['optimal']}"] for run in brute],
+    )
+    print()
+    gap = record.get("qaplib", {}).get(REQUIRED, {}).get("mv2v_jax", {}).get("mean_gap")
+    shown = "not run" if gap is None else f"{gap:.2f} %"
+    record["brute_force"] = brute
+    record["requirements"] = [
+        print_requirement(
+            f"{REQUIRED}: mean gap {shown}, at most {MOST_GAP:.0f} %", None if gap is None else gap <= MOST_GAP
+        ),
+        print_requirement(
+            "brute force: the optimum of every random kernel", all(run["optimal"] == run["kernels"] for run in brute)
+        ),
+    ]
+    write_json(options.json, record)
+    return record["requirements"]
+
+
+if __name__ == "__main__":
+    main()

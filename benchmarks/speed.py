@@ -1,0 +1,236 @@
+"""How long a fit takes, stage by stage, beside the published method in the same process, with quality beside it.
+
+python -m benchmarks.speed [--data DIR] [--rows N --eval E] [--repeats 3] [--skip-reference] [--json FILE]
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import reference
+from benchmarks.common import (
+    METRICS,
+    Split,
+    add_data_options,
+    compile_seconds,
+    evaluate,
+    format_scores,
+    load_split,
+    print_environment,
+    print_requirement,
+    print_table,
+    steady_seconds,
+    write_json,
+)
+from mv2v_jax import PRESETS, AlignResult, Config, align
+from mv2v_jax.anchors import match_anchor_sets
+from mv2v_jax.pipeline import REFINEMENTS, finish, initial_map, split_keys
+from mv2v_jax.preprocess import fit_space
+from mv2v_jax.qap import Assignment, centered_kernel, search_assignment, search_from
+
+TIMED_PRESETS = ("notebook", "default")
+MOST_OF_REFERENCE = 1 / 3
+# Starts of one search, as the project's goal for it is stated.
+SEARCH_STARTS = 1_000
+
+Times = dict[str, dict[str, float]]
+
+
+def time_stages(key: jax.Array, x: jax.Array, y: jax.Array, config: Config, repeats: int) -> tuple[Times, AlignResult]:
+    """Compile and steady seconds of every stage, each compiled by itself and fed by those before; and the result."""
+    times: Times = {}
+
+    def timed(name: str, stage: Callable[..., Any], *args: Any) -> Any:
+        compiled, compiling = compile_seconds(stage, *args)
+        result, steady = steady_seconds(compiled, *args, repeats=repeats)
+        times[name] = {"compile": compiling, "steady": steady}
+        return result
+
+    def anchors(key, x, y, config):
+        return match_anchor_sets(key, x, y, config=config)
+
+    def first(key, x, y, sets, config):
+        return initial_map(key, x, y, sets, config=config)
+
+    def last(key, space_x, space_y, matrix, sets, anchors, trajectory, config):
+        return finish(key, space_x, space_y, matrix, sets, anchors, trajectory, config=config)
+
+    keys = split_keys(key)
+    space_x, space_y = timed("preprocess", lambda x, y: (fit_space(x), fit_space(y)), x, y)
+    sets = timed("anchor sets", anchors, keys.anchors, space_x.rows, space_y.rows, config)
+    matrix, found = timed("initial map", first, keys.matching, space_x.rows, space_y.rows, sets, config)
+    trajectory = {}
+    for name, num_steps, run in REFINEMENTS:
+        if num_steps(config):
+
+            def refine(key, x, y, matrix, config, run=run):
+                return run(key, x, y, matrix, config=config)
+
+            refined = timed(name, refine, getattr(keys, name), space_x.rows, space_y.rows, matrix, config)
+            matrix, trajectory[name] = refined.matrix, refined.objective
+    result = timed("finish", last, keys.objective, space_x, space_y, matrix, sets, found, trajectory, config)
+    return times, result
+
+
+def time_whole(key: jax.Array, split: Split, config: Config, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Compile and steady seconds of `align` in one call, and the scores of its map."""
+    x, y = jnp.asarray(split.x), jnp.asarray(split.y)
+    compiled, compiling = compile_seconds(align, key, x, y, config)
+    result, steady = steady_seconds(compiled, key, x, y, config, repeats=repeats)
+    return {"compile": compiling, "steady": steady}, evaluate(result.map, split)
+
+
+def search_random_starts(
+    key: jax.Array, kx: jax.Array, ky: jax.Array, *, num_starts: int, num_steps: int
+) -> Assignment:
+    """`search_assignment` from random permutations: what its own starts cost and gain."""
+
+    def search(key):
+        start_key, tenure_key = jax.random.split(key)
+        start = jax.random.permutation(start_key, jnp.arange(kx.shape[0], dtype=jnp.int32))
+        return search_from(tenure_key, kx, ky, start, num_steps=num_steps)
+
+    found = jax.vmap(search)(jax.random.split(key, num_starts))
+    best = jnp.argmax(found.objective)
+    return jax.tree.map(lambda values: values[best], found)
+
+
+def time_search(
+    key: jax.Array,
+    clustered: reference.AnchorSets,
+    num_starts: int,
+    num_steps: int,
+    repeats: int,
+    run: Callable[..., Assignment] = search_assignment,
+) -> dict[str, Any]:
+    """Seconds of the assignment search alone over all anchor sets, and the objective of each."""
+
+    def search(key, centers_x, centers_y):
+        def one(key, centers_x, centers_y):
+            kernels = centered_kernel(centers_x), centered_kernel(centers_y)
+            return run(key, *kernels, num_starts=num_starts, num_steps=num_steps).objective
+
+        return jax.vmap(one)(jax.random.split(key, centers_x.shape[0]), centers_x, centers_y)
+
+    args = key, jnp.asarray(clustered.x), jnp.asarray(clustered.y)
+    compiled, compiling = compile_seconds(search, *args)
+    objective, steady = steady_seconds(compiled, *args, repeats=repeats)
+    return {"compile": compiling, "steady": steady, "objective": np.asarray(objective)}
+
+
+def compare_searches(
+    key: jax.Array, clustered: reference.AnchorSets, found: dict[str, dict[str, Any]], repeats: int
+) -> dict[str, dict[str, Any]]:
+    """Add our searches to ``found`` and print the table.
+
+    The objectives, one per anchor set, become their mean and their share of the best seen for that set.
+    """
+    num_sets, num_clusters = clustered.x.shape[:2]
+    config = PRESETS["notebook"]()
+    for num_starts, num_steps, kind, run in (
+        (config.num_starts, config.search_steps, "", search_assignment),
+        # As many swaps as clusters are about a descent to the first local optimum, where the starts matter most.
+        (SEARCH_STARTS, num_clusters, "", search_assignment),
+        (SEARCH_STARTS, num_clusters, "random ", search_random_starts),
+        (SEARCH_STARTS, config.search_steps, "", search_assignment),
+    ):
+        name = f"{num_starts:,} {kind}starts, {num_steps} swaps"
+        found[name] = time_search(key, clustered, num_starts, num_steps, repeats, run)
+    best = np.max([times["objective"] for times in found.values()], axis=0)
+    rows = []
+    for name, times in found.items():
+        objective = times.pop("objective")
+        share = objective / best
+        times |= {"mean_objective": float(objective.mean()), "mean_share": float(share.mean())}
+        times["lowest_share"] = float(share.min())
+        compiling = f"{times['compile']:.2f}" if "compile" in times else ""
+        figures = (times["mean_objective"], times["mean_share"], times["lowest_share"])
+        rows.append([name, compiling, f"{times['steady']:.3f}", *(f"{figure:.4f}" for figure in figures)])
+    columns = ["search", "compile s", "steady s", "mean objective", "share of best seen", "lowest share"]
+    print_table(f"the assignment search alone: {num_sets} sets of {num_clusters} clusters", columns, rows)
+    return found
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Read the arguments, time everything, print the tables; returns the verdict."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_options(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=3, help="steady calls, of which the median counts")
+    parser.add_argument("--skip-reference", action="store_true", help="leave out the published method")
+    options = parser.parse_args(arguments)
+    environment = print_environment()
+    split, data = load_split(options)
+    key = jax.random.key(options.seed)
+    x, y = jnp.asarray(split.x), jnp.asarray(split.y)
+
+    kept: dict[str, reference.AnchorSets] = {}
+
+    def keep(name: str, _: float, result: object) -> None:
+        if isinstance(result, reference.AnchorSets):
+            kept[name] = result
+
+    whole: Times = {}
+    scores: dict[str, dict[str, float]] = {}
+    searches: dict[str, dict[str, Any]] = {}
+    stages: dict[str, Times] = {}
+    if not options.skip_reference:
+        linear_map, seconds = reference.fit(split.x, split.y, options.seed, keep)
+        stages["reference"] = {name: {"steady": value} for name, value in seconds.items()}
+        whole["reference"] = {"steady": sum(seconds.values())}
+        scores["reference"] = evaluate(linear_map, split)
+        starts = reference.Settings().num_starts
+        searches[f"SciPy 2-opt, {starts} starts"] = {
+            "steady": seconds["assignment"],
+            "objective": kept["assignment"].objective,
+        }
+    for name in TIMED_PRESETS:
+        stages[name], _ = time_stages(key, x, y, PRESETS[name](), options.repeats)
+        whole[name], scores[name] = time_whole(key, split, PRESETS[name](), options.repeats)
+
+    for name, times in stages.items():
+        rows = [
+            [stage, f"{time['compile']:.2f}" if "compile" in time else "", f"{time['steady']:.2f}"]
+            for stage, time in [*times.items(), ("the whole in one call", whole[name])]
+        ]
+        print_table(name, ["stage", "compile s", "steady s"], rows)
+    rows = [
+        [
+            name,
+            f"{time['compile']:.1f}" if "compile" in time else "",
+            f"{time['steady']:.2f}",
+            *format_scores(scores[name]),
+        ]
+        for name, time in whole.items()
+    ]
+    print_table("the whole fit", ["method", "compile s", "steady s", *METRICS], rows)
+
+    if not kept:
+        rows_x, rows_y = (reference.preprocess(rows)[0] for rows in (split.x, split.y))
+        rng = np.random.default_rng(options.seed)
+        kept["clustering"] = reference.cluster_sets(rows_x, rows_y, rng, reference.Settings())
+    compare_searches(key, kept["clustering"], searches, options.repeats)
+
+    print()
+    verdicts = []
+    for name in TIMED_PRESETS:
+        steady = whole[name]["steady"]
+        published = whole["reference"]["steady"] if "reference" in whole else None
+        shown = "not run" if published is None else f"{published:.1f} s"
+        passed = None if published is None else steady <= MOST_OF_REFERENCE * published
+        verdicts.append(
+            print_requirement(
+                f"{name}: the whole steady fit, {steady:.1f} s, in a third of the reference's {shown}", passed
+            )
+        )
+    record = {"whole": whole, "stages": stages, "scores": scores, "searches": searches, "requirements": verdicts}
+    write_json(options.json, {"environment": environment, "data": data, **record})
+    return verdicts
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What the tests share: small configs, clouds with a planted map, and ways to look into compiled functions."""
+
+import contextlib
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.monitoring
+import numpy as np
+import pytest
+
+from mv2v_jax.types import Config
+
+_SMALL = Config(
+    num_anchor_sets=4,
+    num_clusters=5,
+    anchor_rows=40,
+    lloyd_steps=3,
+    num_starts=3,
+    search_steps=8,
+    kept_sets=3,
+    matching_rows=50,
+    num_neighbors=4,
+    match_steps=4,
+    match_rows=30,
+    match_neighbors=4,
+    anneal_steps=4,
+    anneal_rows=30,
+    spectral_power=1.0,
+    csls_steps=2,
+    csls_rows=35,
+    csls_neighbors=2,
+    cluster_steps=2,
+    refine_clusters=7,
+    smoothing=0.5,
+    project=True,
+)
+
+
+def small_config(**changes) -> Config:
+    """Every stage, a few steps each; no test depends on a default."""
+    return dataclasses.replace(_SMALL, **changes)
+
+
+@pytest.fixture(scope="module")
+def quick_compile():
+    """Compile with little optimisation: for tests that compare the same program with itself, compiling is the cost."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+class Planted(NamedTuple):
+    """Two clouds of different rows, paired rows held out of both, and the map between their centred rows."""
+
+    x: np.ndarray  # [n, d_x]
+    y: np.ndarray  # [m, d_y]
+    x_eval: np.ndarray  # [e, d_x]
+    y_eval: np.ndarray  # [e, d_y], row i with row i of x_eval
+    W: np.ndarray  # [d_x, d_y]
+
+
+def planted_clouds(d_x: int, d_y: int, *, num_x=900, num_y=800, num_eval=200, groups=16, seed=0) -> Planted:
+    """Draw disjoint rows of one latent mixture of groups and look at each half through another rotated, noisy view."""
+    rng = np.random.default_rng(seed)
+    latent_dims = min(d_x, d_y)
+    # A decaying spectrum and uneven groups: without them there is no geometry to recognise.
+    scales = 0.8 ** np.arange(latent_dims)
+    centers = rng.normal(size=(groups, latent_dims)) * scales
+    weights = rng.dirichlet(np.full(groups, 5.0))
+
+    def latent(num):
+        return centers[rng.choice(groups, num, p=weights)] + 0.3 * scales * rng.normal(size=(num, latent_dims))
+
+    def view(rows, frame, offset):
+        return (3 * rows @ frame + offset + 0.01 * rng.normal(size=(len(rows), frame.shape[1]))).astype(np.float32)
+
+    frame_x, frame_y = (np.linalg.qr(rng.normal(size=(d, latent_dims)))[0].T for d in (d_x, d_y))
+    offset_x, offset_y = rng.normal(size=d_x), rng.normal(size=d_y)
+    held_out = latent(num_eval)
+    return Planted(
+        x=view(latent(num_x), frame_x, offset_x),
+        y=view(latent(num_y), frame_y, offset_y),
+        x_eval=view(held_out, frame_x, offset_x),
+        y_eval=view(held_out, frame_y, offset_y),
+        W=frame_x.T @ frame_y,
+    )
+
+
+def semi_orthogonal(rng: np.random.Generator, d_x: int, d_y: int) -> np.ndarray:
+    """A random matrix ``[d_x, d_y]`` with orthonormal rows or columns, whichever are fewer."""
+    q, _ = np.linalg.qr(rng.normal(size=(max(d_x, d_y), min(d_x, d_y))))
+    return q if d_x >= d_y else q.T
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def assert_trees_close(actual, expected, *, atol=1e-5, rtol=1e-5) -> None:
+    """Same structure, and leaves close; the oracle is the second argument."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
+        assert leaf.dtype == other.dtype, jax.tree_util.keystr(path)
+        as_float = [np.asarray(value).astype(np.float64) for value in (leaf, other)]
+        np.testing.assert_allclose(*as_float, atol=atol, rtol=rtol, err_msg=jax.tree_util.keystr(path))
+
+
+@contextlib.contextmanager
+def count_compilations():
+    """Count XLA compilations inside the block: the list yielded holds one entry for each."""
+    compilations = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compilations.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compilations
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr, through every loop, branch and call."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
+            if _is_jaxpr(inner):
+                yield from equations(getattr(inner, "jaxpr", inner))
+
+
+def _is_jaxpr(value) -> bool:
+    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")

@@ -1,0 +1,221 @@
+"""One contract for all stages: eager = jit, vmap = loop, dtype kept, one compilation, nothing hidden inside."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_close, count_compilations, equations, planted_clouds, small_config, unit
+
+from mv2v_jax import align, apply
+from mv2v_jax.anchors import AnchorSets, match_anchor_sets, select_anchors
+from mv2v_jax.anneal import refine_annealed, refine_csls
+from mv2v_jax.csls import match_csls
+from mv2v_jax.kmeans import kmeans
+from mv2v_jax.matching import match_relative
+from mv2v_jax.neighbors import neighbor_means, top_neighbors
+from mv2v_jax.preprocess import fit_space
+from mv2v_jax.procrustes import procrustes
+from mv2v_jax.qap import search_assignment
+from mv2v_jax.refine import refine_clusters, refine_matching
+from mv2v_jax.types import LinearMap
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+N, M, D_X, D_Y = 61, 53, 6, 5
+SMALL = small_config()
+
+
+def make_inputs(batch: int = 0) -> dict[str, Any]:
+    """Arguments by name, float64; another batch has other values at the same shapes."""
+    planted = planted_clouds(D_X, D_Y, num_x=N, num_y=M, groups=6, seed=10 + batch)
+    rng = np.random.default_rng(100 + batch)
+    x, y = (unit(rows - rows.mean(0)).astype(np.float64) for rows in (planted.x, planted.y))
+    kernel = rng.standard_normal((5, 5))
+    return {
+        "raw_x": planted.x.astype(np.float64),
+        "raw_y": planted.y.astype(np.float64),
+        "x": x,
+        "y": y,
+        "x_to_y": x[:, :D_Y],
+        "anchors_x": x[:7],
+        "anchors_y": y[:7],
+        "kernel_x": kernel @ kernel.T,
+        "kernel_y": kernel[::-1] @ kernel[::-1].T + np.eye(5),
+        "W": np.eye(D_X, D_Y) + 0.1 * rng.standard_normal((D_X, D_Y)),
+        "sets": AnchorSets(
+            x=rng.standard_normal((4, 5, D_X)), y=rng.standard_normal((4, 5, D_Y)), objective=rng.uniform(size=4)
+        ),
+        "map": LinearMap(
+            W=np.eye(D_X, D_Y),
+            mean_x=planted.x.mean(0).astype(np.float64),
+            mean_y=planted.y.mean(0).astype(np.float64),
+            scale_x=np.float64(1.5),
+            scale_y=np.float64(0.7),
+        ),
+    }
+
+
+class Stage(NamedTuple):
+    """A stage as ``run(key, config, *arguments)``, the names of its arguments, and whether it draws."""
+
+    run: Callable[..., Any]
+    arguments: tuple[str, ...]
+    draws: bool = False
+
+
+def drawing(fun: Callable[..., Any], *arguments: str) -> Stage:
+    return Stage(lambda key, config, *args: fun(key, *args, config=config), arguments, draws=True)
+
+
+def fixed(fun: Callable[..., Any], *arguments: str, **static: Any) -> Stage:
+    return Stage(lambda key, config, *args: fun(*args, **static), arguments)
+
+
+SPACES = ("x", "y", "W")
+STAGES = {
+    "fit_space": fixed(fit_space, "raw_x"),
+    "kmeans": Stage(lambda key, config, x: kmeans(key, x, num_clusters=5, num_steps=4), ("x",), draws=True),
+    "search_assignment": Stage(
+        lambda key, config, kx, ky: search_assignment(key, kx, ky, num_starts=3, num_steps=8),
+        ("kernel_x", "kernel_y"),
+        draws=True,
+    ),
+    "match_anchor_sets": drawing(match_anchor_sets, "x", "y"),
+    "select_anchors": Stage(lambda key, config, sets: select_anchors(sets, config=config), ("sets",)),
+    "match_relative": fixed(match_relative, "x", "y", "anchors_x", "anchors_y", num_neighbors=4),
+    "top_neighbors": fixed(top_neighbors, "x_to_y", "y", num_neighbors=4),
+    "neighbor_means": fixed(neighbor_means, "x_to_y", "y", "y", num_neighbors=4),
+    "match_csls": fixed(match_csls, "x_to_y", "y", num_neighbors=2),
+    "procrustes": fixed(procrustes, "x", "x_to_y"),
+    "refine_matching": drawing(refine_matching, *SPACES),
+    "refine_annealed": drawing(refine_annealed, *SPACES),
+    "refine_csls": drawing(refine_csls, *SPACES),
+    "refine_clusters": drawing(refine_clusters, *SPACES),
+    "apply": fixed(apply, "map", "raw_x"),
+    "align": Stage(lambda key, config, x, y: align(key, x, y, config), ("raw_x", "raw_y"), draws=True),
+}
+every_stage = pytest.mark.parametrize("name", STAGES)
+
+
+@functools.cache
+def _inputs(batch: int) -> dict[str, Any]:
+    return make_inputs(batch)
+
+
+def arguments(stage: Stage, dtype: Any, batch: int = 0) -> tuple[Any, ...]:
+    return tuple(jax.tree.map(lambda a: jnp.asarray(a, dtype), _inputs(batch)[name]) for name in stage.arguments)
+
+
+@functools.cache
+def compiled(name: str) -> Callable[..., Any]:
+    """The stage, jitted once for all tests; `align` is jitted already."""
+    return STAGES[name].run if name == "align" else jax.jit(STAGES[name].run)
+
+
+# The comparisons run in float64: a stage makes discrete choices, and in float32 two orders of summation could differ
+# in one of them.
+@every_stage
+def test_jit_equals_eager_and_a_second_call_compiles_nothing(name):
+    stage = STAGES[name]
+    with jax.enable_x64(True):
+        keys = [jax.random.key(seed) for seed in (1, 2)]
+        args = [arguments(stage, jnp.float64, batch) for batch in (0, 1)]
+        with count_compilations() as first:
+            found = compiled(name)(keys[0], SMALL, *args[0])
+        other_floats = dataclasses.replace(SMALL, smoothing=0.3, spectral_power=0.8)
+        with count_compilations() as second:
+            again = compiled(name)(keys[0], SMALL, *args[0])
+            other = compiled(name)(keys[1], other_floats, *args[1])
+        assert first, "the counter saw no compilation at all"
+        assert not second
+        assert_trees_close(again, found, atol=0, rtol=0)
+        assert not all(np.array_equal(*leaves) for leaves in zip(*map(jax.tree.leaves, (found, other)), strict=True))
+        if name != "align":  # It is compiled always; its stages are compared one by one, and it under vmap below.
+            assert_trees_close(found, stage.run(keys[0], SMALL, *args[0]), atol=1e-9, rtol=1e-9)
+
+
+@every_stage
+def test_vmap_equals_loop(name):
+    stage = STAGES[name]
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(3), 2)
+        if stage.draws:
+            args = arguments(stage, jnp.float64)
+            found = jax.jit(jax.vmap(lambda key: stage.run(key, SMALL, *args)))(keys)
+            expected = [compiled(name)(key, SMALL, *args) for key in keys]
+        else:
+            batches = [arguments(stage, jnp.float64, batch) for batch in (0, 1)]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+            found = jax.jit(jax.vmap(lambda args: stage.run(keys[0], SMALL, *args)))(stacked)
+            expected = [compiled(name)(keys[0], SMALL, *args) for args in batches]
+        assert_trees_close(found, jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected), atol=1e-9, rtol=1e-9)
+
+
+@every_stage
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_dtype_is_kept_under_strict_promotion(name, dtype):
+    stage = STAGES[name]
+    with (
+        jax.enable_x64(dtype == jnp.float64),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        found = jax.eval_shape(stage.run, jax.random.key(0), SMALL, *arguments(stage, dtype))
+    floats = [leaf.dtype for leaf in jax.tree.leaves(found) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert floats
+    assert set(floats) == {jnp.dtype(dtype)}
+
+
+def trace(name: str) -> list[Any]:
+    stage = STAGES[name]
+    return list(equations(jax.make_jaxpr(stage.run)(jax.random.key(0), SMALL, *arguments(stage, jnp.float32)).jaxpr))
+
+
+@every_stage
+def test_calls_nothing_back(name):
+    names = {equation.primitive.name for equation in trace(name)}
+    assert names
+    assert not {primitive for primitive in names if "callback" in primitive or "infeed" in primitive}
+
+
+def test_callbacks_would_be_found():
+    def with_callback(x):
+        return jax.lax.scan(lambda c, _: (c + jax.pure_callback(np.sin, x, x), None), x, length=2)
+
+    found = {equation.primitive.name for equation in equations(jax.make_jaxpr(with_callback)(1.0).jaxpr)}
+    assert any("callback" in primitive for primitive in found)
+
+
+@pytest.mark.parametrize("name", ["refine_matching", "refine_annealed", "refine_csls", "refine_clusters", "kmeans"])
+def test_iterations_are_scanned(name):
+    assert any(equation.primitive.name == "scan" for equation in trace(name))
+
+
+@pytest.mark.parametrize("name", ["match_relative", "top_neighbors", "neighbor_means", "match_csls", "align"])
+def test_no_array_pairs_all_rows_of_both_spaces(name):
+    shapes = {tuple(v.aval.shape) for e in trace(name) for v in (*e.invars, *e.outvars) if hasattr(v.aval, "shape")}
+    assert any(N in shape for shape in shapes)
+    assert not [shape for shape in shapes if {N, M} <= set(shape)]
+    # Padded or split into blocks it would still be as large.
+    assert max(int(np.prod(shape)) for shape in shapes) < N * M
+
+
+@pytest.mark.parametrize(("name", "field"), [("refine_matching", "smoothing"), ("refine_annealed", "spectral_power")])
+def test_floats_of_the_config_are_vmapped_over(name, field):
+    stage, key = STAGES[name], jax.random.key(0)
+    values = jnp.array([0.25, 0.5, 1.0])
+    with jax.enable_x64(True):
+        args = arguments(stage, jnp.float64)
+
+        def run(value):
+            return stage.run(key, dataclasses.replace(SMALL, **{field: value}), *args)
+
+        swept = jax.jit(jax.vmap(run))(values)
+        expected = [compiled(name)(key, dataclasses.replace(SMALL, **{field: float(v)}), *args) for v in values]
+        assert_trees_close(swept, jax.tree.map(lambda *leaves: jnp.stack(leaves), *expected), atol=1e-7, rtol=1e-7)
+        assert not np.allclose(swept.matrix[0], swept.matrix[2])

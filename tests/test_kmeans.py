@@ -1,0 +1,86 @@
+"""k-means against scikit-learn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+
+from mv2v_jax.kmeans import kmeans, lloyd, seed_centers
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+NUM_CLUSTERS = 6
+
+
+def make_blobs(seed):
+    rng = np.random.default_rng(seed)
+    centers = 4 * rng.standard_normal((NUM_CLUSTERS, 3))
+    return (centers[rng.integers(NUM_CLUSTERS, size=240)] + rng.standard_normal((240, 3))).astype(np.float32)
+
+
+def make_anisotropic(seed):
+    rng = np.random.default_rng(seed)
+    return (make_blobs(seed) @ rng.standard_normal((3, 3)) * [5.0, 1.0, 0.2]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def best_of_many():
+    """The best of several seedings; k-means is only as good as its start, for scikit-learn too."""
+
+    def fit(key, x):
+        found = jax.vmap(lambda key: kmeans(key, x, num_clusters=NUM_CLUSTERS, num_steps=30))(jax.random.split(key, 8))
+        return jax.tree.map(lambda leaf: leaf[jnp.argmin(found.inertia)], found)
+
+    return jax.jit(fit)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("make", [make_blobs, make_anisotropic])
+def test_inertia_within_two_percent_of_scikit_learn(best_of_many, make, seed):
+    x = make(seed)
+    best = KMeans(NUM_CLUSTERS, n_init=10, random_state=0).fit(x)
+    found = best_of_many(jax.random.key(seed), x)
+    assert float(found.inertia) <= 1.02 * best.inertia_
+    # The reported inertia and counts are those of the centres, by an oracle.
+    distances = ((x[:, None] - np.asarray(found.centers)[None]) ** 2).sum(-1)
+    np.testing.assert_allclose(found.inertia, distances.min(1).sum(), rtol=1e-4)
+    np.testing.assert_array_equal(found.counts, np.bincount(distances.argmin(1), minlength=NUM_CLUSTERS))
+
+
+def test_lloyd_equals_scikit_learn_from_the_same_start():
+    x = make_anisotropic(7)
+    start = x[:NUM_CLUSTERS]
+    expected = KMeans(NUM_CLUSTERS, init=start, n_init=1, max_iter=5, tol=0, algorithm="lloyd").fit(x)
+    found = lloyd(jnp.asarray(x), jnp.asarray(start), num_steps=5)
+    np.testing.assert_allclose(found.centers, expected.cluster_centers_, atol=1e-3)
+
+
+def test_seeds_are_rows_and_spread():
+    x = make_blobs(1)
+    centers = np.asarray(seed_centers(jax.random.key(0), jnp.asarray(x), num_clusters=NUM_CLUSTERS))
+    assert all((x == center).all(1).any() for center in centers)
+    assert len(np.unique(centers, axis=0)) == NUM_CLUSTERS
+
+
+def test_an_empty_cluster_stays_where_it_is():
+    x = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    far = jnp.array([[0.0, 0.0], [50.0, 50.0]])
+    found = lloyd(x, far, num_steps=3)
+    np.testing.assert_array_equal(found.counts, [3, 0])
+    np.testing.assert_array_equal(found.centers[1], far[1])
+    np.testing.assert_allclose(found.centers[0], x.mean(0), rtol=1e-6)
+
+
+def test_more_clusters_than_distinct_rows():
+    x = jnp.repeat(jnp.array([[1.0, 2.0], [-3.0, 0.5]]), 4, axis=0)
+    found = kmeans(jax.random.key(0), x, num_clusters=5, num_steps=4)
+    assert np.isfinite(found.centers).all()
+    assert {tuple(center) for center in np.asarray(found.centers)} == {(1.0, 2.0), (-3.0, 0.5)}
+    assert float(found.inertia) == 0
+    assert float(found.counts.sum()) == 8
+
+
+def test_equal_rows():
+    found = kmeans(jax.random.key(0), jnp.full((8, 2), 3.0), num_clusters=5, num_steps=4)
+    np.testing.assert_array_equal(found.centers, np.full((5, 2), 3.0))

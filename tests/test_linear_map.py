@@ -1,0 +1,108 @@
+"""Using a map: both frames, the way back, dtypes and errors."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import semi_orthogonal, unit
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mv2v_jax import LinearMap, apply, invert
+
+
+def make(d_x, d_y, seed=0, num_rows=50):
+    """A map between two spaces that are turned views of each other, with rows of both: ``(map, x, y)``."""
+    rng = np.random.default_rng(seed)
+    W = semi_orthogonal(rng, d_x, d_y)
+    mean_x, mean_y = 2 * rng.normal(size=d_x), 2 * rng.normal(size=d_y)
+    centered = rng.normal(size=(num_rows, d_x))
+    scale_y = 3.0
+    fields = {"W": W, "mean_x": mean_x, "mean_y": mean_y, "scale_x": 1.7, "scale_y": scale_y}
+    linear_map = LinearMap(**{name: jnp.asarray(value, jnp.float32) for name, value in fields.items()})
+    x, y = centered + mean_x, scale_y * unit(unit(centered) @ W) + mean_y
+    return linear_map, jnp.asarray(x, jnp.float32), y
+
+
+@pytest.mark.parametrize(("d_x", "d_y"), [(5, 5), (6, 4), (4, 6)])
+def test_centred_frame_is_unit_rows_without_the_mean(d_x, d_y):
+    linear_map, x, y = make(d_x, d_y)
+    np.testing.assert_allclose(apply(linear_map, x), unit(y - np.asarray(linear_map.mean_y)), atol=1e-5)
+
+
+@pytest.mark.parametrize(("d_x", "d_y"), [(5, 5), (6, 4), (4, 6)])
+def test_target_frame_compares_with_raw_rows(d_x, d_y):
+    linear_map, x, y = make(d_x, d_y)
+    raw = np.asarray(apply(linear_map, x, frame="target"))
+    np.testing.assert_allclose(raw, y, atol=1e-4)
+    # The mean matters to a raw cosine: centred rows would not find their partners as surely.
+    cosines = unit(raw) @ unit(y).T
+    np.testing.assert_allclose(np.diagonal(cosines), 1, atol=1e-5)
+
+
+def test_inverting_a_square_map_comes_back():
+    linear_map, x, _ = make(5, 5)
+    there = apply(linear_map, x, frame="target")
+    back = apply(invert(linear_map), there)
+    np.testing.assert_allclose(back, unit(np.asarray(x) - np.asarray(linear_map.mean_x)), atol=1e-4)
+    twice = invert(invert(linear_map))
+    for name in ("W", "mean_x", "mean_y", "scale_x", "scale_y"):
+        np.testing.assert_allclose(getattr(twice, name), getattr(linear_map, name), atol=1e-5)
+
+
+def test_inverting_into_more_dimensions_comes_back():
+    linear_map, x, _ = make(4, 6)
+    back = apply(invert(linear_map), apply(linear_map, x, frame="target"))
+    np.testing.assert_allclose(back, unit(np.asarray(x) - np.asarray(linear_map.mean_x)), atol=1e-4)
+
+
+def test_inverting_into_fewer_dimensions_projects():
+    linear_map, x, _ = make(6, 4)
+    W = np.asarray(linear_map.W)
+    back = apply(invert(linear_map), apply(linear_map, x, frame="target"))
+    centered = unit(np.asarray(x) - np.asarray(linear_map.mean_x))
+    np.testing.assert_allclose(back, unit(centered @ W @ W.T), atol=1e-4)
+
+
+def test_a_map_that_is_not_orthogonal_is_inverted():
+    linear_map, x, _ = make(5, 5)
+    skewed = linear_map.replace(W=linear_map.W @ jnp.diag(jnp.array([1.0, 0.5, 2.0, 1.0, 3.0])))
+    back = apply(invert(skewed), apply(skewed, x, frame="target"))
+    np.testing.assert_allclose(back, unit(np.asarray(x) - np.asarray(linear_map.mean_x)), atol=1e-3)
+
+
+def test_zero_rows():
+    linear_map, x, _ = make(5, 4)
+    x = x.at[3].set(0)
+    np.testing.assert_array_equal(apply(linear_map, x)[3], 0)
+    np.testing.assert_allclose(apply(linear_map, x, frame="target")[3], linear_map.mean_y, rtol=1e-6)
+
+
+@settings(deadline=None, max_examples=12, derandomize=True)
+@given(
+    dtype=st.sampled_from(["float16", "bfloat16", "float32"]),
+    frame=st.sampled_from(["centred", "target"]),
+    num_rows=st.sampled_from([1, 50]),
+)
+def test_rows_keep_their_dtype(dtype, frame, num_rows):
+    linear_map, x, _ = make(5, 4)
+    x = x[:num_rows].astype(dtype)
+    found = apply(linear_map, x, frame=frame)
+    assert found.dtype == x.dtype
+    assert found.shape == (num_rows, 4)
+    # Computed in the map's precision: only the input and the output are rounded.
+    exact = apply(linear_map, x.astype(jnp.float32), frame=frame)
+    error = np.abs(np.float32(found) - np.float32(exact)).max() / np.abs(exact).max()
+    assert error <= float(jnp.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (5,), (2, 3, 5)])
+def test_wrong_shapes_are_named(shape):
+    linear_map, _, _ = make(5, 4)
+    with pytest.raises(ValueError, match=r"x must be \[n, 5\].*found shape \[" + str(shape[0])):
+        apply(linear_map, jnp.zeros(shape))
+
+
+def test_an_unknown_frame_is_named():
+    linear_map, x, _ = make(5, 4)
+    with pytest.raises(ValueError, match=r"frame must be .*found 'raw'"):
+        apply(linear_map, x, frame="raw")

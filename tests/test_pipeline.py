@@ -1,0 +1,176 @@
+"""The whole method: planted maps recovered without a pair, and every kind of legal input."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_close, planted_clouds, small_config
+
+from mv2v_jax import Config, align, apply
+from mv2v_jax.metrics import evaluate
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+SMALL = small_config()
+# Enough to solve a small problem; refine-1 and refine-2 have tests of their own.
+SOLVING = small_config(
+    num_anchor_sets=12,
+    num_clusters=10,
+    anchor_rows=400,
+    lloyd_steps=8,
+    num_starts=6,
+    search_steps=40,
+    kept_sets=6,
+    matching_rows=0,
+    num_neighbors=10,
+    match_steps=0,
+    anneal_steps=30,
+    anneal_rows=256,
+    csls_steps=5,
+    csls_rows=300,
+    cluster_steps=0,
+)
+
+
+def best_of(x, y, num_keys=4):
+    """The result that scores best without a label."""
+    results = [align(jax.random.key(seed), x, y, SOLVING) for seed in range(num_keys)]
+    return max(results, key=lambda result: float(result.objective))
+
+
+@functools.cache
+def solved(d_x, d_y):
+    planted = planted_clouds(d_x, d_y, num_x=600, num_y=560, groups=10, seed=0)
+    return planted, best_of(planted.x, planted.y)
+
+
+@pytest.mark.parametrize(("d_x", "d_y"), [(8, 8), (12, 8), (8, 12)])
+def test_a_planted_map_is_recovered_from_different_rows(d_x, d_y):
+    planted, result = solved(d_x, d_y)
+    scores = evaluate(result.map, jnp.asarray(planted.x_eval), jnp.asarray(planted.y_eval))
+    assert float(scores.top1) > 0.9
+    assert float(scores.foscttm) < 0.01
+    assert float(scores.cosine) > 0.95
+    # Only the directions that hold data are determined.
+    used = np.linalg.svd(planted.W)[0][:, : min(d_x, d_y)]
+    error = np.linalg.norm(used.T @ (np.asarray(result.map.W) - planted.W)) / np.linalg.norm(planted.W)
+    assert error < 0.3
+    assert float(result.info.orthogonality) < 1e-4
+    # Raw rows of the target are found in the target frame, too.
+    raw = np.asarray(apply(result.map, jnp.asarray(planted.x_eval), frame="target"))
+    lengths = np.linalg.norm(raw, axis=1)[:, None] * np.linalg.norm(planted.y_eval, axis=1)[None]
+    nearest = (raw @ planted.y_eval.T / lengths).argmax(1)
+    assert (nearest == np.arange(len(raw))).mean() > 0.6
+
+
+def test_rows_without_partners_are_not_aligned():
+    """What is asserted above does not hold for a map of other data."""
+    planted, result = solved(8, 8)
+    other = planted_clouds(8, 8, num_x=600, num_y=560, groups=10, seed=1)
+    scores = evaluate(result.map, jnp.asarray(other.x_eval), jnp.asarray(other.y_eval))
+    assert float(scores.top1) < 0.5
+    assert np.linalg.norm(np.asarray(result.map.W) - other.W) / np.linalg.norm(planted.W) > 0.5
+
+
+def test_permuting_rows_changes_only_the_draw(rng):
+    planted, result = solved(8, 8)
+    again = best_of(rng.permutation(planted.x), rng.permutation(planted.y))
+    distance = np.linalg.norm(again.map.W - result.map.W) / np.linalg.norm(result.map.W)
+    assert 0 < distance < 0.2
+    for name in ("mean_x", "mean_y", "scale_x", "scale_y"):
+        np.testing.assert_allclose(getattr(again.map, name), getattr(result.map, name), rtol=1e-4, atol=1e-5)
+
+
+@functools.cache
+def small_clouds(d_x=6, d_y=5):
+    return planted_clouds(d_x, d_y, num_x=61, num_y=53, groups=6, seed=10)
+
+
+@pytest.mark.parametrize("space", ["x", "y"])
+def test_rotating_a_space_rotates_the_map(rng, space):
+    planted = small_clouds()
+    with jax.enable_x64(True):  # The draws are the same, and in float64 no choice hangs on the rounding.
+        x, y = planted.x.astype(np.float64), planted.y.astype(np.float64)
+        plain = np.asarray(align(jax.random.key(0), x, y, SMALL).map.W)
+        size = {"x": 6, "y": 5}[space]
+        turn = np.linalg.qr(rng.normal(size=(size, size)))[0]
+        if space == "x":
+            np.testing.assert_allclose(align(jax.random.key(0), x @ turn, y, SMALL).map.W, turn.T @ plain, atol=1e-7)
+        else:
+            np.testing.assert_allclose(align(jax.random.key(0), x, y @ turn, SMALL).map.W, plain @ turn, atol=1e-7)
+        assert np.linalg.norm(plain) > 1
+
+
+def assert_usable(result, d_x, d_y, dtype=jnp.float32):
+    assert result.map.W.shape == (d_x, d_y)
+    for leaf in jax.tree.leaves(result):
+        assert np.isfinite(np.float64(leaf)).all()
+        assert leaf.dtype == dtype or not jnp.issubdtype(leaf.dtype, jnp.floating)
+    assert bool(result.info.all_finite)
+
+
+def test_half_precision_is_computed_in_float32():
+    planted = small_clouds()
+    x, y = jnp.asarray(planted.x, jnp.float16), jnp.asarray(planted.y, jnp.bfloat16)
+    result = align(jax.random.key(0), x, y, SMALL)
+    assert_usable(result, 6, 5)
+    assert apply(result.map, x).dtype == jnp.float16
+    # bfloat16 keeps eight bits: the remembered mean is that of the rows as they came.
+    np.testing.assert_allclose(result.map.mean_y, np.float32(y).mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(result.map.mean_x, planted.x.mean(0), rtol=1e-2, atol=1e-2)
+
+
+def test_float64_is_kept_where_jax_has_it():
+    planted = small_clouds()
+    x, y = planted.x.astype(np.float64), planted.y.astype(np.float64)
+    with jax.enable_x64(True):
+        assert_usable(align(jax.random.key(0), x, y, SMALL), 6, 5, jnp.float64)
+    assert_usable(align(jax.random.key(0), x, y, SMALL), 6, 5, jnp.float32)
+
+
+def test_zero_rows_and_duplicates_are_legal_and_counted():
+    planted = small_clouds()
+    x, y = planted.x.copy(), planted.y.copy()
+    x[[0, 7, 60]] = 0
+    x[20:40] = x[20]
+    y[3] = 0
+    y[10:30] = y[10]
+    result = align(jax.random.key(0), x, y, SMALL)
+    assert_usable(result, 6, 5)
+    assert (int(result.info.zero_rows_x), int(result.info.zero_rows_y)) == (3, 1)
+    np.testing.assert_allclose(result.map.mean_x, x[x.any(1)].mean(0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_result_says_what_happened():
+    planted = small_clouds()
+    result = align(jax.random.key(0), planted.x, planted.y, SMALL)
+    steps = {"refine_matching": 4, "refine_annealed": 4, "refine_csls": 2, "refine_clusters": 2}
+    assert {name: values.shape for name, values in result.trajectory.items()} == {n: (s,) for n, s in steps.items()}
+    info = result.info
+    assert info.anchor_objective.shape == info.anchor_agreement.shape == info.anchor_kept.shape == (4,)
+    assert int(info.anchor_kept.sum()) == SMALL.kept_sets
+    assert (np.asarray(info.anchor_objective) <= 1 + 1e-5).all()
+    assert (int(info.zero_rows_x), int(info.zero_rows_y)) == (0, 0)
+
+
+def test_fewer_rows_than_every_sample_and_an_average_of_maps():
+    few = planted_clouds(3, 4, num_x=7, num_y=6, groups=3, seed=4)
+    config: Config = small_config(anneal_steps=0, csls_steps=0, project=False)
+    result = align(jax.random.key(0), few.x, few.y, config)
+    assert_usable(result, 3, 4)
+    assert set(result.trajectory) == {"refine_matching", "refine_clusters"}
+    gram = np.asarray(result.map.W @ result.map.W.T)
+    np.testing.assert_allclose(result.info.orthogonality, np.linalg.norm(gram - np.eye(3)), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("d_x", "d_y"), [(5, 5), (6, 5)])
+def test_the_whole_pipeline_lowers_for_every_platform(d_x, d_y):
+    planted = small_clouds(d_x, d_y)
+    key, x, y = jax.random.key(0), jnp.asarray(planted.x), jnp.asarray(planted.y)
+    platforms = ["cpu", "cuda", "tpu"]
+    exported = jax.export.export(jax.jit(lambda key, x, y: align(key, x, y, SMALL)), platforms=platforms)(key, x, y)
+    assert list(exported.platforms) == platforms
+    if d_x != d_y:  # Compiling is what takes the time; one shape shows that the program is the same.
+        assert_trees_close(exported.call(key, x, y), align(key, x, y, SMALL), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,140 @@
+"""Refine-1 and refine-2: one step against NumPy, SciPy and scikit-learn, and better maps from worse ones."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import planted_clouds, small_config, unit
+from scipy.linalg import orthogonal_procrustes
+from sklearn.cluster import KMeans
+
+from mv2v_jax.anneal import refine_annealed, refine_csls
+from mv2v_jax.refine import refine_clusters, refine_matching
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+# More rows asked for than there are: every step sees all of them, so NumPy can follow.
+CONFIG = small_config(
+    match_steps=10, match_rows=1000, match_neighbors=5, cluster_steps=3, refine_clusters=12, lloyd_steps=10
+)
+
+
+@pytest.fixture(scope="module")
+def clouds():
+    """Centred unit rows of two planted spaces, the planted map, and a map that is some way off."""
+    planted = planted_clouds(6, 6, num_x=300, num_y=280, groups=10, seed=2)
+    x, y = (unit(rows - rows.mean(0)).astype(np.float32) for rows in (planted.x, planted.y))
+    blur = np.random.default_rng(0).normal(size=(6, 6))
+    left, _, right = np.linalg.svd(planted.W + 0.2 * blur)
+    return x, y, planted.W, (left @ right).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def run():
+    functions = {"refine_matching": refine_matching, "refine_clusters": refine_clusters}
+    return {
+        name: jax.jit(lambda key, x, y, W, config, steps=None, fun=fun: fun(key, x, y, W, config=config, steps=steps))
+        for name, fun in functions.items()
+    }
+
+
+def distance(W, planted):
+    return np.linalg.norm(np.asarray(W) - planted) / np.linalg.norm(planted)
+
+
+def test_steps_of_refine_matching_against_numpy(clouds, run):
+    x, y, _, W = clouds
+    found = run["refine_matching"](jax.random.key(0), x, y, W, small_config(match_steps=2, match_rows=1000))
+    expected, objective = np.float64(W), []
+    for _ in range(2):
+        similarity = unit(x @ expected) @ y.T
+        nearest = np.argsort(-similarity, axis=1)[:, :4]
+        objective.append(np.take_along_axis(similarity, nearest, 1).mean())
+        expected = 0.5 * expected + 0.5 * orthogonal_procrustes(x, y[nearest].mean(1))[0]
+    np.testing.assert_allclose(found.matrix, expected, atol=1e-3)
+    np.testing.assert_allclose(found.objective, objective, atol=1e-4)
+
+
+def test_smoothing_is_the_share_of_the_new_map(clouds, run):
+    x, y, _, W = clouds
+    at = {
+        share: run["refine_matching"](
+            jax.random.key(0), x, y, W, small_config(match_steps=1, match_rows=1000, smoothing=share)
+        ).matrix
+        for share in (0.0, 0.25, 1.0)
+    }
+    np.testing.assert_array_equal(at[0.0], W)
+    np.testing.assert_allclose(at[0.25], 0.75 * W + 0.25 * np.asarray(at[1.0]), atol=1e-5)
+    np.testing.assert_allclose(at[1.0] @ at[1.0].T, np.eye(6), atol=1e-5)
+
+
+def test_refine_matching_improves_a_map(clouds, run):
+    x, y, planted, W = clouds
+    found = run["refine_matching"](jax.random.key(0), x, y, W, CONFIG)
+    assert distance(found.matrix, planted) < 0.5 * distance(W, planted)
+    assert found.objective.shape == (10,)
+    assert found.objective[-1] > found.objective[0]
+
+
+def test_refine_clusters_against_scikit_learn(clouds, run):
+    x, y, planted, _ = clouds
+    W = planted.astype(np.float32)
+    config = small_config(cluster_steps=1, refine_clusters=12, lloyd_steps=10, smoothing=1.0)
+    found = run["refine_clusters"](jax.random.key(0), x, y, W, config)
+    ours = np.vdot(found.matrix, planted) / planted.shape[0]
+    theirs = []
+    for seed in range(5):
+        centers = KMeans(12, n_init=1, max_iter=10, random_state=seed).fit(x).cluster_centers_
+        centers_y = KMeans(12, init=centers @ W, n_init=1, max_iter=10).fit(y).cluster_centers_
+        theirs.append(np.vdot(orthogonal_procrustes(centers, centers_y)[0], planted) / planted.shape[0])
+    assert ours > min(theirs) - 0.02, (ours, theirs)
+    np.testing.assert_allclose(found.matrix @ found.matrix.T, np.eye(6), atol=1e-5)
+    assert 0.9 < float(found.objective[0]) <= 1
+
+
+def test_refine_clusters_improves_a_map(clouds, run):
+    x, y, planted, W = clouds
+    found = run["refine_clusters"](jax.random.key(0), x, y, W, CONFIG)
+    assert distance(found.matrix, planted) < 0.8 * distance(W, planted)
+
+
+def test_more_clusters_than_rows(clouds):
+    x, y, planted, _ = clouds
+    config = small_config(cluster_steps=1, refine_clusters=50)
+    x, y, W = (jnp.asarray(rows, jnp.float32) for rows in (x[:9], y[:12], planted))
+    found = refine_clusters(jax.random.key(0), x, y, W, config=config)
+    assert np.isfinite(found.matrix).all()
+
+
+@pytest.mark.parametrize("name", ["refine_matching", "refine_clusters"])
+def test_steps_in_chunks_equal_all_at_once(clouds, run, name):
+    x, y, _, W = clouds
+    config = small_config(match_steps=4, cluster_steps=4)  # Fewer rows than there are: every step draws its own.
+    whole = run[name](jax.random.key(1), x, y, W, config)
+    half = run[name](jax.random.key(1), x, y, W, config, jnp.arange(2))
+    rest = run[name](jax.random.key(1), x, y, half.matrix, config, jnp.arange(2, 4))
+    np.testing.assert_allclose(rest.matrix, whole.matrix, atol=1e-4)
+    np.testing.assert_allclose(jnp.concatenate([half.objective, rest.objective]), whole.objective, atol=1e-4)
+
+
+def sorted_shapes(program: str) -> list[list[int]]:
+    """Dimensions larger than one of everything that a compiled program sorts."""
+    results = [line.split(" sort(")[0] for line in program.splitlines() if " sort(" in line]
+    shapes = [shape for result in results for shape in re.findall(r"\w+\[([\d,]*)\]", result)]
+    return [[int(size) for size in shape.split(",") if size not in ("", "1")] for shape in shapes]
+
+
+@pytest.mark.parametrize("fun", [refine_matching, refine_annealed, refine_csls, refine_clusters])
+def test_no_row_of_similarities_is_sorted_whole(clouds, fun):
+    x, y, _, W = clouds
+    # One block of queries would lose its dimension; two or more keep it.
+    program = jax.jit(lambda *args: fun(*args, config=small_config())).lower(jax.random.key(0), x, y, W).compile()
+    assert not [shape for shape in sorted_shapes(program.as_text()) if len(shape) > 1]
+
+
+def test_a_whole_sort_would_be_found(clouds):
+    x, y, _, _ = clouds
+    program = jax.jit(lambda x, y: jnp.sort(x @ y.T, axis=1)[:, :3]).lower(x, y).compile()
+    assert [300, 280] in sorted_shapes(program.as_text())
