@@ -31,8 +31,10 @@ def map_blocks(fun, queries: jax.Array, bank_rows: int):
     Blocks hold at most half of the queries, so that not even a small problem sees an ``n x m`` array.
     """
     num_queries = queries.shape[0]
-    block = max(1, min(_BLOCK_ROWS, _BLOCK_ENTRIES // bank_rows, -(-num_queries // 2)))
-    num_blocks = -(-num_queries // block)
+    most_rows = max(1, min(_BLOCK_ROWS, _BLOCK_ENTRIES // bank_rows, -(-num_queries // 2)))
+    num_blocks = -(-num_queries // most_rows)
+    # Blocks of one size with next to no padding: padded rows cost as much as others.
+    block = -(-num_queries // num_blocks)
     padded = jnp.pad(queries, ((0, num_blocks * block - num_queries), (0, 0)))
     blocks = jax.lax.map(fun, padded.reshape(num_blocks, block, -1))
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:num_queries], blocks)

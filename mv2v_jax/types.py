@@ -31,7 +31,7 @@ class Config:
     num_anchor_sets: int = _static(40, "anchor sets: k-means of both spaces, matched to each other")
     num_clusters: int = _static(30, "k-means clusters per anchor set")
     anchor_rows: int = _static(10_000, "rows drawn from each space for one anchor set")
-    lloyd_steps: int = _static(20, "Lloyd iterations of every k-means")
+    lloyd_steps: int = _static(12, "Lloyd iterations of every k-means")
     num_starts: int = _static(8, "starts of the assignment search per anchor set")
     search_steps: int = _static(150, "swaps per start of the assignment search")
     kept_sets: int = _static(20, "anchor sets kept: those that agree most with the others")
