@@ -10,6 +10,8 @@ from mv2v_jax.pytree import pytree
 # run at full speed, small enough to stay near the cache and to leave room under vmap.
 _BLOCK_ENTRIES = 2**22
 _BLOCK_ROWS = 512
+# Entries whose maximum stands for them when the largest of a row are looked for.
+_GROUP = 16
 
 
 @pytree
@@ -40,6 +42,28 @@ def map_blocks(fun, queries: jax.Array, bank_rows: int):
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:num_queries], blocks)
 
 
+def _largest(similarity: jax.Array, k: int) -> Neighbors:
+    """The ``k`` largest entries of every row of ``similarity [b, m]``, best first.
+
+    `jax.lax.top_k` of group maxima and then of the groups it names: they hold the ``k`` largest entries, because no
+    entry of another group is larger than ``k`` maxima. On CPU this takes less than half the time of one `top_k`.
+    """
+    num_rows, num_entries = similarity.shape
+    num_groups = -(-num_entries // _GROUP)
+    if num_groups < 2 * k:
+        values, index = jax.lax.top_k(similarity, k)
+        return Neighbors(similarity=values, index=index)
+    padded = jnp.pad(similarity, ((0, 0), (0, num_groups * _GROUP - num_entries)), constant_values=-jnp.inf)
+    # Group j holds the entries j, j + num_groups, ...: a maximum over whole rows of numbers, which vectorises.
+    groups = padded.reshape(num_rows, _GROUP, num_groups)
+    _, chosen = jax.lax.top_k(groups.max(axis=1), k)
+    candidates = jnp.take_along_axis(groups, chosen[:, None, :], axis=2).reshape(num_rows, -1)
+    offsets = jnp.arange(_GROUP, dtype=chosen.dtype)[None, :, None] * num_groups
+    entries = (offsets + chosen[:, None, :]).reshape(num_rows, -1)
+    values, place = jax.lax.top_k(candidates, k)
+    return Neighbors(similarity=values, index=jnp.take_along_axis(entries, place, axis=1))
+
+
 def top_neighbors(queries: jax.Array, bank: jax.Array, *, num_neighbors: int) -> Neighbors:
     """The ``k`` bank rows of largest inner product with each query.
 
@@ -51,8 +75,7 @@ def top_neighbors(queries: jax.Array, bank: jax.Array, *, num_neighbors: int) ->
     chex.assert_rank((queries, bank), 2)
     chex.assert_equal_shape_suffix((queries, bank), 1)
     k = min(num_neighbors, bank.shape[0])
-    similarity, index = map_blocks(lambda block: jax.lax.top_k(block @ bank.T, k), queries, bank.shape[0])
-    return Neighbors(similarity=similarity, index=index)
+    return map_blocks(lambda block: _largest(block @ bank.T, k), queries, bank.shape[0])
 
 
 @pytree
@@ -81,7 +104,7 @@ def neighbor_means(queries: jax.Array, bank: jax.Array, values: jax.Array, *, nu
     k = min(num_neighbors, bank.shape[0])
 
     def partners(block):
-        similarity, index = jax.lax.top_k(block @ bank.T, k)
-        return Partners(rows=values[index].mean(axis=1), similarity=similarity.mean(axis=1))
+        nearest = _largest(block @ bank.T, k)
+        return Partners(rows=values[nearest.index].mean(axis=1), similarity=nearest.similarity.mean(axis=1))
 
     return map_blocks(partners, queries, bank.shape[0])

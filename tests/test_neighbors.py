@@ -74,3 +74,16 @@ def test_permuting_rows_permutes_the_result():
         jnp.asarray(queries[order]), jnp.asarray(bank[bank_order]), jnp.asarray(values[bank_order]), num_neighbors=3
     )
     np.testing.assert_allclose(shuffled.rows, plain.rows[order], atol=1e-6)
+
+
+@pytest.mark.parametrize("num_neighbors", [1, 10, 31])
+def test_a_long_bank_is_searched_in_groups_without_losing_any(rng, num_neighbors):
+    queries, bank = rng.normal(size=(9, 5)).astype(np.float32), rng.normal(size=(1_003, 5)).astype(np.float32)
+    # The largest entries side by side and all of one group: no group may hide more than its maximum.
+    bank[:40] += 3
+    bank[::63] += 2
+    similarity = queries.astype(np.float64) @ bank.T.astype(np.float64)
+    expected = -np.sort(-similarity, axis=1)[:, :num_neighbors]
+    found = top_neighbors(jnp.asarray(queries), jnp.asarray(bank), num_neighbors=num_neighbors)
+    np.testing.assert_allclose(found.similarity, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(similarity, np.asarray(found.index), 1), expected, atol=1e-5)
