@@ -7,6 +7,7 @@ import pytest
 from conftest import planted_clouds, small_config, unit
 
 from mv2v_jax.anneal import refine_annealed, refine_csls
+from mv2v_jax.preprocess import draw_rows
 from mv2v_jax.procrustes import polar
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -54,6 +55,53 @@ def test_a_wrong_start_is_not_called_right(clouds, run):
     config = small_config(anneal_steps=40, anneal_rows=200, csls_steps=5, csls_rows=200)
     found = run["refine_annealed"](jax.random.key(0), x, y, jnp.asarray(-planted, jnp.float32), config)
     assert closeness(found.matrix, planted) < 0.9
+
+
+def annealed_in_numpy(key, x, y, cross, *, num_steps, num_rows, num_neighbors, power):
+    """The stage in float64 with the whole similarity matrix; only the draws are ours."""
+    objective = []
+    for step in range(num_steps):
+        keys = jax.random.split(jax.random.fold_in(key, step))
+        sizes = [min(num_rows, (len(rows) + 1) // 2) for rows in (x, y)]
+        drawn = [np.float64(draw_rows(k, r, size)) for k, r, size in zip(keys, (x, y), sizes, strict=True)]
+        progress = step / num_steps
+        u, singular, vt = np.linalg.svd(cross, full_matrices=False)
+        weights = (singular / singular[0]) ** (power * (1 - progress) / 2)
+        similarity = unit(drawn[0] @ u * weights) @ unit(drawn[1] @ vt.T * weights).T
+        density_x, density_y = (np.sort(s, axis=1)[:, -10:].mean(1) for s in (similarity, similarity.T))
+        csls = 2 * similarity - density_x[:, None] - density_y
+        new, best = 0, []
+        for own, other, cosines, scores in ((*drawn, similarity, csls), (*drawn[::-1], similarity.T, csls.T)):
+            among = np.where(cosines >= np.sort(cosines, axis=1)[:, [-10]], scores, -np.inf)
+            nearest = np.argsort(-among, axis=1)[:, :num_neighbors]
+            pairs = own.T @ other[nearest].mean(1) / len(own)
+            new = new + (pairs if own is drawn[0] else pairs.T)
+            best.append(np.take_along_axis(among, nearest, 1).mean())
+        momentum = 0.5 + 0.4 * progress
+        cross = momentum * cross + (1 - momentum) * new * np.sqrt(min(cross.shape)) / np.linalg.norm(new)
+        objective.append(np.mean(best))
+    return cross, objective
+
+
+@pytest.mark.parametrize("rows", [25, 1000])  # A sample, and more than half of the rows: half of them.
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_steps_against_numpy(clouds, name, rows):
+    x, y = clouds[0][:61], clouds[1][:50]
+    start = clouds[2] + 0.3 * np.random.default_rng(5).normal(size=(8, 6))
+    annealed = name == "refine_annealed"
+    own, other = ("anneal", "csls") if annealed else ("csls", "anneal")
+    config = small_config(
+        **{f"{own}_steps": 4, f"{own}_rows": rows, f"{other}_steps": 9, f"{other}_rows": 13},
+        csls_neighbors=2,
+        spectral_power=1.5,
+    )
+    key = jax.random.key(3)
+    expected, objective = annealed_in_numpy(
+        key, x, y, start, num_steps=4, num_rows=rows, num_neighbors=2, power=1.5 if annealed else 0.0
+    )
+    found = FUNCTIONS[name](key, x, y, jnp.asarray(start, jnp.float32), config=config)
+    np.testing.assert_allclose(found.matrix, expected, atol=1e-4)
+    np.testing.assert_allclose(found.objective, objective, atol=1e-4)
 
 
 # Two rows a side: each step sees one of each, which are each other's partners whatever the weights.

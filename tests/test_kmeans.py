@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, kmeans_plusplus
 
 from mv2v_jax.kmeans import kmeans, lloyd, seed_centers
 
@@ -61,6 +61,19 @@ def test_seeds_are_rows_and_spread():
     centers = np.asarray(seed_centers(jax.random.key(0), jnp.asarray(x), num_clusters=NUM_CLUSTERS))
     assert all((x == center).all(1).any() for center in centers)
     assert len(np.unique(centers, axis=0)) == NUM_CLUSTERS
+
+
+def test_seeding_is_as_good_as_scikit_learns():
+    """Greedy: of the rows drawn for a centre the best is taken. Seeds taken at random from them are far worse."""
+    x = make_blobs(2)
+
+    def inertia(centers):
+        return ((x[:, None] - np.asarray(centers)[None]) ** 2).sum(-1).min(1).sum()
+
+    seeds = jax.jit(jax.vmap(lambda key: seed_centers(key, jnp.asarray(x), num_clusters=NUM_CLUSTERS)))
+    ours = [inertia(centers) for centers in seeds(jax.random.split(jax.random.key(0), 60))]
+    theirs = [inertia(kmeans_plusplus(x, NUM_CLUSTERS, random_state=seed)[0]) for seed in range(60)]
+    assert np.mean(ours) < 1.1 * np.mean(theirs)
 
 
 def test_an_empty_cluster_stays_where_it_is():

@@ -155,6 +155,17 @@ def test_the_result_says_what_happened():
     assert (int(info.zero_rows_x), int(info.zero_rows_y)) == (0, 0)
 
 
+def test_the_map_remembers_both_spaces():
+    planted = small_clouds()
+    fitted = align(jax.random.key(0), planted.x, 5 * planted.y, SMALL).map
+    for rows, mean, scale in (
+        (planted.x, fitted.mean_x, fitted.scale_x),
+        (5 * planted.y, fitted.mean_y, fitted.scale_y),
+    ):
+        np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(scale, np.linalg.norm(rows - rows.mean(0), axis=1).mean(), rtol=1e-4)
+
+
 def test_fewer_rows_than_every_sample_and_an_average_of_maps():
     few = planted_clouds(3, 4, num_x=7, num_y=6, groups=3, seed=4)
     config: Config = small_config(anneal_steps=0, csls_steps=0, project=False)

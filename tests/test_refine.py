@@ -11,6 +11,7 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.cluster import KMeans
 
 from mv2v_jax.anneal import refine_annealed, refine_csls
+from mv2v_jax.preprocess import draw_rows
 from mv2v_jax.refine import refine_clusters, refine_matching
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -44,15 +45,18 @@ def distance(W, planted):
     return np.linalg.norm(np.asarray(W) - planted) / np.linalg.norm(planted)
 
 
-def test_steps_of_refine_matching_against_numpy(clouds, run):
+@pytest.mark.parametrize("rows", [40, 1000])  # A sample, another each step, and all rows.
+def test_steps_of_refine_matching_against_numpy(clouds, run, rows):
     x, y, _, W = clouds
-    found = run["refine_matching"](jax.random.key(0), x, y, W, small_config(match_steps=2, match_rows=1000))
+    key = jax.random.key(0)
+    found = run["refine_matching"](key, x, y, W, small_config(match_steps=2, match_rows=rows))
     expected, objective = np.float64(W), []
-    for _ in range(2):
-        similarity = unit(x @ expected) @ y.T
+    for step in range(2):
+        drawn = np.asarray(draw_rows(jax.random.fold_in(key, step), jnp.asarray(x), rows))
+        similarity = unit(drawn @ expected) @ y.T
         nearest = np.argsort(-similarity, axis=1)[:, :4]
         objective.append(np.take_along_axis(similarity, nearest, 1).mean())
-        expected = 0.5 * expected + 0.5 * orthogonal_procrustes(x, y[nearest].mean(1))[0]
+        expected = 0.5 * expected + 0.5 * orthogonal_procrustes(drawn, y[nearest].mean(1))[0]
     np.testing.assert_allclose(found.matrix, expected, atol=1e-3)
     np.testing.assert_allclose(found.objective, objective, atol=1e-4)
 
