@@ -9,7 +9,9 @@ import pytest
 from conftest import assert_trees_close, planted_clouds, small_config
 
 from mv2v_jax import Config, align, apply
+from mv2v_jax.csls import mean_csls
 from mv2v_jax.metrics import evaluate
+from mv2v_jax.preprocess import fit_space
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -153,6 +155,8 @@ def test_the_result_says_what_happened():
     assert int(info.anchor_kept.sum()) == SMALL.kept_sets
     assert (np.asarray(info.anchor_objective) <= 1 + 1e-5).all()
     assert (int(info.zero_rows_x), int(info.zero_rows_y)) == (0, 0)
+    expected = mean_csls(apply(result.map, jnp.asarray(planted.x)), fit_space(jnp.asarray(planted.y)).rows)
+    np.testing.assert_allclose(result.objective, expected, atol=1e-5)
 
 
 def test_the_map_remembers_both_spaces():
