@@ -28,7 +28,8 @@ from benchmarks.common import (
 )
 from mv2v_jax import PRESETS, AlignResult, Config, align
 from mv2v_jax.anchors import match_anchor_sets
-from mv2v_jax.pipeline import REFINEMENTS, finish, initial_map, split_keys
+from mv2v_jax.evidence import hold_out
+from mv2v_jax.pipeline import REFINEMENTS, SETTLING, Refinement, finish, initial_map, split_keys, weigh
 from mv2v_jax.preprocess import fit_space
 from mv2v_jax.qap import Assignment, centered_kernel, search_assignment, search_from
 
@@ -50,29 +51,42 @@ def time_stages(key: jax.Array, x: jax.Array, y: jax.Array, config: Config, repe
         times[name] = {"compile": compiling, "steady": steady}
         return result
 
+    def preprocess(x, y, config):
+        spaces = fit_space(x), fit_space(y)
+        return spaces, [hold_out(space, config.held_out_rows) for space in spaces]
+
     def anchors(key, x, y, config):
         return match_anchor_sets(key, x, y, config=config)
 
     def first(key, x, y, sets, config):
         return initial_map(key, x, y, sets, config=config)
 
-    def last(key, space_x, space_y, matrix, sets, anchors, trajectory, config):
-        return finish(key, space_x, space_y, matrix, sets, anchors, trajectory, config=config)
+    def evidence(key, x, y, matrix, trajectory, sets, anchors, config):
+        return weigh(key, x, y, matrix, trajectory, sets, anchors, config=config)
+
+    def last(space_x, space_y, matrix, searched, trajectory, config):
+        return finish(space_x, space_y, matrix, searched, trajectory, config=config)
+
+    def refine(stages: tuple[Refinement, ...], x, y, matrix):
+        trajectory = {}
+        for name, num_steps, run in stages:
+            if num_steps(config, min(x.shape[0], y.shape[0])):
+
+                def all_steps(key, x, y, matrix, config, run=run):
+                    return run(key, x, y, matrix, config=config)
+
+                refined = timed(name, all_steps, getattr(keys, name), x, y, matrix, config)
+                matrix, trajectory[name] = refined.matrix, refined.objective
+        return matrix, trajectory
 
     keys = split_keys(key)
-    space_x, space_y = timed("preprocess", lambda x, y: (fit_space(x), fit_space(y)), x, y)
-    sets = timed("anchor sets", anchors, keys.anchors, space_x.rows, space_y.rows, config)
-    matrix, found = timed("initial map", first, keys.matching, space_x.rows, space_y.rows, sets, config)
-    trajectory = {}
-    for name, num_steps, run in REFINEMENTS:
-        if num_steps(config):
-
-            def refine(key, x, y, matrix, config, run=run):
-                return run(key, x, y, matrix, config=config)
-
-            refined = timed(name, refine, getattr(keys, name), space_x.rows, space_y.rows, matrix, config)
-            matrix, trajectory[name] = refined.matrix, refined.objective
-    result = timed("finish", last, keys.objective, space_x, space_y, matrix, sets, found, trajectory, config)
+    (space_x, space_y), (part_x, part_y) = timed("preprocess", preprocess, x, y, config)
+    sets = timed("anchor sets", anchors, keys.anchors, part_x.fitted, part_y.fitted, config)
+    matrix, found = timed("initial map", first, keys.matching, part_x.fitted, part_y.fitted, sets, config)
+    matrix, trajectory = refine(REFINEMENTS, part_x.fitted, part_y.fitted, matrix)
+    searched = timed("evidence", evidence, keys.evidence, part_x, part_y, matrix, trajectory, sets, found, config)
+    matrix, trajectory = refine(SETTLING, space_x.rows, space_y.rows, matrix)
+    result = timed("finish", last, space_x, space_y, matrix, searched, trajectory, config)
     return times, result
 
 

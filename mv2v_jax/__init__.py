@@ -2,7 +2,9 @@
 
 from mv2v_jax.linear_map import apply, invert
 from mv2v_jax.pipeline import align
-from mv2v_jax.types import PRESETS, AlignResult, Config, LinearMap, notebook, paper
+from mv2v_jax.restarts import Restarts, align_restarts, select
+from mv2v_jax.types import PRESETS, AlignResult, Config, LinearMap, fast, notebook, paper
+from mv2v_jax.verdict import Verdict
 
 __version__ = "0.1.0"
 
@@ -11,9 +13,14 @@ __all__ = [
     "AlignResult",
     "Config",
     "LinearMap",
+    "Restarts",
+    "Verdict",
     "align",
+    "align_restarts",
     "apply",
+    "fast",
     "invert",
     "notebook",
     "paper",
+    "select",
 ]

@@ -25,11 +25,23 @@ from mv2v_jax.io import (
 from mv2v_jax.linear_map import Frame
 from mv2v_jax.metrics import Metrics, evaluate, oracle
 from mv2v_jax.progress import TimedFit, align_with_progress
-from mv2v_jax.report import print_facts, print_table, progress_bar
+from mv2v_jax.report import describe_verdict, print_facts, print_table, progress_bar
+from mv2v_jax.restarts import check_restarts
 from mv2v_jax.types import Config, LinearMap
 from mv2v_jax.validate import InputError, check_config, check_finite, check_fitting_rows, check_shape
+from mv2v_jax.verdict import Verdict
 
 _APPLY_ROWS = 16_384
+_NOT_ALIGNED_EXIT = 3
+_DEFAULT_RESTARTS = 2
+
+_restarts_option = click.option(
+    "--restarts",
+    type=click.IntRange(1, 10_000),
+    default=_DEFAULT_RESTARTS,
+    show_default=True,
+    help="Searches from different draws; the one that scores best on held-out rows is kept. No label is used.",
+)
 
 
 @click.group(
@@ -63,9 +75,26 @@ def _config_flags(command):
     return command
 
 
-def _fit(x: np.ndarray, y: np.ndarray, config: Config, seed: int) -> TimedFit:
+def _fit(x: np.ndarray, y: np.ndarray, config: Config, seed: int, restarts: int) -> TimedFit:
     with progress_bar() as on_step:
-        return align_with_progress(jax.random.key(seed), x, y, config, on_step)
+        return align_with_progress(jax.random.key(seed), x, y, config, on_step, restarts)
+
+
+def _judged(fit: TimedFit) -> dict[str, Any]:
+    """The verdict on a fit and what it rests on, for people and for JSON."""
+    best, scores = fit.result.best, fit.result.evidence.score
+    chosen = int(fit.result.chosen)
+    others = np.delete(np.asarray(fit.result.agreement)[chosen], chosen)
+    return {
+        "verdict": Verdict(int(best.verdict)).name,
+        "confidence": float(best.confidence),
+        "estimated_top1": float(best.estimated_top1),
+        "score": float(best.evidence.score),
+        "restarts": len(scores),
+        "restart_scores": [float(score) for score in scores],
+        "restart_chosen": chosen,
+        "restart_agreement": float(np.median(others)) if len(others) else None,
+    }
 
 
 def _scores(linear_map: LinearMap, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
@@ -85,24 +114,27 @@ def _load_rows(source: str, columns: int, wanted_by: str) -> np.ndarray:
 
 @cli.command()
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed.")
+@_restarts_option
 @click.option("--export", type=click.Path(path_type=Path), help="Also write the data as .npy files to this folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of a table.")
-def demo(seed: int, export: Path | None, as_json: bool) -> None:
+def demo(seed: int, restarts: int, export: Path | None, as_json: bool) -> None:
     """Align the bundled real embeddings, judge the map, compare it with the best orthogonal map on true pairs."""
     data = load_demo_data()
     if export is not None:
         _export(export, {name: getattr(data, name) for name in ("x", "y", "x_eval", "y_eval")})
-    fit = _fit(data.x, data.y, PRESETS["default"](), seed)
-    ours = _scores(fit.result.map, data.x_eval, data.y_eval)
+    fit = _fit(data.x, data.y, PRESETS["default"](), seed, restarts)
+    ours = _scores(fit.result.best.map, data.x_eval, data.y_eval)
     best = _scores(oracle(data.x, data.y_true, data.y), data.x_eval, data.y_eval)
     if as_json:
-        print(json.dumps({"seed": seed, "seconds": fit.seconds, "mv2v": ours, "oracle": best}))
+        times = {"seconds": fit.seconds, "compile_seconds": fit.compile_seconds, "device": _device()}
+        print(json.dumps({"seed": seed, **times, "mv2v": ours, "oracle": best, **_judged(fit)}))
         return
     print(
         f"MiniLM ({len(data.x):,} texts) to WordLlama ({len(data.y):,} other texts), no pair known.\n"
         f"Judged on {len(data.x_eval):,} held-out texts; the oracle is the best orthogonal map, fitted on true pairs."
     )
     print_table(["", *ours], [["mv2v", *ours.values()], ["oracle", *best.values()]])
+    print(f"Without labels: {describe_verdict(_judged(fit))}")
     print(f"{fit.seconds:.1f} s to fit, {fit.compile_seconds:.1f} s to compile, on {_device()}")
 
 
@@ -127,23 +159,40 @@ def _device() -> str:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Map to write, .safetensors.")
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), default="default", show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed.")
+@_restarts_option
+@click.option("--accept", is_flag=True, help="Take the map whatever the verdict: no warning, exit code 0.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON line.")
 @_config_flags
-def align(x_file: str, y_file: str, output: Path, preset: str, seed: int, as_json: bool, **flags: Any) -> None:
-    """Learn the map from the space of X to the space of Y. No row of X needs a partner in Y."""
+def align(
+    x_file: str,
+    y_file: str,
+    output: Path,
+    preset: str,
+    seed: int,
+    restarts: int,
+    accept: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Learn the map from the space of X to the space of Y. No row of X needs a partner in Y.
+
+    The map is written with a verdict, which no label goes into. Exit code 3 where the verdict is not_aligned.
+    """
     given = {name: value for name, value in flags.items() if value is not None}
     config = dataclasses.replace(PRESETS[preset](), **given)
     check_config(config)
     check_writable(output)
     x, y = (check_fitting_rows(load_embeddings(file), file, config) for file in (x_file, y_file))
-    fit = _fit(x, y, config, seed)
-    info = fit.result.info
+    check_restarts(restarts, min(x.shape[0], y.shape[0]), config)
+    fit = _fit(x, y, config, seed, restarts)
+    info = fit.result.best.info
     if not bool(info.all_finite):
         raise InputError(f"{x_file} and {y_file} must be in a range float32 can square, found a map that is not finite")
     shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
-    run = {"preset": preset, "seed": seed, "objective": float(fit.result.objective), "device": _device()}
+    judged = _judged(fit)
+    run = {"preset": preset, "seed": seed, **judged, "device": _device()}
     provenance = {"config": dataclasses.asdict(config), "digest_x": digest(x), "digest_y": digest(y)}
-    save_map(output, fit.result.map, {**shapes, **run, **provenance})
+    save_map(output, fit.result.best.map, {**shapes, **run, **provenance})
     odd_rows = {
         "zero_rows_x": int(info.zero_rows_x),
         "zero_rows_y": int(info.zero_rows_y),
@@ -155,6 +204,13 @@ def align(x_file: str, y_file: str, output: Path, preset: str, seed: int, as_jso
         print(json.dumps(facts))
     else:
         print_facts({**facts, "map": output})
+    if judged["verdict"] == Verdict.aligned.name or accept:
+        if not as_json:
+            print(describe_verdict(judged))
+        return
+    print(f"Warning: {describe_verdict(judged)}", file=sys.stderr)
+    if judged["verdict"] == Verdict.not_aligned.name:
+        raise NotAligned
 
 
 @cli.command("apply")
@@ -169,9 +225,13 @@ def align(x_file: str, y_file: str, output: Path, preset: str, seed: int, as_jso
     help="centred: mean removed, unit rows. target: comparable by cosine with raw vectors of the target encoder.",
 )
 @click.option("--inverse", is_flag=True, help="Map rows of the target space back into the source space.")
-def apply_command(map_file: str, x_file: str, output: Path, frame: Frame, inverse: bool) -> None:
+@click.option("--accept", is_flag=True, help="Do not warn where the map's own verdict is not aligned.")
+def apply_command(map_file: str, x_file: str, output: Path, frame: Frame, inverse: bool, accept: bool) -> None:
     """Map the rows of X and write them in the dtype they came in."""
-    linear_map, _ = load_map(map_file)
+    linear_map, metadata = load_map(map_file)
+    verdict = metadata.get("verdict", Verdict.aligned.name)
+    if verdict != Verdict.aligned.name and not accept:
+        print(f"Warning: the fit of {map_file} was judged {verdict}; mv2v info shows why.", file=sys.stderr)
     if inverse:
         linear_map = invert(linear_map)
     check_writable(output)
@@ -219,10 +279,16 @@ def info(map_file: str, as_json: bool) -> None:
         print_facts(facts)
 
 
+class NotAligned(Exception):
+    """A fit whose verdict is ``not_aligned``: its map is written and its warning printed."""
+
+
 def main() -> None:
-    """Entry point of ``mv2v``: user errors end in one sentence and exit code 2, an interrupt in 130."""
+    """Entry point of ``mv2v``: user errors end in one sentence and exit code 2, ``not_aligned`` in 3, Ctrl-C in 130."""
     try:
         sys.exit(cli.main(prog_name="mv2v", standalone_mode=False))
+    except NotAligned:
+        sys.exit(_NOT_ALIGNED_EXIT)
     except InputError as error:
         message, code = str(error), 2
     except click.ClickException as error:

@@ -41,11 +41,13 @@ def apply(linear_map: LinearMap, x: jax.Array, *, frame: Frame = "centred") -> j
 def invert(linear_map: LinearMap) -> LinearMap:
     """The map from target to source.
 
-    Its ``W`` is the pseudo-inverse, which for a semi-orthogonal ``W`` is the transpose: exact for square maps, and the
-    shortest pre-image where the target has fewer dimensions.
+    Its ``W`` is the transpose: the inverse of a semi-orthogonal map (exact for square ones, the shortest pre-image
+    where the target has fewer dimensions), and where a map also whitens, the map of the same correspondence that
+    whitens both spaces again. Either way rows keep the partners they have: both maps compare ``x`` and ``y`` by
+    ``x W y^T``.
     """
     return LinearMap(
-        W=jnp.linalg.pinv(linear_map.W),
+        W=linear_map.W.T,
         mean_x=linear_map.mean_y,
         mean_y=linear_map.mean_x,
         scale_x=linear_map.scale_y,

@@ -7,19 +7,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.anchors import AnchorSets, match_anchor_sets, select_anchors
+from mv2v_jax.anchors import Anchors, AnchorSets, match_anchor_sets, select_anchors
 from mv2v_jax.anneal import refine_annealed, refine_csls
-from mv2v_jax.csls import mean_csls
+from mv2v_jax.evidence import HoldOut, gather_evidence, hold_out, num_held_out
 from mv2v_jax.matching import match_relative
-from mv2v_jax.preprocess import Space, draw_rows, fit_space, unit_rows
-from mv2v_jax.procrustes import polar, procrustes
+from mv2v_jax.preprocess import Space, draw_rows, fit_space
+from mv2v_jax.procrustes import polar
 from mv2v_jax.pytree import pytree
 from mv2v_jax.refine import Refined, refine_clusters, refine_matching
-from mv2v_jax.types import AlignInfo, AlignResult, Config, LinearMap
+from mv2v_jax.types import AlignInfo, AlignResult, Config, Evidence, LinearMap
 from mv2v_jax.validate import check_config, check_fitting_rows
-
-# Rows of each space behind the final objective.
-_OBJECTIVE_ROWS = 4_096
+from mv2v_jax.verdict import judge
+from mv2v_jax.whitening import whiten_map
 
 
 @pytree
@@ -29,10 +28,11 @@ class Keys:
     anchors: jax.Array
     matching: jax.Array
     refine_matching: jax.Array
-    refine_annealed: jax.Array
-    refine_csls: jax.Array
     refine_clusters: jax.Array
-    objective: jax.Array
+    refine_annealed: jax.Array
+    refine_annealed_again: jax.Array
+    refine_csls: jax.Array
+    evidence: jax.Array
 
 
 def split_keys(key: jax.Array) -> Keys:
@@ -41,64 +41,156 @@ def split_keys(key: jax.Array) -> Keys:
 
 
 class Refinement(NamedTuple):
-    """One refinement stage: its name, its key's name, its number of steps under a config, and the function."""
+    """One refinement stage: its name and its key's, its steps by config and rows of the smaller space, the function."""
 
     name: str
-    num_steps: Callable[[Config], int]
+    num_steps: Callable[[Config, int], int]
     run: Callable[..., Refined]
 
 
+# In their order, all on the fitted rows: the published ones return maps, the annealed one a cross-covariance.
 REFINEMENTS = (
-    Refinement("refine_matching", lambda config: config.match_steps, refine_matching),
-    Refinement("refine_annealed", lambda config: config.anneal_steps, refine_annealed),
-    Refinement("refine_csls", lambda config: config.csls_steps, refine_csls),
-    Refinement("refine_clusters", lambda config: config.cluster_steps, refine_clusters),
+    Refinement("refine_matching", lambda config, num_rows: config.match_steps, refine_matching),
+    Refinement("refine_clusters", lambda config, num_rows: config.cluster_steps, refine_clusters),
+    Refinement("refine_annealed", lambda config, num_rows: config.anneal_steps, refine_annealed),
 )
 
 
+def _anneal_again(key, x, y, matrix, *, config: Config, steps=None) -> Refined:
+    """The second half of the annealed refinement once more."""
+    half = config.anneal_steps // 2
+    return refine_annealed(
+        key, x, y, matrix, config=config, steps=(jnp.arange(half) if steps is None else steps) + half
+    )
+
+
+def again_steps(config: Config, num_rows: int) -> int:
+    """Steps of `_anneal_again`: none where so few rows were held out that the fit cannot have missed them."""
+    return config.anneal_steps // 2 if 20 * num_held_out(num_rows, config.held_out_rows) >= num_rows else 0
+
+
+# On all rows, the held-out ones among them: they have been asked by then.
+SETTLING = (
+    Refinement("refine_annealed_again", again_steps, _anneal_again),
+    Refinement("refine_csls", lambda config, num_rows: config.csls_steps, refine_csls),
+)
+
+
+@pytree
+class Searched:
+    """A map that was searched for on the fitted rows, before it is settled.
+
+    Attributes:
+        matrix: ``[d_x, d_y]``, a map or a cross-covariance.
+        evidence: `Evidence` of it from the held-out rows.
+        trajectory: per stage, its label-free objective at every step.
+        anchor_objective, anchor_agreement, anchor_kept: see `AlignInfo`.
+    """
+
+    matrix: jax.Array
+    evidence: Evidence
+    trajectory: dict[str, jax.Array]
+    anchor_objective: jax.Array
+    anchor_agreement: jax.Array
+    anchor_kept: jax.Array
+
+
 def initial_map(key, x: jax.Array, y: jax.Array, sets: AnchorSets, *, config: Config):
-    """Anchors that agree, relative representations, Procrustes: the first map ``[d_x, d_y]`` and the anchors."""
+    """Anchors that agree, relative representations: the first matrix ``[d_x, d_y]`` and the anchors.
+
+    The matrix is a map where a published refinement goes on with it, else a cross-covariance, whose singular values
+    tell the annealed refinement which directions to trust.
+    """
     anchors = select_anchors(sets, config=config)
     drawn = draw_rows(key, x, config.matching_rows or x.shape[0])
     partners = match_relative(drawn, y, anchors.x, anchors.y, num_neighbors=config.num_neighbors)
-    return procrustes(drawn, partners.rows), anchors
+    cross = drawn.T @ partners.rows
+    if config.match_steps or config.cluster_steps or not config.anneal_steps:
+        return polar(cross), anchors
+    length = jnp.maximum(jnp.linalg.norm(cross), jnp.finfo(cross.dtype).tiny)
+    return cross * (min(cross.shape) ** 0.5 / length), anchors
 
 
-def finish(key, space_x: Space, space_y: Space, matrix, sets, anchors, trajectory, *, config: Config) -> AlignResult:
-    """Project, score and pack the result."""
-    W = polar(matrix) if config.project else matrix
-    key_x, key_y = jax.random.split(key)
-    sample_x = draw_rows(key_x, space_x.rows, _OBJECTIVE_ROWS)
-    sample_y = draw_rows(key_y, space_y.rows, _OBJECTIVE_ROWS)
+def as_map(matrix: jax.Array, *, config: Config) -> jax.Array:
+    """The map that a stage's matrix stands for."""
+    return polar(matrix) if config.project else matrix
+
+
+def refine(
+    keys: Keys, stages: tuple[Refinement, ...], x: jax.Array, y: jax.Array, matrix: jax.Array, *, config: Config
+):
+    """Run the stages that have steps, one after the other: the last matrix, and each one's objective by name."""
+    trajectory = {}
+    for name, num_steps, run in stages:
+        if num_steps(config, min(x.shape[0], y.shape[0])):
+            refined = run(getattr(keys, name), x, y, matrix, config=config)
+            matrix, trajectory[name] = refined.matrix, refined.objective
+    return matrix, trajectory
+
+
+def search_map(key: jax.Array, x: HoldOut, y: HoldOut, *, config: Config) -> Searched:
+    """Everything that has a chance in it, on the fitted rows: anchors, matching, refinement; and the evidence."""
+    keys = split_keys(key)
+    sets = match_anchor_sets(keys.anchors, x.fitted, y.fitted, config=config)
+    matrix, anchors = initial_map(keys.matching, x.fitted, y.fitted, sets, config=config)
+    matrix, trajectory = refine(keys, REFINEMENTS, x.fitted, y.fitted, matrix, config=config)
+    return weigh(keys.evidence, x, y, matrix, trajectory, sets, anchors, config=config)
+
+
+def weigh(key, x: HoldOut, y: HoldOut, matrix, trajectory, sets: AnchorSets, anchors: Anchors, *, config) -> Searched:
+    """Ask the held-out rows, and pack a search."""
+    return Searched(
+        matrix=matrix,
+        evidence=gather_evidence(key, x, y, as_map(matrix, config=config)),
+        trajectory=trajectory,
+        anchor_objective=sets.objective,
+        anchor_agreement=anchors.agreement,
+        anchor_kept=anchors.kept,
+    )
+
+
+def finish(
+    space_x: Space, space_y: Space, matrix: jax.Array, searched: Searched, trajectory, *, config: Config
+) -> AlignResult:
+    """Project, whiten, judge and pack the result; ``trajectory`` is that of the settling stages."""
+    W = as_map(matrix, config=config)
     gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
+    orthogonality = jnp.linalg.norm(gram - jnp.eye(gram.shape[0], dtype=W.dtype))
+    W = whiten_map(W, space_x.rows, space_y.rows, config.whitening_power)
+    judgement = judge(searched.evidence)
     return AlignResult(
         map=LinearMap(W=W, mean_x=space_x.mean, mean_y=space_y.mean, scale_x=space_x.scale, scale_y=space_y.scale),
-        objective=mean_csls(unit_rows(sample_x @ W), sample_y),
-        trajectory=trajectory,
+        verdict=judgement.verdict,
+        confidence=judgement.confidence,
+        estimated_top1=judgement.estimated_top1,
+        evidence=searched.evidence,
+        trajectory={**searched.trajectory, **trajectory},
         info=AlignInfo(
-            anchor_objective=sets.objective,
-            anchor_agreement=anchors.agreement,
-            anchor_kept=anchors.kept,
+            anchor_objective=searched.anchor_objective,
+            anchor_agreement=searched.anchor_agreement,
+            anchor_kept=searched.anchor_kept,
             zero_rows_x=space_x.zero_rows,
             zero_rows_y=space_y.zero_rows,
-            orthogonality=jnp.linalg.norm(gram - jnp.eye(gram.shape[0], dtype=W.dtype)),
+            orthogonality=orthogonality,
             all_finite=jnp.isfinite(W).all(),
         ),
     )
 
 
+def settle_map(
+    key: jax.Array, space_x: Space, space_y: Space, matrix: jax.Array, searched: Searched, *, config: Config
+) -> AlignResult:
+    """Settle a matrix on all rows and pack the result."""
+    matrix, trajectory = refine(split_keys(key), SETTLING, space_x.rows, space_y.rows, matrix, config=config)
+    return finish(space_x, space_y, matrix, searched, trajectory, config=config)
+
+
 @jax.jit
 def _align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config) -> AlignResult:
-    keys = split_keys(key)
     space_x, space_y = fit_space(x), fit_space(y)
-    sets = match_anchor_sets(keys.anchors, space_x.rows, space_y.rows, config=config)
-    matrix, anchors = initial_map(keys.matching, space_x.rows, space_y.rows, sets, config=config)
-    trajectory = {}
-    for name, num_steps, run in REFINEMENTS:
-        if num_steps(config):
-            refined = run(getattr(keys, name), space_x.rows, space_y.rows, matrix, config=config)
-            matrix, trajectory[name] = refined.matrix, refined.objective
-    return finish(keys.objective, space_x, space_y, matrix, sets, anchors, trajectory, config=config)
+    parts = (hold_out(space, config.held_out_rows) for space in (space_x, space_y))
+    searched = search_map(key, *parts, config=config)
+    return settle_map(key, space_x, space_y, searched.matrix, searched, config=config)
 
 
 def align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config | None = None) -> AlignResult:
@@ -113,7 +205,7 @@ def align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config | None = No
         config: a `Config`; the default preset if none. Its integers are static, its floats traced.
 
     Returns:
-        `AlignResult`: the map, its label-free objective, the trajectory of every stage, and per-stage information.
+        `AlignResult`: the map, the verdict on it with its evidence, the trajectory of every stage, and more.
 
     Raises:
         InputError: a `ValueError`; shapes, dtypes or config out of range, and, where the arrays are concrete, NaN,

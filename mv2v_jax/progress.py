@@ -1,8 +1,8 @@
 """The same fit in separately compiled pieces, so that a program can show how far it is.
 
-`mv2v_jax.align` is one compiled function and stays silent until it is done. Here its stages are compiled one by one and
-the long ones run in chunks of steps, with the same keys: the result is the same up to rounding, no compiled function
-calls back, and compiling is timed apart from running.
+`mv2v_jax.align_restarts` is one compiled function and stays silent until it is done. Here its stages are compiled one
+by one and the long ones run in chunks of steps, with the same keys: the result is the same up to rounding, no compiled
+function calls back, and compiling is timed apart from running.
 """
 
 import time
@@ -13,9 +13,21 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.anchors import AnchorSets, match_anchor_sets
-from mv2v_jax.pipeline import REFINEMENTS, finish, initial_map, split_keys
+from mv2v_jax.evidence import HoldOut, hold_out
+from mv2v_jax.pipeline import (
+    REFINEMENTS,
+    SETTLING,
+    Keys,
+    Refinement,
+    Searched,
+    finish,
+    initial_map,
+    split_keys,
+    weigh,
+)
 from mv2v_jax.preprocess import fit_space
-from mv2v_jax.types import AlignResult, Config
+from mv2v_jax.restarts import Restarts, check_restarts, compare, select
+from mv2v_jax.types import Config
 from mv2v_jax.validate import check_config, check_fitting_rows
 
 OnStep = Callable[[str, int, int], None]
@@ -25,12 +37,12 @@ class TimedFit(NamedTuple):
     """A fit and what it took.
 
     Attributes:
-        result: `AlignResult`.
+        result: `Restarts`.
         compile_seconds: tracing and compiling, all stages.
         seconds: running, all stages: the steady time of the fit.
     """
 
-    result: AlignResult
+    result: Restarts
     compile_seconds: float
     seconds: float
 
@@ -62,63 +74,114 @@ def _chunks(num_steps: int) -> list[jax.Array]:
     return list(jnp.arange(num_steps).reshape(-1, length))
 
 
-def align_with_progress(key: jax.Array, x: Any, y: Any, config: Config, on_step: OnStep) -> TimedFit:
-    """Fit as `mv2v_jax.align` does, telling ``on_step(stage, done, total)`` after every chunk.
+def _some_sets(key, rows_x, rows_y, config, sets):
+    return match_anchor_sets(key, rows_x, rows_y, config=config, sets=sets)
+
+
+def _first_matrix(key, rows_x, rows_y, sets, config):
+    return initial_map(key, rows_x, rows_y, sets, config=config)
+
+
+def _parts(space_x, space_y, config):
+    return tuple(hold_out(space, config.held_out_rows) for space in (space_x, space_y))
+
+
+def _searched(key, part_x, part_y, matrix, trajectory, sets, anchors, config):
+    return weigh(key, part_x, part_y, matrix, trajectory, sets, anchors, config=config)
+
+
+def _finish(space_x, space_y, matrix, searched, trajectory, config):
+    return finish(space_x, space_y, matrix, searched, trajectory, config=config)
+
+
+class _Fit:
+    """One call of `align_with_progress`: what its pieces share."""
+
+    def __init__(self, config: Config, on_step: OnStep) -> None:
+        self.config, self.on_step, self.watch = config, on_step, _Stopwatch()
+        self._steps: dict[str, Callable[..., Any]] = {}
+
+    def _run_steps(self, stage: Refinement) -> Callable[..., Any]:
+        """One function a stage, so that all restarts share its compilation."""
+
+        def some_steps(key, rows_x, rows_y, matrix, config, steps):
+            return stage.run(key, rows_x, rows_y, matrix, config=config, steps=steps)
+
+        return self._steps.setdefault(stage.name, some_steps)
+
+    def refine(self, keys: Keys, stages: tuple[Refinement, ...], rows_x, rows_y, matrix, label: str):
+        """As `pipeline.refine`, in chunks of steps."""
+        trajectory = {}
+        for stage in stages:
+            num_steps = stage.num_steps(self.config, min(rows_x.shape[0], rows_y.shape[0]))
+            if not num_steps:
+                continue
+            objective = []
+            for chunk in _follow(label + stage.name, num_steps, self.on_step):
+                arguments = (getattr(keys, stage.name), rows_x, rows_y, matrix, self.config, chunk)
+                refined = self.watch.run(self._run_steps(stage), *arguments)
+                matrix = refined.matrix
+                objective.append(refined.objective)
+            trajectory[stage.name] = jnp.concatenate(objective)
+        return matrix, trajectory
+
+    def search(self, key: jax.Array, part_x: HoldOut, part_y: HoldOut, label: str) -> Searched:
+        """As `pipeline.search_map`."""
+        keys, config = split_keys(key), self.config
+        found: list[AnchorSets] = []
+        for chunk in _follow(f"{label}anchors", config.num_anchor_sets, self.on_step):
+            found.append(self.watch.run(_some_sets, keys.anchors, part_x.fitted, part_y.fitted, config, chunk))
+        sets = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
+        arguments = (keys.matching, part_x.fitted, part_y.fitted, sets, config)
+        matrix, anchors = self.watch.run(_first_matrix, *arguments)
+        matrix, trajectory = self.refine(keys, REFINEMENTS, part_x.fitted, part_y.fitted, matrix, label)
+        return self.watch.run(_searched, keys.evidence, part_x, part_y, matrix, trajectory, sets, anchors, config)
+
+
+def align_with_progress(
+    key: jax.Array, x: Any, y: Any, config: Config, on_step: OnStep, num_restarts: int = 1
+) -> TimedFit:
+    """Fit as `mv2v_jax.align_restarts` does, telling ``on_step(stage, done, total)`` after every chunk.
 
     Args:
         key: random key.
         x: ``[n, d_x]`` raw rows of the source.
         y: ``[m, d_y]`` raw rows of the target.
-        config: as for `align`.
+        config: as for `align_restarts`.
         on_step: called on the host with a stage's name, the steps done and the steps to do.
+        num_restarts: as for `align_restarts`.
 
     Raises:
-        InputError: as `align`.
+        InputError: as `align_restarts`.
     """
     check_config(config)
     x, y = (jnp.asarray(check_fitting_rows(rows, name, config)) for rows, name in ((x, "x"), (y, "y")))
-    watch = _Stopwatch()
-    keys = split_keys(key)
+    check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config)
+    fit = _Fit(config, on_step)
+    watch = fit.watch
     on_step("preprocess", 0, 1)
     space_x, space_y = watch.run(fit_space, x), watch.run(fit_space, y)
+    part_x, part_y = watch.run(_parts, space_x, space_y, config)
     on_step("preprocess", 1, 1)
 
-    def some_sets(key, rows_x, rows_y, config, sets):
-        return match_anchor_sets(key, rows_x, rows_y, config=config, sets=sets)
-
-    found: list[AnchorSets] = []
-    for chunk in _follow("anchors", config.num_anchor_sets, on_step):
-        found.append(watch.run(some_sets, keys.anchors, space_x.rows, space_y.rows, config, chunk))
-    sets = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
-
-    def first_map(key, rows_x, rows_y, sets, config):
-        return initial_map(key, rows_x, rows_y, sets, config=config)
-
-    on_step("matching", 0, 1)
-    matrix, anchors = watch.run(first_map, keys.matching, space_x.rows, space_y.rows, sets, config)
-    on_step("matching", 1, 1)
-
-    trajectory = {}
-    for name, num_steps, run in REFINEMENTS:
-        if not num_steps(config):
-            continue
-
-        def some_steps(key, rows_x, rows_y, matrix, config, steps, run=run):
-            return run(key, rows_x, rows_y, matrix, config=config, steps=steps)
-
-        objective = []
-        for chunk in _follow(name, num_steps(config), on_step):
-            arguments = (getattr(keys, name), space_x.rows, space_y.rows, matrix, config, chunk)
-            refined = watch.run(some_steps, *arguments)
-            matrix = refined.matrix
-            objective.append(refined.objective)
-        trajectory[name] = jnp.concatenate(objective)
-
-    def pack(key, space_x, space_y, matrix, sets, anchors, trajectory, config):
-        return finish(key, space_x, space_y, matrix, sets, anchors, trajectory, config=config)
-
-    result = watch.run(pack, keys.objective, space_x, space_y, matrix, sets, anchors, trajectory, config)
-    return TimedFit(result=result, compile_seconds=watch.compile_seconds, seconds=watch.seconds)
+    keys = [jax.random.fold_in(key, index) for index in range(num_restarts)]
+    searches = [
+        fit.search(restart, part_x, part_y, f"restart {index + 1} " if num_restarts > 1 else "")
+        for index, restart in enumerate(keys)
+    ]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *searches)
+    chosen = select(stacked.evidence)
+    best = searches[int(chosen)]
+    settle_keys = split_keys(keys[int(chosen)])
+    matrix, trajectory = fit.refine(settle_keys, SETTLING, space_x.rows, space_y.rows, best.matrix, "")
+    result = watch.run(_finish, space_x, space_y, matrix, best, trajectory, config)
+    restarts = Restarts(
+        best=result,
+        chosen=chosen,
+        evidence=stacked.evidence,
+        agreement=compare(stacked.matrix, space_x.rows, config=config),
+    )
+    return TimedFit(result=restarts, compile_seconds=watch.compile_seconds, seconds=watch.seconds)
 
 
 def _follow(stage: str, num_steps: int, on_step: OnStep):

@@ -46,3 +46,23 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     width = max(len(name) for name in facts)
     for name, value in facts.items():
         print(f"{name:<{width}}  {f'{value:.5g}' if isinstance(value, float) else value}")
+
+
+def describe_verdict(judged: Mapping[str, Any]) -> str:
+    """The verdict in one sentence that someone can act on."""
+    sure = f"confidence {judged['confidence']:.2f}"
+    if judged["verdict"] == "aligned":
+        return (
+            f"aligned ({sure}): about {judged['estimated_top1']:.0%} of rows should find their true partner first "
+            "among some thousands; check a few pairs if you have any."
+        )
+    advice = (
+        "try more restarts (--restarts 8) and more rows of the same kind of text, and do not use the map before you "
+        "have checked some true pairs."
+    )
+    if judged["verdict"] == "uncertain":
+        return f"uncertain ({sure}) whether the spaces were aligned: {advice}"
+    return (
+        f"not aligned ({sure}): held-out rows land no nearer to the other space than chance would have it, or little; "
+        f"{advice}"
+    )

@@ -43,19 +43,26 @@ class Config:
     match_rows: int = _static(1_000, "refine-1: rows of X drawn per step")
     match_neighbors: int = _static(50, "refine-1: nearest rows of Y averaged into a pseudo-partner")
 
-    anneal_steps: int = _static(200, "annealed refinement: steps")
-    anneal_rows: int = _static(1_024, "annealed refinement: rows of each space per step, at most half of them")
-    spectral_power: float = _traced(1.0, "annealed refinement: first power of the spectral weights; falls to zero")
+    held_out_rows: int = _static(1_000, "rows of each space kept out of the fit to score it, at most a tenth of them")
 
-    csls_steps: int = _static(12, "CSLS refinement: steps")
-    csls_rows: int = _static(8_192, "CSLS refinement: rows of each space per step, at most half of them")
-    csls_neighbors: int = _static(3, "annealed and CSLS refinement: nearest rows averaged into a pseudo-partner")
+    anneal_steps: int = _static(120, "annealed refinement: steps")
+    anneal_rows: int = _static(2_048, "annealed refinement: rows of each space per step, at most half of them")
+    anneal_neighbors: int = _static(3, "annealed refinement: nearest rows averaged into a pseudo-partner")
+    reliability_power: float = _traced(
+        2.0, "annealed refinement: first power of the correlation that weights a direction; falls to zero"
+    )
+
+    csls_steps: int = _static(4, "CSLS refinement: steps")
+    csls_rows: int = _static(32_768, "CSLS refinement: rows of each space per step")
+    csls_neighbors: int = _static(3, "CSLS refinement: fewest nearest rows averaged into a pseudo-partner")
+    csls_pairs: int = _static(100_000, "CSLS refinement: fewest pseudo-pairs, by averaging more rows of small data")
 
     cluster_steps: int = _static(0, "refine-2: rounds of k-means of X, k-means of Y from there, Procrustes")
     refine_clusters: int = _static(500, "refine-2: clusters")
 
     smoothing: float = _traced(0.5, "refine-1 and refine-2: share of the new map in W <- (1 - a) W + a W_new")
     project: bool = _static(True, "return the nearest semi-orthogonal map instead of the smoothed average")
+    whitening_power: float = _traced(0.1, "the map scales directions by their variance to minus this power")
 
 
 def notebook() -> Config:
@@ -77,7 +84,13 @@ def notebook() -> Config:
         refine_clusters=500,
         smoothing=0.5,
         project=False,
+        whitening_power=0.0,
     )
+
+
+def fast() -> Config:
+    """A third of the time of the default: fewer rows in every step, at some loss."""
+    return Config(anneal_steps=100, anneal_rows=1_024, csls_steps=6, csls_rows=8_192)
 
 
 def paper() -> Config:
@@ -85,7 +98,7 @@ def paper() -> Config:
     return dataclasses.replace(notebook(), match_steps=75, match_rows=10_000)
 
 
-PRESETS = {"default": Config, "notebook": notebook, "paper": paper}
+PRESETS = {"default": Config, "fast": fast, "notebook": notebook, "paper": paper}
 
 
 @pytree
@@ -117,7 +130,7 @@ class AlignInfo:
         anchor_kept: ``[num_anchor_sets]`` bool, the sets that were used.
         zero_rows_x: int32 scalar, rows of X without length; they take no part.
         zero_rows_y: the same of Y.
-        orthogonality: scalar, ``||W W^T - I||_F`` of the smaller side: 0 where the map was projected.
+        orthogonality: scalar, ``||W W^T - I||_F`` of the smaller side before whitening: 0 where the map was projected.
         all_finite: bool scalar, whether every entry of the map is finite.
     """
 
@@ -131,19 +144,45 @@ class AlignInfo:
 
 
 @pytree
+class Evidence:
+    """What held-out rows say of a map. Scalars.
+
+    Attributes:
+        cross: mean cosine of mapped held-out rows with their nearest fitted rows of the other space, both directions.
+        within: the same with fitted rows of their own space.
+        null: the same as ``cross`` after reflections that keep every variance, the mean of several.
+        null_deviation: standard deviation of those.
+        score: ``(cross - null) / (within - null)``: 0 for a map that found nothing, 1 where mapped rows look like rows
+            of the target.
+    """
+
+    cross: jax.Array
+    within: jax.Array
+    null: jax.Array
+    null_deviation: jax.Array
+    score: jax.Array
+
+
+@pytree
 class AlignResult:
     """What `align` returns.
 
     Attributes:
         map: the `LinearMap`.
-        objective: scalar, mean CSLS of the mapped rows with their nearest rows of Y, on a sample of both; higher is
-            better, and comparable between runs on the same data whatever their config.
+        verdict: int32 scalar, a `Verdict`.
+        confidence: calibrated probability, from 0 to 1, that true pairs would have a FOSCTTM below 0.05.
+        estimated_top1: estimate of the top-1 that true pairs would give, among some thousands of rows.
+        evidence: `Evidence` of held-out rows; its score is comparable between runs on the same data, whatever their
+            config, and higher is better.
         trajectory: per stage name, the stage's own label-free objective at every step: mean similarity of the rows
             with their pseudo-partners.
         info: `AlignInfo`.
     """
 
     map: LinearMap
-    objective: jax.Array
+    verdict: jax.Array
+    confidence: jax.Array
+    estimated_top1: jax.Array
+    evidence: Evidence
     trajectory: dict[str, jax.Array]
     info: AlignInfo

@@ -21,9 +21,10 @@ _AT_LEAST = {
     "anneal_rows": 2,
     "csls_rows": 2,
     "csls_neighbors": 1,
+    "anneal_neighbors": 1,
     "refine_clusters": 2,
 }
-_FLOAT_RANGE = {"spectral_power": (0.0, 4.0), "smoothing": (0.0, 1.0)}
+_FLOAT_RANGE = {"reliability_power": (0.0, 8.0), "smoothing": (0.0, 1.0), "whitening_power": (0.0, 0.5)}
 _DTYPES = tuple(jnp.dtype(dtype) for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64))
 # Rows looked at together, so that a memory-mapped file is never copied whole.
 _BLOCK_ROWS = 65_536

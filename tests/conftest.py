@@ -24,16 +24,20 @@ _SMALL = Config(
     match_steps=4,
     match_rows=30,
     match_neighbors=4,
+    held_out_rows=5,
     anneal_steps=4,
     anneal_rows=30,
-    spectral_power=1.0,
+    anneal_neighbors=2,
+    reliability_power=1.0,
     csls_steps=2,
     csls_rows=35,
     csls_neighbors=2,
+    csls_pairs=200,
     cluster_steps=2,
     refine_clusters=7,
     smoothing=0.5,
     project=True,
+    whitening_power=0.0,
 )
 
 

@@ -1,6 +1,7 @@
 """The benchmarks run, judge and remember; on sizes that take seconds. Nothing here looks at a clock."""
 
 import dataclasses
+import importlib.util
 import itertools
 import json
 
@@ -9,8 +10,23 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
-from benchmarks import common, make_bundled, qap, quality, reference, speed
+from benchmarks import (
+    ablation,
+    common,
+    make_bundled,
+    population,
+    qap,
+    quality,
+    reference,
+    selection,
+    speed,
+    verdict,
+)
 from mv2v_jax import Config, metrics, notebook
+from mv2v_jax.verdict import Verdict
+
+# Compiling is the cost.
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SETTINGS = reference.Settings(
     num_sets=6, num_clusters=8, anchor_rows=300, num_starts=4, num_neighbors=5, steps=8, refine_clusters=20
@@ -32,7 +48,7 @@ def bundled(monkeypatch, tmp_path):
 @pytest.fixture
 def tiny(monkeypatch, bundled):
     """Presets and settings that compile and finish soon; the maps are worth nothing."""
-    for module in (quality, speed):
+    for module in (ablation, quality, speed):
         monkeypatch.setattr(module, "PRESETS", PRESETS)
     monkeypatch.setattr(reference, "Settings", lambda: dataclasses.replace(SETTINGS, num_clusters=4, steps=2))
     monkeypatch.setattr(speed, "SEARCH_STARTS", 4)
@@ -113,6 +129,22 @@ def test_quality_runs_on_the_bundled_set(tiny, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "data: bundled" in out
     assert out.count("PASS") + out.count("FAIL") == 3
+    assert out.count("not judged: default's") == 2
+
+
+def test_quality_draws_a_curve_over_sizes(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(quality, "CURVE_EVAL", 40)
+    file = tmp_path / "sizes.json"
+    assert quality.main(["--sizes", "100", "--seeds", "2", "--json", str(file)]) == []
+    found = json.loads(file.read_text())["sizes"]
+    assert {size: run["data"]["rows"] for size, run in found.items()} == {"100": 240}
+    assert {name: len(runs) for name, runs in found["100"]["scores"].items()} == {"reference": 2, "default": 2}
+    assert "median top-1 of 2 seeds by rows a side, judged on 40" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="1,000,000 a side and 40 to judge are more than"):
+        quality.main(["--sizes", "1000000"])
+    for wrong in (["--sizes", "ten"], ["--sizes", "0"], ["--sizes", "100", "--rows", "240"]):
+        with pytest.raises(SystemExit, match="2"):
+            quality.main(wrong)
 
 
 def test_quality_judges_medians_and_worst_seeds():
@@ -120,11 +152,19 @@ def test_quality_judges_medians_and_worst_seeds():
         return [{"top1": value} for value in values]
 
     good = {"reference": runs(0.5, 0.6, 0.55), "notebook": runs(0.56, 0.2, 0.9), "default": runs(0.7, 0.68, 0.55)}
-    assert [verdict["passed"] for verdict in quality.judge(good)] == [True, True, False]
+
+    def judged(scores, data=None):
+        return [found["passed"] for found in quality.judge(scores, data or {})]
+
+    assert judged(good) == [True, True, False, None, None]
     steady = {**good, "notebook": runs(0.53, 0.53, 0.53), "default": runs(0.54, 0.55, 0.56)}
-    assert [verdict["passed"] for verdict in quality.judge(steady)] == [False, False, True]
+    assert judged(steady) == [False, False, True, None, None]
     del steady["reference"]
-    assert [verdict["passed"] for verdict in quality.judge(steady)] == [None, None, True]
+    assert judged(steady) == [None, None, True, None, None]
+    whole = {**quality.WHOLE, "data": "shared"}
+    assert judged(good, whole)[3:] == [True, False]
+    assert judged(steady, whole)[3:] == [False, False]
+    assert judged(steady, {**whole, "rows": 59_999})[3:] == [None, None]
 
 
 def test_speed_times_every_stage(tiny, tmp_path, monkeypatch):
@@ -133,9 +173,185 @@ def test_speed_times_every_stage(tiny, tmp_path, monkeypatch):
     verdicts = speed.main([*ROWS, "--repeats", "1", "--json", str(file)])
     found = json.loads(file.read_text())
     assert list(found["whole"]) == ["reference", "default"]
-    assert {"preprocess", "anchor sets", "initial map", "refine_annealed", "finish"} <= set(found["stages"]["default"])
+    assert list(found["stages"]["default"]) == [
+        "preprocess",
+        "anchor sets",
+        "initial map",
+        "refine_annealed",
+        "evidence",
+        "refine_annealed_again",
+        "finish",
+    ]
     assert max(run["mean_share"] for run in found["searches"].values()) <= 1
     assert all(verdict["passed"] is not None for verdict in verdicts)
+
+
+def make_fits(*, honest=True):
+    """A population of 64 fits whose score tells the truth, but for the nulls that score well where not honest."""
+    rng = np.random.default_rng(0)
+    fits = []
+    for number in range(64):
+        name = ("minilm > wordllama, 3,000", "wordllama > minilm, Gaussian", "minilm > view", "wordllama > view")[
+            number // 2 % 4
+        ]
+        null = "Gaussian" in name
+        top1 = 0.001 if null else rng.uniform(0, 0.8)
+        score = 0.8 if null and not honest else 0.2 + 0.6 * top1
+        fits.append(
+            {
+                "condition": name,
+                "number": number,
+                "offset": 20_000,
+                "seed": 0,
+                "part": ("report", "calibrate")[number % 2],
+                "truth": {"top1": top1, "foscttm": 0.5 * (1 - top1) ** 5},
+                "evidence": {"cross": 0.5, "within": 0.6, "null": 0.1, "null_deviation": 0.01, "score": score},
+                "scores": {"score, held out": score, "noise": rng.normal(), "constant": 1.0, "lost": float("nan")},
+                # Of other constants than those of now.
+                "verdict": 0,
+                "confidence": 0.5,
+                "estimated_top1": 0.9,
+            }
+        )
+    return fits
+
+
+def write_fits(folder, fits):
+    file = folder / "fits.json"
+    file.write_text(json.dumps({"fits": fits}))
+    return ["--fits", str(file)]
+
+
+def test_selection_ranks_scores_of_a_stored_population(bundled, tmp_path, capsys):
+    file = tmp_path / "selection.json"
+    arguments = [*write_fits(tmp_path, make_fits()), "--restarts", "0", "--json", str(file)]
+    assert [found["passed"] for found in selection.main(arguments)] == [True, None, True]
+    found = json.loads(file.read_text())["population"]
+    assert found["score, held out"]["top-1"] == pytest.approx(1)
+    assert found["score, held out"]["-FOSCTTM, within"] == pytest.approx(1)
+    assert found["score, held out"]["AUROC"] == 1
+    assert abs(found["noise"]["top-1"]) < 0.5
+    assert found["constant"] == found["lost"] == dict.fromkeys(found["noise"]) | {"AUROC": 0.5}
+    assert "minilm > wordllama (16), wordllama > minilm (16)" in capsys.readouterr().out
+    dishonest = write_fits(tmp_path, make_fits(honest=False)[:32])
+    assert [found["passed"] for found in selection.main([*dishonest, "--restarts", "0"])] == [False, None, False]
+    with pytest.raises(SystemExit, match="restarts need the 60,000 texts"):
+        selection.main(dishonest)
+
+
+def test_selection_groups_by_pair_and_leaves_small_groups_out():
+    names = ["a > b, 3,000", "a > b, 1,500", "a > b", "a > b, Gaussian", "b > a, 3,000", "b > a", "b > a"]
+    assert {
+        name: len(fits) for name, fits in selection.group_fits([{"condition": name} for name in names]).items()
+    } == {"a > b": 4}
+
+
+def test_selection_regrets_what_the_best_score_loses():
+    fits = [
+        {"truth": {"top1": top1}, "scores": {"good": good, "bad": bad}}
+        for top1, good, bad in ((0.5, 1.0, 9.0), (0.7, 2.0, float("nan")), (0.6, 1.5, 3.0))
+    ]
+    assert selection.regrets(fits) == pytest.approx({"good": 0, "bad": 0.2, "one at random, on average": 0.1})
+
+
+def test_selection_restarts_on_real_rows(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    for name in common.BUNDLED_ENCODERS:
+        np.save(tmp_path / f"wordnet.{name}.npy", rng.normal(size=(160, 6)).astype(np.float16))
+    monkeypatch.setattr(population, "NUM_EVAL", 40)
+    config = dataclasses.replace(PRESETS["default"](), num_clusters=3)
+    data_set = population.Condition("tiny", *common.BUNDLED_ENCODERS, rows=60, offset=0, config=config)
+    monkeypatch.setattr(selection, "RESTARTED", (data_set,))
+    file = tmp_path / "selection.json"
+    arguments = ["--data", str(tmp_path), "--restarts", "2", "--json", str(file)]
+    verdicts = selection.main([*write_fits(tmp_path, make_fits()), *arguments])
+    assert verdicts[1]["passed"] is not None
+    found = json.loads(file.read_text())["restarts"]["tiny @ 0"]
+    assert len(found["fits"]) == 2
+    assert set(found["regret"]) == {*found["fits"][0]["scores"], "one at random, on average"}
+    assert len(found["regret"]) == 10
+    assert "tiny @ 0: top-1 of the restarts" in capsys.readouterr().out
+
+
+def test_verdict_judges_stored_evidence_anew(bundled, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "verdict.json"
+    arguments = ["--json", str(file), "--calibrate"]
+    verdicts = verdict.main([*write_fits(tmp_path, make_fits()), *arguments])
+    found = json.loads(file.read_text())
+    report = found["parts"]["report"]
+    assert (report["fits"], report["conditions"], report["nulls"], report["nulls_aligned"]) == (32, 32, 8, 0)
+    assert sum(sum(row.values()) for row in report["counts"].values()) == report["fits"]
+    assert sum(row["fits"] for row in report["reliability"]) == report["fits"]
+    assert report["auroc"] == 1
+    # What is stored was left behind.
+    assert {fit["verdict"] for fit in found["fits"]} >= {Verdict.aligned, Verdict.not_aligned}
+    assert [verdicts[i]["passed"] for i in (0, 1, 3)] == [True, True, True]
+    out = capsys.readouterr().out
+    assert "_CONFIDENCE_MIDPOINT, _CONFIDENCE_SLOPE = " in out
+    assert f"_TOP1_AT_MIDPOINT, _TOP1_SLOPE = {found['calibrated']['top1_at_midpoint']:.3f}, 1.67" in out
+    assert "…" not in out
+
+    verdicts = verdict.main(write_fits(tmp_path, make_fits(honest=False)))
+    assert [verdicts[i]["passed"] for i in (0, 1)] == [False, False]
+    with pytest.raises(SystemExit, match="both parts need fits, found 0 to calibrate, 32 to report"):
+        verdict.main(write_fits(tmp_path, [fit for fit in make_fits() if fit["part"] == "report"]))
+
+
+def test_verdict_calibrates_on_one_part_alone():
+    fits = make_fits()
+    found = verdict.calibrate(fits)
+    # FOSCTTM is 0.05 at a top-1 of 0.369, a score of 0.421.
+    assert found.confidence_midpoint == pytest.approx(0.421, abs=0.05)
+    assert found.confidence_slope > 20
+    assert found.top1_slope == pytest.approx(1 / 0.6)
+    assert found.top1_at_midpoint == pytest.approx((found.confidence_midpoint - 0.2) / 0.6)
+    for fit in fits:
+        if fit["part"] == "report":
+            fit["evidence"] = {"score": 0.0}
+    assert verdict.calibrate(fits) == found
+    with pytest.raises(SystemExit, match="cannot calibrate on 0 successes"):
+        verdict.calibrate([fit for fit in fits if not selection.succeeded(fit)])
+
+
+def test_verdict_bins_hold_every_confidence():
+    rows = [(0.0, 0.5), (0.19, 0.5), (0.2, 0.01), (0.99, 0.01), (1.0, 0.5)]
+    fits = [{"confidence": confidence, "truth": {"foscttm": foscttm}} for confidence, foscttm in rows]
+    bins = verdict.bin_reliability(fits)
+    assert [found.fits for found in bins] == [2, 1, 0, 0, 2]
+    assert [found.success for found in bins] == [0, 1, None, None, 0.5]
+    assert bins[4].confidence == pytest.approx(0.995)
+
+
+def test_verdict_plots_reliability(bundled, tmp_path, monkeypatch):
+    file = tmp_path / "reliability.png"
+    arguments = [*write_fits(tmp_path, make_fits()), "--plot", str(file)]
+    if importlib.util.find_spec("matplotlib") is None:
+        with pytest.raises(SystemExit, match="--plot needs matplotlib"):
+            verdict.main(arguments)
+    else:
+        verdict.main(arguments)
+        assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_ablation_changes_one_choice_at_a_time(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ablation, "SMALL_ROWS", 240)
+    monkeypatch.setattr(ablation, "SMALL_EVAL", 40)
+    # Choices that differ in a float share a compilation, which is what takes time here.
+    choices = {name: ablation.CHOICES[name] for name in ("default", "whitening 0.2")}
+    monkeypatch.setattr(ablation, "CHOICES", choices)
+    file = tmp_path / "ablation.json"
+    found = ablation.main(["--small", "--seeds", "2", "--json", str(file)])
+    assert {name: len(runs) for name, runs in found["few rows"].items()} == dict.fromkeys(choices, 2)
+    assert found["few rows"]["whitening 0.2"][0]["mean_rank"] != found["few rows"]["default"][0]["mean_rank"]
+    assert json.loads(file.read_text())["sizes"]["few rows"]["data"]["eval"] == 40
+    assert "few rows, 100 a side" in capsys.readouterr().out
+
+
+def test_ablation_choices_are_choices():
+    default = Config()
+    for name, changes in ablation.CHOICES.items():
+        changed = dataclasses.replace(default, **changes)
+        assert (changed != default) == (name != "default"), name
 
 
 def test_protocol_shares_no_text():

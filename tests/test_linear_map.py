@@ -63,11 +63,20 @@ def test_inverting_into_fewer_dimensions_projects():
     np.testing.assert_allclose(back, unit(centered @ W @ W.T), atol=1e-4)
 
 
-def test_a_map_that_is_not_orthogonal_is_inverted():
-    linear_map, x, _ = make(5, 5)
-    skewed = linear_map.replace(W=linear_map.W @ jnp.diag(jnp.array([1.0, 0.5, 2.0, 1.0, 3.0])))
-    back = apply(invert(skewed), apply(skewed, x, frame="target"))
-    np.testing.assert_allclose(back, unit(np.asarray(x) - np.asarray(linear_map.mean_x)), atol=1e-3)
+@pytest.mark.parametrize(("d_x", "d_y"), [(5, 5), (6, 4), (4, 6)])
+def test_a_map_that_is_not_orthogonal_compares_alike_in_both_directions(d_x, d_y):
+    linear_map, x, y = make(d_x, d_y)
+    skewed = linear_map.replace(W=linear_map.W @ jnp.diag(jnp.linspace(0.5, 3.0, d_y)))
+    centred_x, centred_y = (unit(rows - np.asarray(mean)) for rows, mean in ((x, skewed.mean_x), (y, skewed.mean_y)))
+    compared = centred_x @ np.asarray(skewed.W) @ centred_y.T
+    there = apply(skewed, x)
+    back = apply(invert(skewed), jnp.asarray(y, jnp.float32))
+    np.testing.assert_allclose(
+        there @ centred_y.T, compared / np.linalg.norm(centred_x @ skewed.W, axis=1)[:, None], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        back @ centred_x.T, compared.T / np.linalg.norm(centred_y @ skewed.W.T, axis=1)[:, None], atol=1e-5
+    )
 
 
 def test_zero_rows():

@@ -1,4 +1,7 @@
-"""Ranks against SciPy, and what perfect and useless maps score."""
+"""Ranks against SciPy, what perfect and useless maps score, and who may look at true pairs."""
+
+import ast
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,6 +9,7 @@ import pytest
 from conftest import semi_orthogonal, unit
 from scipy.stats import rankdata
 
+import mv2v_jax
 from mv2v_jax.linear_map import apply
 from mv2v_jax.metrics import evaluate, oracle, pair_ranks
 from mv2v_jax.types import LinearMap
@@ -86,3 +90,62 @@ def test_the_oracle_recovers_a_rotation_and_a_shift(rng):
     best = oracle(jnp.asarray(x), jnp.asarray(y), jnp.asarray(y))
     np.testing.assert_allclose(best.W, turn, atol=1e-4)
     np.testing.assert_allclose(apply(best, jnp.asarray(x)), unit(y - y.mean(0)), atol=1e-4)
+
+
+PACKAGE = Path(mv2v_jax.__file__).parent
+# They report to people; nothing else may know how good a map really is.
+MAY_SEE_PAIRS = {"metrics", "cli", "__main__", "demo_data"}
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Modules of this package that a file imports anywhere in it, the package itself as ``__init__``."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            # All modules lie side by side, so that a relative import is one of the package.
+            base = ".".join(filter(None, ["mv2v_jax" if node.level else "", node.module]))
+            names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
+    ours = [name.split(".") for name in names if name.split(".")[0] == "mv2v_jax"]
+    # Importing a module runs the package first.
+    found = {"__init__"} if ours else set()
+    return found | {parts[1] for parts in ours if len(parts) > 1 and (PACKAGE / f"{parts[1]}.py").exists()}
+
+
+def reachable(module: str, imports: dict[str, set[str]]) -> set[str]:
+    """Every module that importing one brings along, through any number of others."""
+    seen, waiting = set(), [module]
+    while waiting:
+        for name in imports[waiting.pop()] - seen:
+            seen.add(name)
+            waiting.append(name)
+    return seen
+
+
+def test_nothing_that_fits_selects_or_judges_imports_the_metrics():
+    imports = {path.stem: imported_modules(path) for path in PACKAGE.glob("*.py")}
+    assert {"evidence", "verdict", "restarts", "pipeline", "anneal", "refine", "anchors", "__init__"} <= set(imports)
+    offenders = [name for name in set(imports) - MAY_SEE_PAIRS if "metrics" in reachable(name, imports)]
+    assert not offenders
+    # The walk finds an import, and one through another module.
+    assert "metrics" in imports["cli"]
+    assert "metrics" not in imports["__main__"]
+    assert "metrics" in reachable("__main__", imports)
+    assert "neighbors" in reachable("restarts", imports) - imports["restarts"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import mv2v_jax.metrics",
+        "from mv2v_jax import metrics",
+        "from mv2v_jax.metrics import evaluate",
+        "from . import metrics",
+        "from .metrics import evaluate as e",
+        "def f():\n    from mv2v_jax import metrics as m",
+    ],
+)
+def test_every_way_to_import_is_seen(tmp_path, line):
+    (tmp_path / "module.py").write_text(line)
+    assert imported_modules(tmp_path / "module.py") == {"__init__", "metrics"}

@@ -9,9 +9,13 @@ import pytest
 from conftest import assert_trees_close, planted_clouds, small_config
 
 from mv2v_jax import Config, align, apply
-from mv2v_jax.csls import mean_csls
+from mv2v_jax.anneal import refine_annealed
+from mv2v_jax.evidence import gather_evidence, hold_out
 from mv2v_jax.metrics import evaluate
+from mv2v_jax.pipeline import SETTLING, again_steps, split_keys
 from mv2v_jax.preprocess import fit_space
+from mv2v_jax.verdict import Verdict, judge
+from mv2v_jax.whitening import whiten_map
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -28,6 +32,7 @@ SOLVING = small_config(
     matching_rows=0,
     num_neighbors=10,
     match_steps=0,
+    held_out_rows=50,
     anneal_steps=30,
     anneal_rows=256,
     csls_steps=5,
@@ -36,16 +41,24 @@ SOLVING = small_config(
 )
 
 
-def best_of(x, y, num_keys=4):
+def fits(x, y, num_keys=4):
+    return [align(jax.random.key(seed), x, y, SOLVING) for seed in range(num_keys)]
+
+
+def best_of(results):
     """The result that scores best without a label."""
-    results = [align(jax.random.key(seed), x, y, SOLVING) for seed in range(num_keys)]
-    return max(results, key=lambda result: float(result.objective))
+    return max(results, key=lambda result: float(result.evidence.score))
 
 
 @functools.cache
-def solved(d_x, d_y):
+def all_solved(d_x, d_y):
     planted = planted_clouds(d_x, d_y, num_x=600, num_y=560, groups=10, seed=0)
-    return planted, best_of(planted.x, planted.y)
+    return planted, fits(planted.x, planted.y)
+
+
+def solved(d_x, d_y):
+    planted, results = all_solved(d_x, d_y)
+    return planted, best_of(results)
 
 
 @pytest.mark.parametrize(("d_x", "d_y"), [(8, 8), (12, 8), (8, 12)])
@@ -60,6 +73,7 @@ def test_a_planted_map_is_recovered_from_different_rows(d_x, d_y):
     error = np.linalg.norm(used.T @ (np.asarray(result.map.W) - planted.W)) / np.linalg.norm(planted.W)
     assert error < 0.3
     assert float(result.info.orthogonality) < 1e-4
+    assert int(result.verdict) == Verdict.aligned
     # Raw rows of the target are found in the target frame, too.
     raw = np.asarray(apply(result.map, jnp.asarray(planted.x_eval), frame="target"))
     lengths = np.linalg.norm(raw, axis=1)[:, None] * np.linalg.norm(planted.y_eval, axis=1)[None]
@@ -78,7 +92,7 @@ def test_rows_without_partners_are_not_aligned():
 
 def test_permuting_rows_changes_only_the_draw(rng):
     planted, result = solved(8, 8)
-    again = best_of(rng.permutation(planted.x), rng.permutation(planted.y))
+    again = best_of(fits(rng.permutation(planted.x), rng.permutation(planted.y)))
     distance = np.linalg.norm(again.map.W - result.map.W) / np.linalg.norm(result.map.W)
     assert 0 < distance < 0.2
     for name in ("mean_x", "mean_y", "scale_x", "scale_y"):
@@ -93,15 +107,16 @@ def small_clouds(d_x=6, d_y=5):
 @pytest.mark.parametrize("space", ["x", "y"])
 def test_rotating_a_space_rotates_the_map(rng, space):
     planted = small_clouds()
+    config = small_config(whitening_power=0.2)
     with jax.enable_x64(True):  # The draws are the same, and in float64 no choice hangs on the rounding.
         x, y = planted.x.astype(np.float64), planted.y.astype(np.float64)
-        plain = np.asarray(align(jax.random.key(0), x, y, SMALL).map.W)
+        result = align(jax.random.key(0), x, y, config)
+        plain = np.asarray(result.map.W)
         size = {"x": 6, "y": 5}[space]
         turn = np.linalg.qr(rng.normal(size=(size, size)))[0]
-        if space == "x":
-            np.testing.assert_allclose(align(jax.random.key(0), x @ turn, y, SMALL).map.W, turn.T @ plain, atol=1e-7)
-        else:
-            np.testing.assert_allclose(align(jax.random.key(0), x, y @ turn, SMALL).map.W, plain @ turn, atol=1e-7)
+        turned = align(jax.random.key(0), *((x @ turn, y) if space == "x" else (x, y @ turn)), config)
+        np.testing.assert_allclose(turned.map.W, turn.T @ plain if space == "x" else plain @ turn, atol=1e-7)
+        assert_trees_close(turned.evidence, result.evidence, atol=1e-7)
         assert np.linalg.norm(plain) > 1
 
 
@@ -148,15 +163,71 @@ def test_zero_rows_and_duplicates_are_legal_and_counted():
 def test_the_result_says_what_happened():
     planted = small_clouds()
     result = align(jax.random.key(0), planted.x, planted.y, SMALL)
-    steps = {"refine_matching": 4, "refine_annealed": 4, "refine_csls": 2, "refine_clusters": 2}
+    steps = {
+        "refine_matching": 4,
+        "refine_clusters": 2,
+        "refine_annealed": 4,
+        "refine_annealed_again": 2,
+        "refine_csls": 2,
+    }
     assert {name: values.shape for name, values in result.trajectory.items()} == {n: (s,) for n, s in steps.items()}
     info = result.info
     assert info.anchor_objective.shape == info.anchor_agreement.shape == info.anchor_kept.shape == (4,)
     assert int(info.anchor_kept.sum()) == SMALL.kept_sets
     assert (np.asarray(info.anchor_objective) <= 1 + 1e-5).all()
     assert (int(info.zero_rows_x), int(info.zero_rows_y)) == (0, 0)
-    expected = mean_csls(apply(result.map, jnp.asarray(planted.x)), fit_space(jnp.asarray(planted.y)).rows)
-    np.testing.assert_allclose(result.objective, expected, atol=1e-5)
+    judgement = judge(result.evidence)
+    for name in ("verdict", "confidence", "estimated_top1"):
+        np.testing.assert_allclose(getattr(result, name), getattr(judgement, name), rtol=1e-5)
+
+
+def test_the_evidence_is_that_of_the_searched_map_on_rows_it_has_not_seen():
+    planted = small_clouds()
+    key, config = jax.random.key(0), small_config(anneal_steps=0, csls_steps=0)  # Nothing to settle it with.
+    result = align(key, planted.x, planted.y, config)
+    parts = [hold_out(fit_space(jnp.asarray(rows)), 5) for rows in (planted.x, planted.y)]
+    expected = jax.jit(gather_evidence)(split_keys(key).evidence, *parts, result.map.W)
+    assert_trees_close(result.evidence, expected, atol=1e-4, rtol=1e-3)
+    assert set(result.trajectory) == {"refine_matching", "refine_clusters"}
+
+
+def test_every_key_is_scored_on_the_same_rows():
+    _, results = all_solved(8, 8)
+    # A rotation keeps the cosines within a space, so this differs only where the rows do.
+    np.testing.assert_allclose([result.evidence.within for result in results], results[0].evidence.within, rtol=1e-4)
+    assert len({float(result.evidence.cross) for result in results}) > 1
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "held_out", "steps", "expected"),
+    [(100, 5, 8, 4), (101, 5, 8, 0), (40, 5, 8, 4), (100, 0, 8, 0), (9, 5, 8, 0), (100, 5, 0, 0)],
+)
+def test_annealing_goes_on_where_many_rows_were_held_out(num_rows, held_out, steps, expected):
+    assert again_steps(small_config(held_out_rows=held_out, anneal_steps=steps), num_rows) == expected
+
+
+def test_annealing_again_is_the_second_half():
+    planted, key = small_clouds(), jax.random.key(2)
+    x, y = (fit_space(jnp.asarray(rows)).rows for rows in (planted.x, planted.y))
+    W = jnp.asarray(planted.W, jnp.float32)
+    again = {stage.name: stage.run for stage in SETTLING}["refine_annealed_again"]
+    found = again(key, x, y, W, config=SMALL)
+    expected = refine_annealed(key, x, y, W, config=SMALL, steps=jnp.array([2, 3]))
+    assert_trees_close(found, expected)
+    first = again(key, x, y, W, config=SMALL, steps=jnp.array([0]))
+    second = again(key, x, y, first.matrix, config=SMALL, steps=jnp.array([1]))
+    np.testing.assert_allclose(second.matrix, expected.matrix, atol=1e-5)
+
+
+def test_the_map_is_whitened_last():
+    planted, key = small_clouds(), jax.random.key(0)
+    plain, whitened = (align(key, planted.x, planted.y, small_config(whitening_power=power)) for power in (0.0, 0.2))
+    rows = [fit_space(jnp.asarray(cloud)).rows for cloud in (planted.x, planted.y)]
+    np.testing.assert_allclose(whitened.map.W, whiten_map(plain.map.W, *rows, 0.2), atol=1e-4)
+    assert np.abs(whitened.map.W - plain.map.W).max() > 0.01
+    # What is said about the map is said about the rotation in it.
+    assert_trees_close(whitened.evidence, plain.evidence)
+    assert float(whitened.info.orthogonality) < 1e-4
 
 
 def test_the_map_remembers_both_spaces():
@@ -178,6 +249,18 @@ def test_fewer_rows_than_every_sample_and_an_average_of_maps():
     assert set(result.trajectory) == {"refine_matching", "refine_clusters"}
     gram = np.asarray(result.map.W @ result.map.W.T)
     np.testing.assert_allclose(result.info.orthogonality, np.linalg.norm(gram - np.eye(3)), rtol=1e-3, atol=1e-5)
+    # Too few to hold any out: nothing speaks for the map.
+    assert int(result.verdict) != Verdict.aligned
+
+
+def test_nothing_held_out_is_legal():
+    planted = small_clouds()
+    result = align(
+        jax.random.key(0), planted.x, planted.y, small_config(held_out_rows=0, match_steps=0, cluster_steps=0)
+    )
+    assert_usable(result, 6, 5)
+    assert set(result.trajectory) == {"refine_annealed", "refine_csls"}
+    assert int(result.verdict) != Verdict.aligned
 
 
 @pytest.mark.parametrize(("d_x", "d_y"), [(5, 5), (6, 5)])

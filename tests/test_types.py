@@ -20,6 +20,7 @@ PUBLISHED = {
     "anneal_steps": 0,
     "csls_steps": 0,
     "project": False,
+    "whitening_power": 0.0,
 }
 
 
@@ -28,6 +29,13 @@ def test_published_values(preset, steps, rows):
     config = PRESETS[preset]()
     expected = {**PUBLISHED, "match_steps": steps, "match_rows": rows}
     assert {name: getattr(config, name) for name in expected} == expected
+
+
+def test_fast_does_less_than_the_default():
+    fast, default = PRESETS["fast"](), Config()
+    assert fast.anneal_steps * fast.anneal_rows**2 < default.anneal_steps * default.anneal_rows**2 / 2
+    assert fast.csls_steps * fast.csls_rows**2 < default.csls_steps * default.csls_rows**2 / 2
+    assert fast.held_out_rows == default.held_out_rows
 
 
 def test_floats_are_traced_and_the_rest_is_static():

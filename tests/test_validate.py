@@ -110,8 +110,12 @@ BAD_CONFIGS = {
     "match_steps": (-1, "must be a whole number of at least 0, found -1"),
     "anneal_steps": (2.5, "must be a whole number of at least 0, found 2.5"),
     "csls_neighbors": (True, "must be a whole number of at least 1, found True"),
+    "anneal_neighbors": (0, "must be a whole number of at least 1, found 0"),
+    "held_out_rows": (-1, "must be a whole number of at least 0, found -1"),
+    "csls_pairs": (1.5, "must be a whole number of at least 0, found 1.5"),
     "smoothing": (1.5, "must be from 0.0 to 1.0, found 1.5"),
-    "spectral_power": (float("nan"), "must be from 0.0 to 4.0, found nan"),
+    "reliability_power": (float("nan"), "must be from 0.0 to 8.0, found nan"),
+    "whitening_power": (0.6, "must be from 0.0 to 0.5, found 0.6"),
     "project": (False, "must be true where .*, found project=False"),
 }
 

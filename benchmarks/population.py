@@ -1,0 +1,216 @@
+"""Fits that went well and fits that did not: what `benchmarks.selection` and `benchmarks.verdict` judge scores on.
+
+python -m benchmarks.population [--data DIR] [--json FILE]
+
+Sizes from too small to plenty, both directions, texts from three places of the file, views of one encoder, pairs that
+are known to be too hard, weak refinement, and nulls that cannot be aligned. Odd conditions calibrate, even ones report.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+from benchmarks.common import add_data_options, evaluate, find_data, read_rows, split_rows, write_json
+from mv2v_jax import AlignResult, Config, align
+from mv2v_jax.csls import match_csls, mean_csls
+from mv2v_jax.evidence import hold_out
+from mv2v_jax.preprocess import fit_space, unit_rows
+
+NUM_EVAL = 2_000
+OFFSETS = (0, 20_000, 40_000)
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """One pair of data sets to align.
+
+    Attributes:
+        name: for tables.
+        source, target: encoders.
+        rows: fitting rows a side.
+        offset: first row of the file that is used.
+        change: what is done to the target's rows first.
+        config: how it is fitted.
+        seeds: how many fits.
+    """
+
+    name: str
+    source: str
+    target: str
+    rows: int
+    offset: int
+    change: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+    config: Config = dataclasses.field(default_factory=Config)
+    seeds: int = 1
+
+
+def view(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The same encoder seen through a random projection and noise: alignable, with a truth that is known."""
+    turn = np.linalg.qr(rng.normal(size=(rows.shape[1], rows.shape[1])))[0][:, :256]
+    noise = rng.normal(size=(rows.shape[0], 256)) * (rows.std() * 0.5)
+    return (rows @ turn + noise).astype(np.float32)
+
+
+def permute_coordinates(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Null: each coordinate keeps its values, no row keeps its own."""
+    return np.stack([rng.permutation(column) for column in rows.T], axis=1)
+
+
+def gaussian(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Null: a Gaussian cloud of the same mean and covariance."""
+    return rng.multivariate_normal(rows.mean(0), np.cov(rows.T), size=rows.shape[0], method="cholesky").astype(
+        np.float32
+    )
+
+
+def shifted_domain(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Mismatched domains: nothing is changed but which rows come first; see `load`."""
+    del rng
+    return rows
+
+
+def conditions(with_lsa: bool) -> list[Condition]:
+    """All conditions; those of LSA only where its file has been made."""
+    both = (("minilm", "wordllama"), ("wordllama", "minilm"))
+    weak = Config(reliability_power=0.0)
+    found = []
+    for source, target in both:
+        pair = f"{source} > {target}"
+        for rows in (1_500, 3_000, 6_000):
+            for offset in OFFSETS[: 2 if rows == 6_000 else 3]:
+                found.append(Condition(f"{pair}, {rows:,}", source, target, rows, offset, seeds=2))
+        for offset in OFFSETS[:2]:
+            found += [
+                Condition(f"{pair}, no annealing", source, target, 3_000, offset, config=weak, seeds=2),
+                Condition(f"{pair}, coordinates permuted", source, target, 3_000, offset, permute_coordinates),
+                Condition(f"{pair}, Gaussian", source, target, 3_000, offset, gaussian),
+                Condition(f"{pair}, mismatched domains", source, target, 3_000, offset, shifted_domain),
+            ]
+    for offset in OFFSETS[:2]:
+        found += [Condition(f"{name} > view", name, name, 3_000, offset, view) for name in ("minilm", "wordllama")]
+    if with_lsa:
+        for rows in (3_000, 6_000):
+            found += [Condition(f"{name} > lsa, {rows:,}", name, "lsa", rows, 0) for name in ("minilm", "wordllama")]
+        found += [Condition(f"lsa > {name}, 3,000", "lsa", name, 3_000, 0) for name in ("minilm", "wordllama")]
+        found += [Condition("lsa > view", "lsa", "lsa", 3_000, offset, view) for offset in OFFSETS[:2]]
+    return found
+
+
+def load(folder: Path | None, condition: Condition):
+    """The rows of a condition, split by the protocol."""
+    rng = np.random.default_rng(condition.offset + condition.rows)
+    source, target = (
+        np.asarray(read_rows(folder, name)[0][condition.offset :][: 2 * condition.rows + NUM_EVAL], np.float32)
+        for name in (condition.source, condition.target)
+    )
+    if condition.change is shifted_domain:
+        # X from one side of the source's strongest direction, Y from the other.
+        n = 2 * condition.rows
+        centered = source[:n] - source[:n].mean(0)
+        order = np.argsort(centered @ np.linalg.eigh(centered.T @ centered)[1][:, -1])
+        order = np.concatenate([order, np.arange(n, len(source))])
+        source, target = source[order], target[order]
+    elif condition.change is not None:
+        target = condition.change(target, rng)
+    return split_rows(source, target, NUM_EVAL)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _mapped_rows(result: AlignResult, x: jax.Array, y: jax.Array, config: Config):
+    space_x, space_y = fit_space(x), fit_space(y)
+    held_x, held_y = (hold_out(space, config.held_out_rows).held_out for space in (space_x, space_y))
+    return (
+        unit_rows(space_x.rows @ result.map.W),
+        space_y.rows,
+        unit_rows(held_x @ result.map.W),
+        held_y,
+    )
+
+
+def other_scores(result: AlignResult, x: jax.Array, y: jax.Array) -> dict[str, float]:
+    """Label-free scores that were compared with the one in use."""
+    mapped, target, held_mapped, held_target = _mapped_rows(result, x, y, Config())
+    matches = match_csls(mapped, target, num_neighbors=1)
+    forward, backward = (np.asarray(found.index[:, 0]) for found in (matches.x_to_y, matches.y_to_x))
+    returned = mapped[backward[forward]]
+    similarity = np.asarray(held_mapped @ held_target.T)
+    rows, columns = scipy.optimize.linear_sum_assignment(-similarity)
+    return {
+        "mean CSLS, fitted rows": float(mean_csls(mapped, target)),
+        "mean CSLS, held out": float(mean_csls(held_mapped, held_target)),
+        "nearest cosine, held out": float(result.evidence.cross),
+        "one-to-one cosine, held out": float(similarity[rows, columns].mean()),
+        "mutual nearest, fitted rows": float((backward[forward] == np.arange(len(mapped))).mean()),
+        "cycle cosine, fitted rows": float(jnp.sum(returned * mapped, axis=1).mean()),
+        "CKA of matched clusters": float(result.info.anchor_objective.max()),
+        "agreement of anchor sets": float(jnp.median(result.info.anchor_agreement)),
+    }
+
+
+def run(folder: Path | None, listed: list[Condition]) -> Iterator[dict[str, Any]]:
+    """Fit every condition; yields a record a fit."""
+    for number, condition in enumerate(listed):
+        split = load(folder, condition)
+        x, y = jnp.asarray(split.x), jnp.asarray(split.y)
+        for seed in range(condition.seeds):
+            result = align(jax.random.key(seed), x, y, condition.config)
+            evidence = {f.name: float(getattr(result.evidence, f.name)) for f in dataclasses.fields(result.evidence)}
+            yield {
+                "condition": condition.name,
+                "number": number,
+                "offset": condition.offset,
+                "seed": seed,
+                "part": ("report", "calibrate")[number % 2],
+                "truth": evaluate(result.map, split),
+                "evidence": evidence,
+                "scores": {"score, held out": evidence["score"], **other_scores(result, x, y)},
+                "verdict": int(result.verdict),
+                "confidence": float(result.confidence),
+                "estimated_top1": float(result.estimated_top1),
+            }
+
+
+def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All fits, or those of an earlier run where ``--fits`` names its file."""
+    if options.fits is not None:
+        return json.loads(options.fits.read_text(encoding="utf-8"))["fits"]
+    folder = find_data(options.data)
+    if folder is None:
+        raise SystemExit("the population needs the 60,000 texts: name their folder with --data")
+    fits = []
+    for fit in run(folder, conditions((folder / "wordnet.lsa.npy").exists())):
+        fits.append(fit)
+        truth = fit["truth"]
+        print(
+            f"{fit['condition']} @ {fit['offset']}, seed {fit['seed']}: top-1 {truth['top1']:.3f}, FOSCTTM "
+            f"{truth['foscttm']:.4f}, score {fit['evidence']['score']:.3f}",
+            flush=True,
+        )
+    return fits
+
+
+def parse(description: str | None, arguments: list[str] | None) -> argparse.Namespace:
+    """The options of everything that looks at the population."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_options(parser)
+    parser.add_argument("--fits", type=Path, metavar="FILE", help="fits of an earlier run, as --json wrote them")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fit the population and keep it."""
+    options = parse(__doc__, arguments)
+    write_json(options.json, {"fits": collect(options)})
+
+
+if __name__ == "__main__":
+    main()

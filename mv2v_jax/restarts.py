@@ -1,0 +1,116 @@
+"""Several restarts, the best of them chosen without a label.
+
+A fit can end in a basin that is not the right one, more often where rows are few. Restarts differ in every draw; each
+one's search is scored on rows that none of them has seen, and only the best is settled, which is half of the work.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mv2v_jax.evidence import hold_out
+from mv2v_jax.pipeline import Searched, as_map, search_map, settle_map
+from mv2v_jax.preprocess import fit_space
+from mv2v_jax.pytree import pytree
+from mv2v_jax.types import AlignResult, Config, Evidence
+from mv2v_jax.validate import InputError, check_config, check_fitting_rows
+
+
+@pytree
+class Restarts:
+    """What `align_restarts` returns.
+
+    Attributes:
+        best: `AlignResult` of the chosen restart; its key was ``fold_in(key, chosen)``.
+        chosen: int32 scalar, which restart it is.
+        evidence: `Evidence` of every restart, each field ``[r]``.
+        agreement: ``[r, r]``, cosine of the restarts' maps with each other on the directions of the data.
+    """
+
+    best: AlignResult
+    chosen: jax.Array
+    evidence: Evidence
+    agreement: jax.Array
+
+
+def select(evidence: Evidence) -> jax.Array:
+    """Which of several fits of the same data to keep: the one of the best score on held-out rows, an int32 scalar.
+
+    Args:
+        evidence: `Evidence` with fields ``[r]``, one entry a fit.
+    """
+    return jnp.argmax(jnp.where(jnp.isfinite(evidence.score), evidence.score, -jnp.inf)).astype(jnp.int32)
+
+
+def map_agreement(maps: jax.Array, x: jax.Array) -> jax.Array:
+    """Cosine of ``maps [r, d_x, d_y]`` with each other as they move the rows ``x [n, d_x]``: ``[r, r]``."""
+    moved = jnp.einsum("ab,rbc->rac", x.T @ x / x.shape[0], maps)
+    inner = jnp.einsum("rac,sac->rs", moved, maps)
+    lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(inner), jnp.finfo(maps.dtype).tiny))
+    return inner / (lengths[:, None] * lengths[None])
+
+
+@jax.jit
+def compare(matrices: jax.Array, x: jax.Array, *, config: Config) -> jax.Array:
+    """`map_agreement` of the maps that the matrices of several searches stand for."""
+    return map_agreement(jax.vmap(lambda matrix: as_map(matrix, config=config))(matrices), x)
+
+
+@functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size"))
+def _align_restarts(key, x, y, config: Config, num_restarts: int, batch_size: int) -> Restarts:
+    space_x, space_y = fit_space(x), fit_space(y)
+    part_x, part_y = (hold_out(space, config.held_out_rows) for space in (space_x, space_y))
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_restarts))
+    searches = jax.lax.map(
+        lambda restart: search_map(restart, part_x, part_y, config=config), keys, batch_size=batch_size
+    )
+    return settle_best(keys, space_x, space_y, searches, config=config)
+
+
+def settle_best(keys: jax.Array, space_x: Any, space_y: Any, searches: Searched, *, config: Config) -> Restarts:
+    """Choose among searches, whose leaves are ``[r, ...]``, settle the chosen one and pack the result."""
+    chosen = select(searches.evidence)
+    best: Searched = jax.tree.map(lambda leaf: leaf[chosen], searches)
+    return Restarts(
+        best=settle_map(keys[chosen], space_x, space_y, best.matrix, best, config=config),
+        chosen=chosen,
+        evidence=searches.evidence,
+        agreement=compare(searches.matrix, space_x.rows, config=config),
+    )
+
+
+def align_restarts(
+    key: jax.Array, x: Any, y: Any, num_restarts: int, config: Config | None = None, *, batch_size: int = 1
+) -> Restarts:
+    """Fit several times from different draws and return the fit that scores best on held-out rows.
+
+    Args:
+        key: random key; restart ``i`` is what `align` does with ``fold_in(key, i)``.
+        x: ``[n, d_x]`` raw rows of the source encoder.
+        y: ``[m, d_y]`` raw rows of the target encoder.
+        num_restarts: how many.
+        config: a `Config`; the default preset if none. It must hold rows out.
+        batch_size: restarts searched side by side. One after the other is faster on CPU; an accelerator wants more, as
+            far as its memory goes.
+
+    Raises:
+        InputError: as `align`, and where nothing is held out to choose by.
+    """
+    config = Config() if config is None else config
+    check_config(config)
+    x, y = check_fitting_rows(x, "x", config), check_fitting_rows(y, "y", config)
+    check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config)
+    return _align_restarts(key, jnp.asarray(x), jnp.asarray(y), config, num_restarts, batch_size)
+
+
+def check_restarts(num_restarts: int, num_rows: int, config: Config) -> None:
+    """Raise `InputError` where there is no restart, or nothing to choose among several by."""
+    if num_restarts < 1:
+        raise InputError(f"num_restarts must be at least 1, found {num_restarts}")
+    if num_restarts > 1 and min(config.held_out_rows, num_rows // 10) < 1:
+        raise InputError(
+            "several restarts need held-out rows to choose by: held_out_rows of at least 1 and 10 rows a side, found "
+            f"held_out_rows={config.held_out_rows} and {num_rows} rows"
+        )

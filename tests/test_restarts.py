@@ -1,0 +1,174 @@
+"""Several restarts are several calls of `align`, and the best of them is kept."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_close, count_compilations, planted_clouds, small_config
+
+from mv2v_jax import align, align_restarts, select
+from mv2v_jax.evidence import Evidence, hold_out
+from mv2v_jax.pipeline import search_map
+from mv2v_jax.preprocess import fit_space
+from mv2v_jax.restarts import check_restarts, map_agreement
+from mv2v_jax.validate import InputError
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+NUM = 3
+# Fewer stages, for there is less to compile; whitening, to see that only the best is whitened.
+CONFIG = small_config(match_steps=0, cluster_steps=0, whitening_power=0.1)
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    """A stage makes discrete choices, and in float32 two programs could differ in one of them."""
+    with jax.enable_x64(True):
+        yield
+
+
+def clouds(seed=10):
+    planted = planted_clouds(6, 5, num_x=61, num_y=53, groups=6, seed=seed)
+    return planted.x.astype(np.float64), planted.y.astype(np.float64)
+
+
+def root():
+    return jax.random.key(7)
+
+
+@functools.cache
+def restarts():
+    return align_restarts(root(), *clouds(), NUM, CONFIG)
+
+
+@functools.cache
+def one_by_one():
+    return [align(jax.random.fold_in(root(), index), *clouds(), CONFIG) for index in range(NUM)]
+
+
+@functools.cache
+def searches():
+    parts = [hold_out(fit_space(jnp.asarray(rows)), CONFIG.held_out_rows) for rows in clouds()]
+    search = jax.jit(lambda key, x, y: search_map(key, x, y, config=CONFIG))
+    # What is searched for depends on the fitted rows alone.
+    others = [part.replace(held_out=part.held_out[::-1] ** 2) for part in parts]
+    found = [search(jax.random.fold_in(root(), index), *parts) for index in range(NUM)]
+    return found, search(jax.random.fold_in(root(), 0), *others)
+
+
+def test_every_restart_is_a_call_of_align_with_its_own_key():
+    expected = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[result.evidence for result in one_by_one()])
+    assert_trees_close(restarts().evidence, expected, atol=1e-8)
+    assert len(np.unique(restarts().evidence.cross)) == NUM
+
+
+def test_the_best_is_settled_as_align_does():
+    found = restarts()
+    assert int(found.chosen) == int(np.argmax([float(result.evidence.score) for result in one_by_one()]))
+    assert_trees_close(found.best, one_by_one()[int(found.chosen)], atol=1e-8)
+    others = [result for index, result in enumerate(one_by_one()) if index != int(found.chosen)]
+    assert all(np.abs(result.map.W - found.best.map.W).max() > 0.01 for result in others)
+
+
+def test_held_out_rows_take_no_part_in_the_search():
+    found, with_other_rows = searches()
+    np.testing.assert_array_equal(with_other_rows.matrix, found[0].matrix)
+    assert float(with_other_rows.evidence.cross) != float(found[0].evidence.cross)
+
+
+def agreement_in_numpy(maps, rows):
+    moved = [(rows @ W).ravel() for W in maps]
+    return np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in moved] for a in moved])
+
+
+def test_agreement_is_that_of_the_searched_maps():
+    agreement = np.asarray(restarts().agreement)
+    assert agreement.shape == (NUM, NUM)
+    np.testing.assert_allclose(np.diagonal(agreement), 1, atol=1e-12)
+    np.testing.assert_allclose(agreement, agreement.T, atol=1e-12)
+    maps = []
+    for searched in searches()[0]:
+        left, _, right = np.linalg.svd(searched.matrix, full_matrices=False)
+        maps.append(left @ right)
+    rows = np.asarray(fit_space(jnp.asarray(clouds()[0])).rows)
+    np.testing.assert_allclose(agreement, agreement_in_numpy(maps, rows), atol=1e-7)
+    assert (agreement[np.triu_indices(NUM, 1)] < 0.999).all()
+
+
+def test_agreement_counts_directions_by_the_data_in_them(rng):
+    rows = rng.normal(size=(40, 3)) * [1.0, 1.0, 0.0]
+    W = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    flipped = np.diag([1.0, 1.0, -1.0]) @ W  # In a direction where there is nothing.
+    maps = np.stack([W, flipped, -2 * W, rng.normal(size=(3, 3))])
+    found = np.asarray(map_agreement(jnp.asarray(maps), jnp.asarray(rows)))
+    np.testing.assert_allclose(found, agreement_in_numpy(maps, rows), atol=1e-12)
+    np.testing.assert_allclose(found[0, :3], [1, 1, -1], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([0.1, 0.7, 0.3], 1),
+        ([-5.0, -2.0, -9.0], 1),
+        ([np.nan, 0.2, 0.3], 2),
+        ([0.2, np.inf, -np.inf], 0),
+        ([np.nan, -4.0, np.nan], 1),
+    ],
+)
+def test_the_largest_finite_score_is_selected(scores, expected):
+    scores = jnp.array(scores)
+    # Nothing but the score decides, so the rest points elsewhere.
+    others = dict.fromkeys(("cross", "within", "null", "null_deviation"), -jnp.nan_to_num(scores))
+    chosen = select(Evidence(score=scores, **others))
+    assert int(chosen) == expected
+    assert chosen.dtype == jnp.int32
+
+
+def test_side_by_side_is_one_after_the_other():
+    found = align_restarts(root(), *clouds(), 2, CONFIG, batch_size=2)
+    expected = jax.tree.map(lambda leaf: leaf[:2], restarts().evidence)
+    assert_trees_close(found.evidence, expected, atol=1e-8)
+    np.testing.assert_allclose(found.best.map.W, one_by_one()[int(found.chosen)].map.W, atol=1e-8)
+
+
+def test_same_shapes_compile_once():
+    restarts()
+    key, others = jax.random.key(8), clouds(seed=11)
+    config = dataclasses.replace(CONFIG, reliability_power=0.5, whitening_power=0.2)
+    with count_compilations() as compilations:
+        found = align_restarts(key, *others, NUM, config)
+    assert not compilations
+    assert not np.allclose(found.best.map.W, restarts().best.map.W)
+    with count_compilations() as compilations:
+        align_restarts(key, *others, 1, CONFIG)
+    assert compilations, "the counter saw no compilation at all"
+
+
+@pytest.mark.parametrize("num_restarts", [0, -3])
+def test_no_restart_is_named(num_restarts):
+    with pytest.raises(InputError, match=f"^num_restarts must be at least 1, found {num_restarts}$"):
+        align_restarts(root(), *clouds(), num_restarts, CONFIG)
+
+
+@pytest.mark.parametrize(("held_out", "num_rows"), [(0, 53), (5, 9)])
+def test_nothing_to_choose_by_is_named(held_out, num_rows):
+    config = small_config(held_out_rows=held_out)
+    x, y = clouds()
+    with pytest.raises(InputError, match=f"found held_out_rows={held_out} and {num_rows} rows$"):
+        align_restarts(root(), x, y[:num_rows], 2, config)
+    check_restarts(1, num_rows, config)  # One needs no choosing.
+
+
+@pytest.mark.parametrize("argument", ["x", "y"])
+def test_bad_rows_are_named(argument):
+    x, y = clouds()
+    arguments = {"x": x, "y": y}
+    arguments[argument] = arguments[argument].copy()
+    arguments[argument][4, 1] = np.nan
+    with pytest.raises(InputError, match=f"^{argument} must be finite.*first in row 4$"):
+        align_restarts(root(), arguments["x"], arguments["y"], 2, CONFIG)
+    with pytest.raises(InputError, match=r"^smoothing must be"):
+        align_restarts(root(), x, y, 2, dataclasses.replace(CONFIG, smoothing=2.0))

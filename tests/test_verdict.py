@@ -1,0 +1,87 @@
+"""The verdict follows the score, and data without a common geometry is never called aligned."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import small_config
+
+from mv2v_jax import align
+from mv2v_jax.evidence import Evidence
+from mv2v_jax.verdict import _ALIGNED, _NOT_ALIGNED, Verdict, judge
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+SCORES = np.linspace(-3, 3, 601, dtype=np.float32)
+
+
+def evidence(score):
+    """Evidence of a score, with so much room between the null and the best that nothing else is in doubt."""
+    score = jnp.asarray(score, jnp.float32)
+    null, within = jnp.full_like(score, 0.2), jnp.full_like(score, 0.6)
+    return Evidence(
+        cross=null + score * (within - null),
+        within=within,
+        null=null,
+        null_deviation=jnp.full_like(score, 1e-3),
+        score=score,
+    )
+
+
+@pytest.fixture(scope="module")
+def judged():
+    return jax.jit(jax.vmap(judge))(evidence(SCORES))
+
+
+def test_a_better_score_is_never_judged_worse(judged):
+    for values in (judged.verdict, judged.confidence, judged.estimated_top1):
+        assert (np.diff(values) >= 0).all()
+    # Neither constant nor a step.
+    assert len(np.unique(judged.confidence)) > 50
+    assert len(np.unique(judged.estimated_top1)) > 50
+
+
+def test_the_verdict_is_that_of_the_confidence(judged):
+    confidence = np.asarray(judged.confidence)
+    expected = np.where(
+        confidence >= _ALIGNED,
+        Verdict.aligned,
+        np.where(confidence <= _NOT_ALIGNED, Verdict.not_aligned, Verdict.uncertain),
+    )
+    np.testing.assert_array_equal(judged.verdict, expected)
+    assert set(np.asarray(judged.verdict).tolist()) == {verdict.value for verdict in Verdict}
+    assert judged.verdict.dtype == jnp.int32
+
+
+def test_the_ends_are_clear(judged):
+    nothing, same = np.searchsorted(SCORES, [0.0, 1.0])
+    assert Verdict(int(judged.verdict[nothing])) is Verdict.not_aligned
+    assert Verdict(int(judged.verdict[same])) is Verdict.aligned
+    assert float(judged.estimated_top1[same]) > float(judged.estimated_top1[nothing]) + 0.5
+
+
+def test_confidence_and_estimate_are_shares(judged):
+    for values in (judged.confidence, judged.estimated_top1):
+        assert ((values >= 0) & (values <= 1)).all()
+
+
+def test_one_by_one_is_the_same(judged):
+    for index in (0, 330, 340, 360, 600):
+        found = judge(evidence(SCORES[index]))
+        assert int(found.verdict) == int(judged.verdict[index])
+        np.testing.assert_allclose(found.confidence, judged.confidence[index], rtol=1e-5)
+        np.testing.assert_allclose(found.estimated_top1, judged.estimated_top1[index], rtol=1e-5)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.8])
+def test_clouds_without_geometry_are_never_called_aligned(decay):
+    """Gaussian clouds look the same after any reflection, so that the score is a quotient of two rounding errors."""
+    config = small_config(match_steps=0, cluster_steps=0, held_out_rows=70, anneal_steps=6, anneal_rows=60)
+    verdicts = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x, y = ((rng.normal(size=(700, 8)) * decay ** np.arange(8)).astype(np.float32) for _ in range(2))
+        found = align(jax.random.key(seed), x, y, config)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+        verdicts.append(int(found.verdict))
+    assert Verdict.aligned not in verdicts
