@@ -32,8 +32,8 @@ def _direction_weights(cross, covariance_x, covariance_y, power):
     v = vt.T
     tiny = jnp.finfo(cross.dtype).tiny
     spread = jnp.sum(u * (covariance_x @ u), axis=0) * jnp.sum(v * (covariance_y @ v), axis=0)
-    # A direction that holds no data has no spread, and nothing to say.
-    has_spread = spread > (jnp.finfo(cross.dtype).eps * jnp.max(spread))
+    # A direction that holds no data has no spread, and nothing to say. Spread is a product of two variances.
+    has_spread = spread > jnp.finfo(cross.dtype).eps ** 2 * jnp.max(spread)
     correlation = jnp.where(has_spread, singular / jnp.sqrt(jnp.where(has_spread, spread, 1)), 0)
     return u, v, (correlation / jnp.maximum(correlation.max(), tiny)) ** jnp.asarray(power, cross.dtype)
 

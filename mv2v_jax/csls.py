@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from mv2v_jax.neighbors import Neighbors, top_neighbors
 from mv2v_jax.pytree import pytree
 
-# Neighbours behind r, as in the papers that introduced it. They are also the candidates that CSLS orders anew: that
-# needs two passes over the similarities where an exact search needs four.
+# Neighbours behind r, as in the papers that introduced it. They are also the candidates that CSLS orders anew, or twice
+# the rows wanted where those are more: that needs two passes over the similarities where an exact search needs four.
 NUM_LOCAL = 10
 
 
@@ -28,6 +28,12 @@ class Matches:
     y_to_x: Neighbors
 
 
+def _local_density(similarity: jax.Array) -> jax.Array:
+    """Mean of the first `NUM_LOCAL` columns, without a slice: XLA turns a sliced `top_k` into a whole sort on CPU."""
+    num_local = min(NUM_LOCAL, similarity.shape[1])
+    return jnp.where(jnp.arange(similarity.shape[1])[None] < num_local, similarity, 0).sum(axis=1) / num_local
+
+
 def _reorder(candidates: Neighbors, own_density: jax.Array, other_density: jax.Array, num_neighbors: int) -> Neighbors:
     csls = 2 * candidates.similarity - own_density[:, None] - other_density[candidates.index]
     similarity, order = jax.lax.top_k(csls, num_neighbors)
@@ -37,11 +43,13 @@ def _reorder(candidates: Neighbors, own_density: jax.Array, other_density: jax.A
 def match_csls(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Matches:
     """Nearest rows by CSLS from ``x [n, d]`` to ``y [m, d]`` and back, both of unit rows in the same space.
 
-    Each row's `NUM_LOCAL` nearest rows by cosine are ordered anew by CSLS; ``num_neighbors`` of them are returned.
+    Each row's `NUM_LOCAL` nearest rows by cosine, or its ``2 * num_neighbors`` nearest if those are more, are ordered
+    anew by CSLS; ``num_neighbors`` of them are returned.
     """
-    forward = top_neighbors(x, y, num_neighbors=max(num_neighbors, NUM_LOCAL))
-    backward = top_neighbors(y, x, num_neighbors=max(num_neighbors, NUM_LOCAL))
-    density_x, density_y = forward.similarity.mean(axis=1), backward.similarity.mean(axis=1)
+    num_candidates = num_neighbors * 2 if num_neighbors > NUM_LOCAL // 2 else NUM_LOCAL
+    forward = top_neighbors(x, y, num_neighbors=num_candidates)
+    backward = top_neighbors(y, x, num_neighbors=num_candidates)
+    density_x, density_y = (_local_density(found.similarity) for found in (forward, backward))
     return Matches(
         x_to_y=_reorder(forward, density_x, density_y, min(num_neighbors, forward.index.shape[1])),
         y_to_x=_reorder(backward, density_y, density_x, min(num_neighbors, backward.index.shape[1])),

@@ -18,7 +18,9 @@ from mv2v_jax.types import Evidence
 # Fitted rows that held-out rows are compared with; more would say the same and cost more.
 _BANK_ROWS = 8_192
 _NUM_NEIGHBORS = 10
-_NUM_NULLS = 4
+_NUM_NULLS = 8
+# The scale from null to within must be this many deviations of the nulls long; in a cloud without geometry it is not.
+_LEAST_ROOM = 5
 
 
 @pytree
@@ -52,6 +54,12 @@ def hold_out(space: Space, num_rows: int) -> HoldOut:
 
 def gather_evidence(key: jax.Array, x: HoldOut, y: HoldOut, W: jax.Array) -> Evidence:
     """Score the map ``W [d_x, d_y]`` on held-out rows; ``key`` draws the reflections."""
+    num_rows = jnp.asarray(min(x.held_out.shape[0], y.held_out.shape[0]), jnp.int32)
+    if not (x.held_out.shape[0] and y.held_out.shape[0]):
+        nothing = jnp.zeros((), W.dtype)
+        return Evidence(
+            cross=nothing, within=nothing, null=nothing, null_deviation=nothing, num_rows=num_rows, score=nothing
+        )
     queries_x, bank_x = unit_rows(x.held_out @ W), unit_rows(x.fitted[:_BANK_ROWS] @ W)
     queries_y, bank_y = y.held_out, y.fitted[:_BANK_ROWS]
 
@@ -70,5 +78,8 @@ def gather_evidence(key: jax.Array, x: HoldOut, y: HoldOut, W: jax.Array) -> Evi
     within = (nearness(queries_x, bank_x) + nearness(queries_y, bank_y)) / 2
     null = nulls.mean()
     room = within - null
-    score = jnp.where(room > 0, (cross - null) / jnp.where(room > 0, room, 1), 0)
-    return Evidence(cross=cross, within=within, null=null, null_deviation=nulls.std(), score=score)
+    has_scale = room > _LEAST_ROOM * (nulls.std() + jnp.finfo(W.dtype).eps)
+    score = jnp.where(has_scale, (cross - null) / jnp.where(has_scale, room, 1), 0)
+    return Evidence(
+        cross=cross, within=within, null=null, null_deviation=nulls.std(), num_rows=num_rows, score=score
+    )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.evidence import hold_out
+from mv2v_jax.evidence import hold_out, num_held_out
 from mv2v_jax.pipeline import Searched, as_map, search_map, settle_map
 from mv2v_jax.preprocess import fit_space
 from mv2v_jax.pytree import pytree
@@ -107,9 +107,9 @@ def align_restarts(
 
 def check_restarts(num_restarts: int, num_rows: int, config: Config) -> None:
     """Raise `InputError` where there is no restart, or nothing to choose among several by."""
-    if num_restarts < 1:
-        raise InputError(f"num_restarts must be at least 1, found {num_restarts}")
-    if num_restarts > 1 and min(config.held_out_rows, num_rows // 10) < 1:
+    if isinstance(num_restarts, bool) or not isinstance(num_restarts, int) or num_restarts < 1:
+        raise InputError(f"num_restarts must be a whole number of at least 1, found {num_restarts!r}")
+    if num_restarts > 1 and num_held_out(num_rows, config.held_out_rows) < 1:
         raise InputError(
             "several restarts need held-out rows to choose by: held_out_rows of at least 1 and 10 rows a side, found "
             f"held_out_rows={config.held_out_rows} and {num_rows} rows"

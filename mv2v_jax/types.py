@@ -152,14 +152,16 @@ class Evidence:
         within: the same with fitted rows of their own space.
         null: the same as ``cross`` after reflections that keep every variance, the mean of several.
         null_deviation: standard deviation of those.
+        num_rows: int32, held-out rows of the smaller space; where there are none, everything else is 0.
         score: ``(cross - null) / (within - null)``: 0 for a map that found nothing, 1 where mapped rows look like rows
-            of the target.
+            of the target. Also 0 where the data has no geometry to measure by.
     """
 
     cross: jax.Array
     within: jax.Array
     null: jax.Array
     null_deviation: jax.Array
+    num_rows: jax.Array
     score: jax.Array
 
 

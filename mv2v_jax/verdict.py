@@ -22,7 +22,7 @@ class Verdict(enum.IntEnum):
 _CONFIDENCE_MIDPOINT, _CONFIDENCE_SLOPE = 0.40, 20.0
 _TOP1_AT_MIDPOINT, _TOP1_SLOPE = 0.3, 1.5
 _ALIGNED, _NOT_ALIGNED = 0.9, 0.1
-# Without held-out rows the score is no evidence: a fit can learn its own pairs.
+# Fewer held-out rows than this are no evidence either way.
 _FEWEST_HELD_OUT = 50
 
 
@@ -42,9 +42,10 @@ class Judgement:
 
 
 def judge(evidence: Evidence) -> Judgement:
-    """Turn evidence from held-out rows into a verdict."""
+    """Turn evidence from held-out rows into a verdict; `Verdict.uncertain` where too few rows were held out."""
     distance = evidence.score - _CONFIDENCE_MIDPOINT
     confidence = jax.nn.sigmoid(_CONFIDENCE_SLOPE * distance)
+    confidence = jnp.where(evidence.num_rows >= _FEWEST_HELD_OUT, confidence, 0.5)
     verdict = jnp.where(
         confidence >= _ALIGNED,
         Verdict.aligned.value,

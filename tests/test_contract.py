@@ -56,7 +56,9 @@ def make_inputs(batch: int = 0) -> dict[str, Any]:
         ),
         "part_x": HoldOut(fitted=x[6:], held_out=x[:6]),
         "part_y": HoldOut(fitted=y[5:], held_out=y[:5]),
-        "evidence": Evidence(**{field.name: rng.uniform() for field in dataclasses.fields(Evidence)}),
+        "evidence": Evidence(
+            **{field.name: rng.uniform() for field in dataclasses.fields(Evidence)} | {"num_rows": 100.0}
+        ),
         "maps": rng.standard_normal((3, D_X, D_Y)),
         "map": LinearMap(
             W=np.eye(D_X, D_Y),

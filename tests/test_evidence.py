@@ -65,7 +65,15 @@ def evidence_in_numpy(key, x, y, W, bank_rows):
     within = (nearness(queries[0], banks[0]) + nearness(queries[1], banks[1])) / 2
     null = np.mean(nulls)
     score = (cross - null) / (within - null)
-    return {"cross": cross, "within": within, "null": null, "null_deviation": np.std(nulls), "score": score}
+    deviation, num_rows = np.std(nulls), min(len(rows) for rows in queries)
+    return {
+        "cross": cross,
+        "within": within,
+        "null": null,
+        "null_deviation": deviation,
+        "num_rows": num_rows,
+        "score": score,
+    }
 
 
 @pytest.mark.parametrize(("d_x", "d_y"), [(8, 6), (6, 8)])
@@ -75,7 +83,7 @@ def test_evidence_against_numpy(monkeypatch, bank_rows, d_x, d_y):
     planted = planted_clouds(d_x, d_y, num_x=140, num_y=130, groups=6, seed=1)
     with jax.enable_x64(True):
         rows = [jnp.asarray(unit(np.float64(cloud - cloud.mean(0)))) for cloud in (planted.x, planted.y)]
-        x, y = (HoldOut(fitted=cloud[9:], held_out=cloud[:9]) for cloud in rows)
+        x, y = (HoldOut(fitted=cloud[h:], held_out=cloud[:h]) for cloud, h in zip(rows, (9, 11), strict=True))
         # A target that fills its space: where it does not, its shortest directions are any.
         y = y.replace(fitted=y.fitted + 0.1 * jax.random.normal(jax.random.key(5), y.fitted.shape))
         W = jnp.asarray(planted.W + 0.3 * np.random.default_rng(2).normal(size=(d_x, d_y)))
@@ -153,4 +161,12 @@ def test_rotating_either_space_changes_nothing(rng):
 def test_rows_without_length_are_finite():
     nothing = HoldOut(fitted=jnp.zeros((20, 3)), held_out=jnp.zeros((2, 3)))
     found = gather(jax.random.key(0), nothing, nothing, jnp.eye(3))
+    assert all(float(leaf) == 0 for leaf in jax.tree.leaves(found.replace(num_rows=jnp.zeros(()))))
+    assert int(found.num_rows) == 2
+
+
+@pytest.mark.parametrize(("h_x", "h_y"), [(0, 0), (0, 2), (2, 0)])
+def test_no_held_out_rows_are_no_evidence(h_x, h_y):
+    x, y = (HoldOut(fitted=jnp.ones((20, 3)), held_out=jnp.ones((h, 3))) for h in (h_x, h_y))
+    found = gather(jax.random.key(0), x, y, jnp.eye(3))
     assert all(float(leaf) == 0 for leaf in jax.tree.leaves(found))

@@ -121,7 +121,7 @@ def test_agreement_counts_directions_by_the_data_in_them(rng):
 def test_the_largest_finite_score_is_selected(scores, expected):
     scores = jnp.array(scores)
     # Nothing but the score decides, so the rest points elsewhere.
-    others = dict.fromkeys(("cross", "within", "null", "null_deviation"), -jnp.nan_to_num(scores))
+    others = dict.fromkeys(("cross", "within", "null", "null_deviation", "num_rows"), -jnp.nan_to_num(scores))
     chosen = select(Evidence(score=scores, **others))
     assert int(chosen) == expected
     assert chosen.dtype == jnp.int32

@@ -8,14 +8,14 @@ from conftest import small_config
 
 from mv2v_jax import align
 from mv2v_jax.evidence import Evidence
-from mv2v_jax.verdict import _ALIGNED, _NOT_ALIGNED, Verdict, judge
+from mv2v_jax.verdict import _ALIGNED, _FEWEST_HELD_OUT, _NOT_ALIGNED, Verdict, judge
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 SCORES = np.linspace(-3, 3, 601, dtype=np.float32)
 
 
-def evidence(score):
+def evidence(score, num_rows=1000):
     """Evidence of a score, with so much room between the null and the best that nothing else is in doubt."""
     score = jnp.asarray(score, jnp.float32)
     null, within = jnp.full_like(score, 0.2), jnp.full_like(score, 0.6)
@@ -24,6 +24,7 @@ def evidence(score):
         within=within,
         null=null,
         null_deviation=jnp.full_like(score, 1e-3),
+        num_rows=jnp.full(score.shape, num_rows, jnp.int32),
         score=score,
     )
 
@@ -65,6 +66,14 @@ def test_confidence_and_estimate_are_shares(judged):
         assert ((values >= 0) & (values <= 1)).all()
 
 
+def test_few_held_out_rows_leave_it_open(judged):
+    few = jax.vmap(judge)(evidence(SCORES, _FEWEST_HELD_OUT - 1))
+    assert (few.verdict == Verdict.uncertain).all()
+    np.testing.assert_array_equal(few.confidence, 0.5)
+    enough = jax.vmap(judge)(evidence(SCORES, _FEWEST_HELD_OUT))
+    np.testing.assert_array_equal(enough.verdict, judged.verdict)
+
+
 def test_one_by_one_is_the_same(judged):
     for index in (0, 330, 340, 360, 600):
         found = judge(evidence(SCORES[index]))
@@ -75,7 +84,7 @@ def test_one_by_one_is_the_same(judged):
 
 @pytest.mark.parametrize("decay", [1.0, 0.8])
 def test_clouds_without_geometry_are_never_called_aligned(decay):
-    """Gaussian clouds look the same after any reflection, so that the score is a quotient of two rounding errors."""
+    """Gaussian clouds look the same after any reflection, so the score is a quotient of two accidents."""
     config = small_config(match_steps=0, cluster_steps=0, held_out_rows=70, anneal_steps=6, anneal_rows=60)
     verdicts = []
     for seed in range(20):
