@@ -80,6 +80,4 @@ def gather_evidence(key: jax.Array, x: HoldOut, y: HoldOut, W: jax.Array) -> Evi
     room = within - null
     has_scale = room > _LEAST_ROOM * (nulls.std() + jnp.finfo(W.dtype).eps)
     score = jnp.where(has_scale, (cross - null) / jnp.where(has_scale, room, 1), 0)
-    return Evidence(
-        cross=cross, within=within, null=null, null_deviation=nulls.std(), num_rows=num_rows, score=score
-    )
+    return Evidence(cross=cross, within=within, null=null, null_deviation=nulls.std(), num_rows=num_rows, score=score)

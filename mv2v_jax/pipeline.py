@@ -150,14 +150,16 @@ def weigh(key, x: HoldOut, y: HoldOut, matrix, trajectory, sets: AnchorSets, anc
 
 
 def finish(
-    space_x: Space, space_y: Space, matrix: jax.Array, searched: Searched, trajectory, *, config: Config
+    space_x: Space, space_y: Space, matrix: jax.Array, searched: Searched, trajectory, agreement=None, *, config: Config
 ) -> AlignResult:
-    """Project, whiten, judge and pack the result; ``trajectory`` is that of the settling stages."""
+    """Project, whiten, judge and pack the result; ``trajectory`` is that of the settling stages, ``agreement``
+    that with other restarts.
+    """
     W = as_map(matrix, config=config)
     gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
     orthogonality = jnp.linalg.norm(gram - jnp.eye(gram.shape[0], dtype=W.dtype))
     W = whiten_map(W, space_x.rows, space_y.rows, config.whitening_power)
-    judgement = judge(searched.evidence)
+    judgement = judge(searched.evidence, agreement)
     return AlignResult(
         map=LinearMap(W=W, mean_x=space_x.mean, mean_y=space_y.mean, scale_x=space_x.scale, scale_y=space_y.scale),
         verdict=judgement.verdict,
@@ -178,11 +180,11 @@ def finish(
 
 
 def settle_map(
-    key: jax.Array, space_x: Space, space_y: Space, matrix: jax.Array, searched: Searched, *, config: Config
+    key: jax.Array, space_x: Space, space_y: Space, searched: Searched, agreement=None, *, config: Config
 ) -> AlignResult:
-    """Settle a matrix on all rows and pack the result."""
-    matrix, trajectory = refine(split_keys(key), SETTLING, space_x.rows, space_y.rows, matrix, config=config)
-    return finish(space_x, space_y, matrix, searched, trajectory, config=config)
+    """Settle a search on all rows and pack the result."""
+    matrix, trajectory = refine(split_keys(key), SETTLING, space_x.rows, space_y.rows, searched.matrix, config=config)
+    return finish(space_x, space_y, matrix, searched, trajectory, agreement, config=config)
 
 
 @jax.jit
@@ -190,7 +192,7 @@ def _align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config) -> AlignR
     space_x, space_y = fit_space(x), fit_space(y)
     parts = (hold_out(space, config.held_out_rows) for space in (space_x, space_y))
     searched = search_map(key, *parts, config=config)
-    return settle_map(key, space_x, space_y, searched.matrix, searched, config=config)
+    return settle_map(key, space_x, space_y, searched, config=config)
 
 
 def align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config | None = None) -> AlignResult:

@@ -26,7 +26,7 @@ from mv2v_jax.pipeline import (
     weigh,
 )
 from mv2v_jax.preprocess import fit_space
-from mv2v_jax.restarts import Restarts, check_restarts, compare, select
+from mv2v_jax.restarts import Restarts, agreement_with_others, check_restarts, compare, select
 from mv2v_jax.types import Config
 from mv2v_jax.validate import check_config, check_fitting_rows
 
@@ -90,8 +90,8 @@ def _searched(key, part_x, part_y, matrix, trajectory, sets, anchors, config):
     return weigh(key, part_x, part_y, matrix, trajectory, sets, anchors, config=config)
 
 
-def _finish(space_x, space_y, matrix, searched, trajectory, config):
-    return finish(space_x, space_y, matrix, searched, trajectory, config=config)
+def _finish(space_x, space_y, matrix, searched, trajectory, agreement, config):
+    return finish(space_x, space_y, matrix, searched, trajectory, agreement, config=config)
 
 
 class _Fit:
@@ -174,12 +174,14 @@ def align_with_progress(
     best = searches[int(chosen)]
     settle_keys = split_keys(keys[int(chosen)])
     matrix, trajectory = fit.refine(settle_keys, SETTLING, space_x.rows, space_y.rows, best.matrix, "")
-    result = watch.run(_finish, space_x, space_y, matrix, best, trajectory, config)
+    agreement = compare(stacked.matrix, space_x.rows, config=config)
+    with_others = agreement_with_others(agreement, chosen)
+    result = watch.run(_finish, space_x, space_y, matrix, best, trajectory, with_others, config)
     restarts = Restarts(
         best=result,
         chosen=chosen,
         evidence=stacked.evidence,
-        agreement=compare(stacked.matrix, space_x.rows, config=config),
+        agreement=agreement,
     )
     return TimedFit(result=restarts, compile_seconds=watch.compile_seconds, seconds=watch.seconds)
 

@@ -52,6 +52,14 @@ def map_agreement(maps: jax.Array, x: jax.Array) -> jax.Array:
     return inner / (lengths[:, None] * lengths[None])
 
 
+def agreement_with_others(agreement: jax.Array, chosen: jax.Array) -> jax.Array | None:
+    """Median of ``agreement [r, r]`` between the chosen restart and the others; ``None`` where there are none."""
+    if agreement.shape[0] == 1:
+        return None
+    is_other = jnp.arange(agreement.shape[0]) != chosen
+    return jnp.nanmedian(jnp.where(is_other, agreement[chosen], jnp.nan))
+
+
 @jax.jit
 def compare(matrices: jax.Array, x: jax.Array, *, config: Config) -> jax.Array:
     """`map_agreement` of the maps that the matrices of several searches stand for."""
@@ -73,11 +81,13 @@ def settle_best(keys: jax.Array, space_x: Any, space_y: Any, searches: Searched,
     """Choose among searches, whose leaves are ``[r, ...]``, settle the chosen one and pack the result."""
     chosen = select(searches.evidence)
     best: Searched = jax.tree.map(lambda leaf: leaf[chosen], searches)
+    agreement = compare(searches.matrix, space_x.rows, config=config)
+    with_others = agreement_with_others(agreement, chosen)
     return Restarts(
-        best=settle_map(keys[chosen], space_x, space_y, best.matrix, best, config=config),
+        best=settle_map(keys[chosen], space_x, space_y, best, with_others, config=config),
         chosen=chosen,
         evidence=searches.evidence,
-        agreement=compare(searches.matrix, space_x.rows, config=config),
+        agreement=agreement,
     )
 
 

@@ -17,10 +17,13 @@ class Verdict(enum.IntEnum):
     aligned = 2
 
 
-# Logistic calibration of success (FOSCTTM below 0.05) and straight line for top-1, both in the score of held-out rows;
-# fitted on one half of the conditions of benchmarks/verdict.py and reported on the other.
-_CONFIDENCE_MIDPOINT, _CONFIDENCE_SLOPE = 0.40, 20.0
-_TOP1_AT_MIDPOINT, _TOP1_SLOPE = 0.3, 1.5
+# Logistic calibration of success (FOSCTTM below 0.05) and a straight line for top-1, both in the score of held-out
+# rows: benchmarks/verdict.py --calibrate fits them on one part of its conditions.
+_CONFIDENCE_MIDPOINT, _CONFIDENCE_SLOPE = 0.433, 85.0
+_TOP1_AT_MIDPOINT, _TOP1_SLOPE = 0.354, 3.29
+# Restarts that found the truth agree on it (0.7 and more in what we have seen), wrong ones are wrong each in their own
+# way (0.2 and less), even where they score well: a space with few but crowded directions lets any map score.
+_AGREEMENT_MIDPOINT, _AGREEMENT_SLOPE = 0.45, 20.0
 _ALIGNED, _NOT_ALIGNED = 0.9, 0.1
 # Fewer held-out rows than this are no evidence either way.
 _FEWEST_HELD_OUT = 50
@@ -41,10 +44,20 @@ class Judgement:
     estimated_top1: jax.Array
 
 
-def judge(evidence: Evidence) -> Judgement:
-    """Turn evidence from held-out rows into a verdict; `Verdict.uncertain` where too few rows were held out."""
+def judge(evidence: Evidence, agreement: jax.Array | None = None) -> Judgement:
+    """Turn evidence into a verdict.
+
+    Args:
+        evidence: of the fit.
+        agreement: scalar, how far the map agrees with those of other restarts, from -1 to 1. Without it a fit can be
+            called `Verdict.not_aligned`, but no better than `Verdict.uncertain`; so can one with few held-out rows.
+    """
     distance = evidence.score - _CONFIDENCE_MIDPOINT
     confidence = jax.nn.sigmoid(_CONFIDENCE_SLOPE * distance)
+    if agreement is None:
+        confidence = jnp.minimum(confidence, 0.5)
+    else:
+        confidence = confidence * jax.nn.sigmoid(_AGREEMENT_SLOPE * (agreement - _AGREEMENT_MIDPOINT))
     confidence = jnp.where(evidence.num_rows >= _FEWEST_HELD_OUT, confidence, 0.5)
     verdict = jnp.where(
         confidence >= _ALIGNED,

@@ -73,7 +73,7 @@ def test_align_json(folder):
     assert {name: facts[name] for name in expected} == expected
     assert facts["seconds"] > 0
     assert facts["compile_seconds"] > 0
-    assert np.isfinite(facts["objective"])
+    assert np.isfinite(facts["score"])
     assert facts["device"].startswith("cpu")
     assert facts["zero_rows_x"] == facts["duplicate_rows_y"] == 0
 
