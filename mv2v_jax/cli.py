@@ -229,9 +229,6 @@ def align(
 def apply_command(map_file: str, x_file: str, output: Path, frame: Frame, inverse: bool, accept: bool) -> None:
     """Map the rows of X and write them in the dtype they came in."""
     linear_map, metadata = load_map(map_file)
-    verdict = metadata.get("verdict", Verdict.aligned.name)
-    if verdict != Verdict.aligned.name and not accept:
-        print(f"Warning: the fit of {map_file} was judged {verdict}; mv2v info shows why.", file=sys.stderr)
     if inverse:
         linear_map = invert(linear_map)
     check_writable(output)
@@ -244,6 +241,9 @@ def apply_command(map_file: str, x_file: str, output: Path, frame: Frame, invers
             rows = jnp.asarray(x[start : start + _APPLY_ROWS])
             out[start : start + _APPLY_ROWS] = np.asarray(mapping(linear_map, rows)).astype(dtype)
     print(f"{x.shape[0]:,} rows, {linear_map.W.shape[0]} to {linear_map.W.shape[1]} dimensions, {frame}: {output}")
+    verdict = metadata.get("verdict", Verdict.aligned.name)
+    if verdict != Verdict.aligned.name and not accept:
+        print(f"Warning: the fit of {map_file} was judged {verdict}; mv2v info shows why.", file=sys.stderr)
 
 
 @cli.command("evaluate")

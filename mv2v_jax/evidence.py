@@ -19,7 +19,8 @@ from mv2v_jax.types import Evidence
 _BANK_ROWS = 8_192
 _NUM_NEIGHBORS = 10
 _NUM_NULLS = 8
-# The scale from null to within must be this many deviations of the nulls long; in a cloud without geometry it is not.
+# The scale from null to within is at least this many deviations of the nulls long: in a cloud without geometry it would
+# be no longer than chance.
 _LEAST_ROOM = 5
 
 
@@ -77,7 +78,5 @@ def gather_evidence(key: jax.Array, x: HoldOut, y: HoldOut, W: jax.Array) -> Evi
     cross = (nearness(queries_x, bank_y) + nearness(queries_y, bank_x)) / 2
     within = (nearness(queries_x, bank_x) + nearness(queries_y, bank_y)) / 2
     null = nulls.mean()
-    room = within - null
-    has_scale = room > _LEAST_ROOM * (nulls.std() + jnp.finfo(W.dtype).eps)
-    score = jnp.where(has_scale, (cross - null) / jnp.where(has_scale, room, 1), 0)
+    score = (cross - null) / jnp.maximum(within - null, _LEAST_ROOM * (nulls.std() + jnp.finfo(W.dtype).eps))
     return Evidence(cross=cross, within=within, null=null, null_deviation=nulls.std(), num_rows=num_rows, score=score)

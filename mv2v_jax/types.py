@@ -154,7 +154,7 @@ class Evidence:
         null_deviation: standard deviation of those.
         num_rows: int32, held-out rows of the smaller space; where there are none, everything else is 0.
         score: ``(cross - null) / (within - null)``: 0 for a map that found nothing, 1 where mapped rows look like rows
-            of the target. Also 0 where the data has no geometry to measure by.
+            of the target. The scale is at least five ``null_deviation`` long.
     """
 
     cross: jax.Array

@@ -16,6 +16,8 @@ SMALL = [
     *("--num-anchor-sets", "4", "--num-clusters", "6", "--anchor-rows", "300", "--num-starts", "4"),
     *("--search-steps", "20", "--kept-sets", "3", "--matching-rows", "200", "--num-neighbors", "5"),
     *("--anneal-steps", "10", "--anneal-rows", "150", "--csls-steps", "2", "--csls-rows", "200"),
+    # A rotation, so that what it should be is known.
+    *("--whitening-power", "0"),
 ]
 
 
@@ -57,7 +59,9 @@ def folder(tmp_path_factory):
     arrays = {"x": source[:400], "y": target[400:800], "x_eval": source[800:], "y_eval": target[800:]}
     for name, rows in arrays.items():
         np.save(folder / f"{name}.npy", rows)
-    done = run("align", "x.npy", "y.npy", "-o", "map.safetensors", "--json", "--seed", 3, *SMALL, cwd=folder)
+    # Few rows can be held out of 400, so the verdict is uncertain, and accepted.
+    arguments = ("x.npy", "y.npy", "-o", "map.safetensors", "--json", "--accept", "--seed", 3, *SMALL)
+    done = run("align", *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     # Silent where standard error is not a terminal, and one line of JSON on standard output.
     assert done.stderr == ""
@@ -76,6 +80,25 @@ def test_align_json(folder):
     assert np.isfinite(facts["score"])
     assert facts["device"].startswith("cpu")
     assert facts["zero_rows_x"] == facts["duplicate_rows_y"] == 0
+
+
+def test_a_verdict_that_is_not_aligned_is_said_and_written_and_exits_with_3(folder):
+    rng = np.random.default_rng(0)
+    for name, columns in (("noise_x", 16), ("noise_y", 12)):
+        np.save(folder / f"{name}.npy", rng.normal(size=(600, columns)).astype(np.float32))
+    fit = ("align", "noise_x.npy", "noise_y.npy", "-o", "noise.safetensors", *SMALL)
+    done = run(*fit, cwd=folder)
+    assert done.returncode == 3
+    assert done.stderr.startswith("Warning: not aligned (confidence 0.0")
+    assert "Traceback" not in done.stderr
+    assert json.loads(run("info", "noise.safetensors", "--json", cwd=folder).stdout)["verdict"] == "not_aligned"
+    accepted = run(*fit, "--accept", cwd=folder)
+    assert (accepted.returncode, accepted.stderr) == (0, "")
+    mapped = run("apply", "noise.safetensors", "noise_x.npy", "-o", "noise_out.npy", cwd=folder)
+    assert mapped.returncode == 0
+    assert "judged not_aligned" in mapped.stderr
+    silent = run("apply", "noise.safetensors", "noise_x.npy", "-o", "noise_out.npy", "--accept", cwd=folder)
+    assert (silent.returncode, silent.stderr) == (0, "")
 
 
 def test_map_holds_its_provenance(folder):

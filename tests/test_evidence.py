@@ -64,7 +64,7 @@ def evidence_in_numpy(key, x, y, W, bank_rows):
     cross = (nearness(queries[0], banks[1]) + nearness(queries[1], banks[0])) / 2
     within = (nearness(queries[0], banks[0]) + nearness(queries[1], banks[1])) / 2
     null = np.mean(nulls)
-    score = (cross - null) / (within - null)
+    score = (cross - null) / max(within - null, 5 * (np.std(nulls) + np.finfo(np.float64).eps))
     deviation, num_rows = np.std(nulls), min(len(rows) for rows in queries)
     return {
         "cross": cross,

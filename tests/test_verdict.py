@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from conftest import small_config
 
-from mv2v_jax import align
+from mv2v_jax import align_restarts
 from mv2v_jax.evidence import Evidence
 from mv2v_jax.verdict import _ALIGNED, _FEWEST_HELD_OUT, _NOT_ALIGNED, Verdict, judge
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-SCORES = np.linspace(-3, 3, 601, dtype=np.float32)
+SCORES = np.linspace(-0.5, 1.5, 1001, dtype=np.float32)
+AGREEING = 0.9
 
 
 def evidence(score, num_rows=1000):
@@ -31,7 +32,7 @@ def evidence(score, num_rows=1000):
 
 @pytest.fixture(scope="module")
 def judged():
-    return jax.jit(jax.vmap(judge))(evidence(SCORES))
+    return jax.jit(jax.vmap(lambda found: judge(found, AGREEING)))(evidence(SCORES))
 
 
 def test_a_better_score_is_never_judged_worse(judged):
@@ -67,19 +68,32 @@ def test_confidence_and_estimate_are_shares(judged):
 
 
 def test_few_held_out_rows_leave_it_open(judged):
-    few = jax.vmap(judge)(evidence(SCORES, _FEWEST_HELD_OUT - 1))
+    few = jax.vmap(lambda found: judge(found, AGREEING))(evidence(SCORES, _FEWEST_HELD_OUT - 1))
     assert (few.verdict == Verdict.uncertain).all()
     np.testing.assert_array_equal(few.confidence, 0.5)
-    enough = jax.vmap(judge)(evidence(SCORES, _FEWEST_HELD_OUT))
+    enough = jax.vmap(lambda found: judge(found, AGREEING))(evidence(SCORES, _FEWEST_HELD_OUT))
     np.testing.assert_array_equal(enough.verdict, judged.verdict)
 
 
 def test_one_by_one_is_the_same(judged):
-    for index in (0, 330, 340, 360, 600):
-        found = judge(evidence(SCORES[index]))
+    for index in (0, 450, 470, 500, 1000):
+        found = judge(evidence(SCORES[index]), AGREEING)
         assert int(found.verdict) == int(judged.verdict[index])
         np.testing.assert_allclose(found.confidence, judged.confidence[index], rtol=1e-5)
         np.testing.assert_allclose(found.estimated_top1, judged.estimated_top1[index], rtol=1e-5)
+
+
+def test_restarts_that_disagree_were_not_aligned_whatever_the_score():
+    agreement = jnp.linspace(-1, 1, 101)
+    found = jax.vmap(lambda value: judge(evidence(0.8), value))(agreement)
+    assert (np.diff(found.confidence) >= 0).all()
+    assert (np.asarray(found.verdict)[np.asarray(agreement) < 0.25] == Verdict.not_aligned).all()
+    assert (np.asarray(found.verdict)[np.asarray(agreement) > 0.7] == Verdict.aligned).all()
+
+
+def test_one_search_alone_is_never_called_aligned():
+    found = jax.vmap(judge)(evidence(SCORES))
+    assert {int(value) for value in found.verdict} == {Verdict.not_aligned.value, Verdict.uncertain.value}
 
 
 @pytest.mark.parametrize("decay", [1.0, 0.8])
@@ -90,7 +104,7 @@ def test_clouds_without_geometry_are_never_called_aligned(decay):
     for seed in range(20):
         rng = np.random.default_rng(seed)
         x, y = ((rng.normal(size=(700, 8)) * decay ** np.arange(8)).astype(np.float32) for _ in range(2))
-        found = align(jax.random.key(seed), x, y, config)
+        found = align_restarts(jax.random.key(seed), x, y, 2, config).best
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
         verdicts.append(int(found.verdict))
     assert Verdict.aligned not in verdicts
