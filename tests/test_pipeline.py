@@ -73,7 +73,7 @@ def test_a_planted_map_is_recovered_from_different_rows(d_x, d_y):
     error = np.linalg.norm(used.T @ (np.asarray(result.map.W) - planted.W)) / np.linalg.norm(planted.W)
     assert error < 0.3
     assert float(result.info.orthogonality) < 1e-4
-    assert int(result.verdict) == Verdict.aligned
+    assert int(result.verdict) == Verdict.uncertain  # One search alone can claim no more.
     # Raw rows of the target are found in the target frame, too.
     raw = np.asarray(apply(result.map, jnp.asarray(planted.x_eval), frame="target"))
     lengths = np.linalg.norm(raw, axis=1)[:, None] * np.linalg.norm(planted.y_eval, axis=1)[None]
