@@ -21,12 +21,14 @@ import numpy as np
 import scipy.optimize
 
 from benchmarks.common import add_data_options, evaluate, find_data, read_rows, split_rows, write_json
-from mv2v_jax import AlignResult, Config, align
+from mv2v_jax import AlignResult, Config, align_restarts
 from mv2v_jax.csls import match_csls, mean_csls
 from mv2v_jax.evidence import hold_out
 from mv2v_jax.preprocess import fit_space, unit_rows
 
 NUM_EVAL = 2_000
+# As many as the command line makes: a verdict rests on their agreement too.
+NUM_RESTARTS = 2
 OFFSETS = (0, 20_000, 40_000)
 
 
@@ -168,7 +170,8 @@ def run(folder: Path | None, listed: list[Condition]) -> Iterator[dict[str, Any]
         split = load(folder, condition)
         x, y = jnp.asarray(split.x), jnp.asarray(split.y)
         for seed in range(condition.seeds):
-            result = align(jax.random.key(seed), x, y, condition.config)
+            restarts = align_restarts(jax.random.key(seed), x, y, NUM_RESTARTS, condition.config)
+            result = restarts.best
             evidence = {f.name: float(getattr(result.evidence, f.name)) for f in dataclasses.fields(result.evidence)}
             yield {
                 "condition": condition.name,
@@ -178,6 +181,8 @@ def run(folder: Path | None, listed: list[Condition]) -> Iterator[dict[str, Any]
                 "part": part_of(condition.name, condition.offset),
                 "truth": evaluate(result.map, split),
                 "evidence": evidence,
+                # Of two restarts, that with the other one.
+                "agreement": float(restarts.agreement[0, 1]),
                 "scores": {"score, held out": evidence["score"], **other_scores(result, x, y)},
                 "verdict": int(result.verdict),
                 "confidence": float(result.confidence),

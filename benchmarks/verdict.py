@@ -53,7 +53,8 @@ class Constants(NamedTuple):
 def judge_again(fits: Fits) -> Fits:
     """The same fits with the verdict, confidence and estimate that their evidence has under the constants of now."""
     names = fits[0]["evidence"]
-    judgement = judge(Evidence(**{name: jnp.asarray([fit["evidence"][name] for fit in fits]) for name in names}))
+    evidence = Evidence(**{name: jnp.asarray([fit["evidence"][name] for fit in fits]) for name in names})
+    judgement = judge(evidence, jnp.asarray([fit["agreement"] for fit in fits]))
     fields = {name: np.asarray(getattr(judgement, name)) for name in ("verdict", "confidence", "estimated_top1")}
     return [{**fit, **{name: values[i].item() for name, values in fields.items()}} for i, fit in enumerate(fits)]
 

@@ -205,7 +205,9 @@ def make_fits(*, honest=True):
                 "seed": 0,
                 "part": ("report", "calibrate")[number % 2],
                 "truth": {"top1": top1, "foscttm": 0.5 * (1 - top1) ** 5},
-                "evidence": {"cross": 0.5, "within": 0.6, "null": 0.1, "null_deviation": 0.01, "score": score},
+                "evidence": {"cross": 0.5, "within": 0.6, "null": 0.1, "null_deviation": 0.01, "score": score}
+                | {"num_rows": 300},
+                "agreement": 0.9,
                 "scores": {"score, held out": score, "noise": rng.normal(), "constant": 1.0, "lost": float("nan")},
                 # Of other constants than those of now.
                 "verdict": 0,
