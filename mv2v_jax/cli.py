@@ -26,7 +26,6 @@ from mv2v_jax.linear_map import Frame
 from mv2v_jax.metrics import Metrics, evaluate, oracle
 from mv2v_jax.progress import TimedFit, align_with_progress
 from mv2v_jax.report import describe_verdict, print_facts, print_table, progress_bar
-from mv2v_jax.restarts import check_restarts
 from mv2v_jax.types import Config, LinearMap
 from mv2v_jax.validate import InputError, check_config, check_finite, check_fitting_rows, check_shape
 from mv2v_jax.verdict import Verdict
@@ -183,7 +182,6 @@ def align(
     check_config(config)
     check_writable(output)
     x, y = (check_fitting_rows(load_embeddings(file), file, config) for file in (x_file, y_file))
-    check_restarts(restarts, min(x.shape[0], y.shape[0]), config)
     fit = _fit(x, y, config, seed, restarts)
     info = fit.result.best.info
     if not bool(info.all_finite):
