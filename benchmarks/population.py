@@ -32,6 +32,10 @@ NUM_RESTARTS = 2
 OFFSETS = (0, 20_000, 40_000)
 
 
+# Source and target rows, and a generator, to the rows that take their place.
+Change = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Condition:
     """One pair of data sets to align.
@@ -41,7 +45,7 @@ class Condition:
         source, target: encoders.
         rows: fitting rows a side.
         offset: first row of the file that is used.
-        change: what is done to the target's rows first.
+        change: what is done to the rows of both first.
         config: how it is fitted.
         seeds: how many fits.
     """
@@ -51,33 +55,40 @@ class Condition:
     target: str
     rows: int
     offset: int
-    change: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+    change: Change | None = None
     config: Config = dataclasses.field(default_factory=Config)
     seeds: int = 1
 
 
-def view(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def view(source: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The same encoder seen through a random projection and noise: alignable, with a truth that is known."""
     turn = np.linalg.qr(rng.normal(size=(rows.shape[1], rows.shape[1])))[0][:, :256]
     noise = rng.normal(size=(rows.shape[0], 256)) * (rows.std() * 0.5)
-    return (rows @ turn + noise).astype(np.float32)
+    return source, (rows @ turn + noise).astype(np.float32)
 
 
-def permute_coordinates(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def permute_coordinates(
+    source: np.ndarray, rows: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Null: each coordinate keeps its values, no row keeps its own."""
-    return np.stack([rng.permutation(column) for column in rows.T], axis=1)
+    return source, np.stack([rng.permutation(column) for column in rows.T], axis=1)
 
 
-def gaussian(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def gaussian(source: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Null: a Gaussian cloud of the same mean and covariance."""
     covariance = np.cov(rows.T.astype(np.float64))
-    return rng.multivariate_normal(rows.mean(0), covariance, size=rows.shape[0], method="eigh").astype(np.float32)
+    cloud = rng.multivariate_normal(rows.mean(0), covariance, size=rows.shape[0], method="eigh")
+    return source, cloud.astype(np.float32)
 
 
-def shifted_domain(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mismatched domains: nothing is changed but which rows come first; see `load`."""
+def shifted_domain(source: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Mismatched domains: X from one side of the source's strongest direction, Y from the other."""
     del rng
-    return rows
+    n = len(source) - NUM_EVAL
+    centered = source[:n] - source[:n].mean(0)
+    order = np.argsort(centered @ np.linalg.eigh(centered.T @ centered)[1][:, -1])
+    order = np.concatenate([order, np.arange(n, len(source))])
+    return source[order], target[order]
 
 
 def conditions(with_lsa: bool) -> list[Condition]:
@@ -114,15 +125,8 @@ def load(folder: Path | None, condition: Condition):
         np.asarray(read_rows(folder, name)[0][condition.offset :][: 2 * condition.rows + NUM_EVAL], np.float32)
         for name in (condition.source, condition.target)
     )
-    if condition.change is shifted_domain:
-        # X from one side of the source's strongest direction, Y from the other.
-        n = 2 * condition.rows
-        centered = source[:n] - source[:n].mean(0)
-        order = np.argsort(centered @ np.linalg.eigh(centered.T @ centered)[1][:, -1])
-        order = np.concatenate([order, np.arange(n, len(source))])
-        source, target = source[order], target[order]
-    elif condition.change is not None:
-        target = condition.change(target, rng)
+    if condition.change is not None:
+        source, target = condition.change(source, target, rng)
     return split_rows(source, target, NUM_EVAL)
 
 
