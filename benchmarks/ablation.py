@@ -31,17 +31,18 @@ from mv2v_jax import PRESETS, align
 SMALL_ROWS, SMALL_EVAL = 7_600, 1_600
 CHOICES: dict[str, dict[str, float]] = {
     "default": {},
-    "no reliability weights": {"reliability_power": 0.0},
     "20 clusters": {"num_clusters": 20},
     "all anchor sets kept": {"kept_sets": 40},
-    "no whitening": {"whitening_power": 0.0},
-    "whitening 0.2": {"whitening_power": 0.2},
-    "no settling": {"csls_steps": 0},
-    "fixed 3 neighbours when settling": {"csls_pairs": 0},
     "no rows held out": {"held_out_rows": 0},
-    "half the annealing": {"anneal_steps": 60},
-    "1,024 rows a step": {"anneal_rows": 1_024},
+    "no annealing": {"anneal_steps": 0},
+    "half the annealing": {"anneal_steps": 50},
+    "no weights at first": {"anneal_power": 0.4},
     "10 neighbours when annealing": {"anneal_neighbors": 10},
+    "no settling": {"csls_steps": 0, "whole_steps": 0},
+    "settled on samples only": {"whole_steps": 0},
+    "2 neighbours when settling": {"ample_rows": 0},
+    "no weights at last": {"reliability_power": 0.0},
+    "no whitening": {"whitening_power": 0.0},
 }
 
 Runs = dict[str, list[dict[str, float]]]

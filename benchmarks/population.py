@@ -94,7 +94,7 @@ def shifted_domain(source: np.ndarray, target: np.ndarray, rng: np.random.Genera
 def conditions(with_lsa: bool) -> list[Condition]:
     """All conditions; those of LSA only where its file has been made."""
     both = (("minilm", "wordllama"), ("wordllama", "minilm"))
-    weak = Config(reliability_power=0.0)
+    weak = Config(anneal_power=0.0)
     found = []
     for source, target in both:
         pair = f"{source} > {target}"

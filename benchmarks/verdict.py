@@ -9,18 +9,20 @@ reliability of the confidence, with matplotlib.
 
 import argparse
 import importlib
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from sklearn.linear_model import LogisticRegression
+import scipy.optimize
+from scipy.special import expit
 
 from benchmarks.common import print_environment, print_requirement, print_table, write_json
 from benchmarks.population import collect, parse
 from benchmarks.selection import SUCCESS_FOSCTTM, Fits, auroc, shown, succeeded
 from mv2v_jax.evidence import Evidence
-from mv2v_jax.verdict import Verdict, judge
+from mv2v_jax.verdict import ALIGNED, Verdict, judge
 
 PARTS = ("calibrate", "report")
 NULLS = ("permuted", "Gaussian")
@@ -46,6 +48,8 @@ class Constants(NamedTuple):
 
     confidence_midpoint: float
     confidence_slope: float
+    agreement_midpoint: float
+    agreement_slope: float
     top1_at_midpoint: float
     top1_slope: float
 
@@ -67,26 +71,41 @@ def is_null(fit: dict[str, Any]) -> bool:
 def calibrate(fits: Fits) -> Constants:
     """The constants of mv2v_jax/verdict.py from the part kept for that, and from nothing of the other.
 
-    Confidence is a logistic regression of success on the score, the estimate a straight line of top-1 over successes.
+    Confidence is the product of two logistic curves, of the score and of the agreement, by maximum likelihood; the
+    estimate is a straight line of top-1 in the score, over the fits that these call aligned.
     """
     fits = [fit for fit in fits if fit["part"] == "calibrate"]
     score = np.array([fit["evidence"]["score"] for fit in fits])
+    agreement = np.array([fit["agreement"] for fit in fits])
     success = np.array([succeeded(fit) for fit in fits], dtype=bool)
     if success.sum() < 2 or success.all():
         raise SystemExit(f"cannot calibrate on {success.sum()} successes and {(~success).sum()} failures")
-    mean, deviation = score.mean(), score.std()
-    found = LogisticRegression(C=1e3).fit(((score - mean) / deviation)[:, None], success)
-    slope = found.coef_[0, 0] / deviation
-    midpoint = mean - found.intercept_[0] / slope
+
+    def confidence(constants):
+        score_midpoint, score_slope, agreement_midpoint, agreement_slope = constants
+        return expit(score_slope * (score - score_midpoint)) * expit(agreement_slope * (agreement - agreement_midpoint))
+
+    def surprise(constants):
+        found = confidence(constants)
+        return -np.mean(np.log(np.where(success, found, 1 - found).clip(1e-9)))
+
+    # Bounds of midpoints and slopes. A few dozen fits can be told apart nearly without error, and would have no curve
+    # be steep enough; a curve that is too flat would call no fit anything.
+    bounds = ((0, 1), (40, 100), (0, 1), (5, 40))
+    starts = itertools.product((0.38, 0.45), (50,), (0.2, 0.4), (10, 30))
+    found = [scipy.optimize.minimize(surprise, start, bounds=bounds, method="Nelder-Mead") for start in starts]
+    fitted = min(found, key=lambda result: result.fun).x
     top1 = np.array([fit["truth"]["top1"] for fit in fits])
-    top1_slope, top1_at_midpoint = np.polyfit((score - midpoint)[success], top1[success], 1)
-    return Constants(float(midpoint), float(slope), float(top1_at_midpoint), float(top1_slope))
+    aligned = confidence(fitted) >= ALIGNED
+    slope, at_midpoint = np.polyfit((score - fitted[0])[aligned], top1[aligned], 1)
+    return Constants(*(float(value) for value in (*fitted, at_midpoint, slope)))
 
 
 def print_constants(found: Constants) -> None:
     """The constants as mv2v_jax/verdict.py would have them."""
     print("\ncalibrated on the calibrate part alone:")
     print(f"_CONFIDENCE_MIDPOINT, _CONFIDENCE_SLOPE = {found.confidence_midpoint:.3f}, {found.confidence_slope:.1f}")
+    print(f"_AGREEMENT_MIDPOINT, _AGREEMENT_SLOPE = {found.agreement_midpoint:.3f}, {found.agreement_slope:.1f}")
     print(f"_TOP1_AT_MIDPOINT, _TOP1_SLOPE = {found.top1_at_midpoint:.3f}, {found.top1_slope:.2f}")
 
 

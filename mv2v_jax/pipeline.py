@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.anchors import Anchors, AnchorSets, match_anchor_sets, select_anchors
-from mv2v_jax.anneal import refine_annealed, refine_csls
+from mv2v_jax.anneal import annealing_length, refine_annealed, refine_csls, refine_whole
+from mv2v_jax.directions import map_from_cross, measure_spread, whiten_map
 from mv2v_jax.evidence import HoldOut, gather_evidence, hold_out, num_held_out
 from mv2v_jax.matching import match_relative
 from mv2v_jax.preprocess import Space, draw_rows, fit_space
@@ -18,7 +19,6 @@ from mv2v_jax.refine import Refined, refine_clusters, refine_matching
 from mv2v_jax.types import AlignInfo, AlignResult, Config, Evidence, LinearMap
 from mv2v_jax.validate import check_config, check_fitting_rows
 from mv2v_jax.verdict import judge
-from mv2v_jax.whitening import whiten_map
 
 
 @pytree
@@ -32,6 +32,7 @@ class Keys:
     refine_annealed: jax.Array
     refine_annealed_again: jax.Array
     refine_csls: jax.Array
+    refine_whole: jax.Array
     evidence: jax.Array
 
 
@@ -52,27 +53,30 @@ class Refinement(NamedTuple):
 REFINEMENTS = (
     Refinement("refine_matching", lambda config, num_rows: config.match_steps, refine_matching),
     Refinement("refine_clusters", lambda config, num_rows: config.cluster_steps, refine_clusters),
-    Refinement("refine_annealed", lambda config, num_rows: config.anneal_steps, refine_annealed),
+    Refinement("refine_annealed", lambda config, num_rows: annealing_length(num_rows, config), refine_annealed),
 )
 
 
 def _anneal_again(key, x, y, matrix, *, config: Config, steps=None) -> Refined:
     """The second half of the annealed refinement once more."""
-    half = config.anneal_steps // 2
+    length = annealing_length(min(x.shape[0], y.shape[0]), config)
+    half = length // 2
     return refine_annealed(
-        key, x, y, matrix, config=config, steps=(jnp.arange(half) if steps is None else steps) + half
+        key, x, y, matrix, config=config, steps=(jnp.arange(half) if steps is None else steps) + length - half
     )
 
 
 def again_steps(config: Config, num_rows: int) -> int:
     """Steps of `_anneal_again`: none where so few rows were held out that the fit cannot have missed them."""
-    return config.anneal_steps // 2 if 20 * num_held_out(num_rows, config.held_out_rows) >= num_rows else 0
+    many_held_out = 20 * num_held_out(num_rows, config.held_out_rows) >= num_rows
+    return annealing_length(num_rows, config) // 2 if many_held_out else 0
 
 
 # On all rows, the held-out ones among them: they have been asked by then.
 SETTLING = (
     Refinement("refine_annealed_again", again_steps, _anneal_again),
     Refinement("refine_csls", lambda config, num_rows: config.csls_steps, refine_csls),
+    Refinement("refine_whole", lambda config, num_rows: config.whole_steps, refine_whole),
 )
 
 
@@ -95,25 +99,39 @@ class Searched:
     anchor_kept: jax.Array
 
 
+def returns_cross(config: Config) -> bool:
+    """Whether the last stage returns a cross-covariance, not a map."""
+    return bool(config.anneal_steps or config.csls_steps or config.whole_steps)
+
+
 def initial_map(key, x: jax.Array, y: jax.Array, sets: AnchorSets, *, config: Config):
     """Anchors that agree, relative representations: the first matrix ``[d_x, d_y]`` and the anchors.
 
     The matrix is a map where a published refinement goes on with it, else a cross-covariance, whose singular values
-    tell the annealed refinement which directions to trust.
+    tell which directions to trust.
     """
     anchors = select_anchors(sets, config=config)
     drawn = draw_rows(key, x, config.matching_rows or x.shape[0])
     partners = match_relative(drawn, y, anchors.x, anchors.y, num_neighbors=config.num_neighbors)
     cross = drawn.T @ partners.rows
-    if config.match_steps or config.cluster_steps or not config.anneal_steps:
+    if config.match_steps or config.cluster_steps or not returns_cross(config):
         return polar(cross), anchors
     length = jnp.maximum(jnp.linalg.norm(cross), jnp.finfo(cross.dtype).tiny)
     return cross * (min(cross.shape) ** 0.5 / length), anchors
 
 
 def as_map(matrix: jax.Array, *, config: Config) -> jax.Array:
-    """The map that a stage's matrix stands for."""
+    """The map that a stage's matrix stands for, before directions are weighted."""
     return polar(matrix) if config.project else matrix
+
+
+def _weigh_map(matrix: jax.Array, space_x: Space, space_y: Space, *, config: Config) -> jax.Array:
+    """The map that is returned for the last stage's matrix: weighted and partly whitened."""
+    spread_x, spread_y = (measure_spread(space.rows, config.whitening_power) for space in (space_x, space_y))
+    if returns_cross(config):
+        return map_from_cross(matrix, spread_x, spread_y, config.reliability_power)
+    # The published refinements end in a map, which has no correlations to weigh by.
+    return whiten_map(as_map(matrix, config=config), spread_x, spread_y)
 
 
 def refine(
@@ -152,13 +170,13 @@ def weigh(key, x: HoldOut, y: HoldOut, matrix, trajectory, sets: AnchorSets, anc
 def finish(
     space_x: Space, space_y: Space, matrix: jax.Array, searched: Searched, trajectory, agreement=None, *, config: Config
 ) -> AlignResult:
-    """Project, whiten, judge and pack the result; ``trajectory`` is that of the settling stages, ``agreement``
+    """Weigh, judge and pack the result; ``trajectory`` is that of the settling stages, ``agreement``
     that with other restarts.
     """
     W = as_map(matrix, config=config)
     gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
     orthogonality = jnp.linalg.norm(gram - jnp.eye(gram.shape[0], dtype=W.dtype))
-    W = whiten_map(W, space_x.rows, space_y.rows, config.whitening_power)
+    W = _weigh_map(matrix, space_x, space_y, config=config)
     judgement = judge(searched.evidence, agreement)
     return AlignResult(
         map=LinearMap(W=W, mean_x=space_x.mean, mean_y=space_y.mean, scale_x=space_x.scale, scale_y=space_y.scale),

@@ -16,8 +16,9 @@ class Refined:
     """What a refinement returns.
 
     Attributes:
-        matrix: ``[d_x, d_y]``; its polar factor is the refined map. Refine-1 and refine-2 return the smoothed average
-            of maps, itself a map but no longer semi-orthogonal; the annealed refinement returns a cross-covariance.
+        matrix: ``[d_x, d_y]``; its polar factor is the refined map, before directions are weighted. Refine-1 and
+            refine-2 return the smoothed average of maps, itself a map but no longer semi-orthogonal; the annealed and
+            the CSLS refinement return a cross-covariance.
         objective: ``[steps]``, the stage's label-free objective at every step.
     """
 

@@ -63,6 +63,6 @@ def describe_verdict(judged: Mapping[str, Any]) -> str:
     if judged["verdict"] == "uncertain":
         return f"uncertain ({sure}) whether the spaces were aligned: {advice}"
     return (
-        f"not aligned ({sure}): held-out rows land no nearer to the other space than chance would have it, or little; "
+        f"not aligned ({sure}): held-out rows land hardly nearer to the other space than chance, or restarts disagree; "
         f"{advice}"
     )

@@ -45,24 +45,29 @@ class Config:
 
     held_out_rows: int = _static(1_000, "rows of each space kept out of the fit to score it, at most a tenth of them")
 
-    anneal_steps: int = _static(120, "annealed refinement: steps")
+    anneal_steps: int = _static(100, "annealed refinement: steps")
     anneal_rows: int = _static(2_048, "annealed refinement: rows of each space per step, at most half of them")
     anneal_neighbors: int = _static(3, "annealed refinement: nearest rows averaged into a pseudo-partner")
-    reliability_power: float = _traced(
-        2.0, "annealed refinement: first power of the correlation that weights a direction; falls to zero"
+    anneal_power: float = _traced(
+        4.0, "annealed refinement: first power of the correlation that weights a direction; falls to reliability_power"
     )
 
-    csls_steps: int = _static(4, "CSLS refinement: steps")
-    csls_rows: int = _static(32_768, "CSLS refinement: rows of each space per step")
-    csls_neighbors: int = _static(3, "CSLS refinement: fewest nearest rows averaged into a pseudo-partner")
-    csls_pairs: int = _static(100_000, "CSLS refinement: fewest pseudo-pairs, by averaging more rows of small data")
+    csls_steps: int = _static(8, "CSLS refinement: steps on samples, averaged")
+    csls_rows: int = _static(8_192, "CSLS refinement: rows of each space per step")
+    csls_neighbors: int = _static(2, "CSLS refinement: fewest nearest rows averaged into a pseudo-partner")
+    ample_rows: int = _static(40_000, "CSLS refinement: rows that need no averaging; the fewer, the more neighbors")
+    whole_steps: int = _static(2, "CSLS refinement: last steps, on all rows")
+    whole_rows: int = _static(32_768, "CSLS refinement: what counts as all rows of a larger space")
 
     cluster_steps: int = _static(0, "refine-2: rounds of k-means of X, k-means of Y from there, Procrustes")
     refine_clusters: int = _static(500, "refine-2: clusters")
 
     smoothing: float = _traced(0.5, "refine-1 and refine-2: share of the new map in W <- (1 - a) W + a W_new")
     project: bool = _static(True, "return the nearest semi-orthogonal map instead of the smoothed average")
-    whitening_power: float = _traced(0.1, "the map scales directions by their variance to minus this power")
+    reliability_power: float = _traced(
+        0.4, "the map weights directions by the correlation of their pairs to this power"
+    )
+    whitening_power: float = _traced(0.25, "the map scales directions by their variance to minus this power")
 
 
 def notebook() -> Config:
@@ -80,6 +85,7 @@ def notebook() -> Config:
         match_neighbors=50,
         anneal_steps=0,
         csls_steps=0,
+        whole_steps=0,
         cluster_steps=1,
         refine_clusters=500,
         smoothing=0.5,
@@ -89,8 +95,8 @@ def notebook() -> Config:
 
 
 def fast() -> Config:
-    """A third of the time of the default: fewer rows in every step, at some loss."""
-    return Config(anneal_steps=100, anneal_rows=1_024, csls_steps=6, csls_rows=8_192)
+    """Less than half of the time of the default where rows are plenty, at some loss: no step sees all of them."""
+    return Config(whole_steps=0)
 
 
 def paper() -> Config:
@@ -130,7 +136,8 @@ class AlignInfo:
         anchor_kept: ``[num_anchor_sets]`` bool, the sets that were used.
         zero_rows_x: int32 scalar, rows of X without length; they take no part.
         zero_rows_y: the same of Y.
-        orthogonality: scalar, ``||W W^T - I||_F`` of the smaller side before whitening: 0 where the map was projected.
+        orthogonality: scalar, ``||W W^T - I||_F`` of the smaller side before directions are
+            weighted: 0 where the map was projected.
         all_finite: bool scalar, whether every entry of the map is finite.
     """
 

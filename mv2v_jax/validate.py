@@ -21,10 +21,16 @@ _AT_LEAST = {
     "anneal_rows": 2,
     "csls_rows": 2,
     "csls_neighbors": 1,
+    "whole_rows": 2,
     "anneal_neighbors": 1,
     "refine_clusters": 2,
 }
-_FLOAT_RANGE = {"reliability_power": (0.0, 8.0), "smoothing": (0.0, 1.0), "whitening_power": (0.0, 0.5)}
+_FLOAT_RANGE = {
+    "anneal_power": (0.0, 8.0),
+    "smoothing": (0.0, 1.0),
+    "reliability_power": (0.0, 8.0),
+    "whitening_power": (0.0, 0.5),
+}
 _DTYPES = tuple(jnp.dtype(dtype) for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64))
 # Rows looked at together, so that a memory-mapped file is never copied whole.
 _BLOCK_ROWS = 65_536
@@ -52,10 +58,10 @@ def check_config(config: Config) -> None:
         raise InputError(
             f"anchor_rows must be at least num_clusters ({config.num_clusters}), found {config.anchor_rows}"
         )
-    if (config.anneal_steps or config.csls_steps) and not config.project:
+    if (config.anneal_steps or config.csls_steps or config.whole_steps) and not config.project:
         raise InputError(
-            "project must be true where anneal_steps or csls_steps is not 0 (these stages return a cross-covariance, "
-            f"not a map), found project={config.project}"
+            "project must be true where anneal_steps, csls_steps or whole_steps is not 0 (these stages return a "
+            f"cross-covariance, not a map), found project={config.project}"
         )
 
 

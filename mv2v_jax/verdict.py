@@ -17,14 +17,15 @@ class Verdict(enum.IntEnum):
     aligned = 2
 
 
-# Logistic calibration of success (FOSCTTM below 0.05) and a straight line for top-1, both in the score of held-out
-# rows: benchmarks/verdict.py --calibrate fits them on one part of its conditions.
-_CONFIDENCE_MIDPOINT, _CONFIDENCE_SLOPE = 0.433, 85.0
-_TOP1_AT_MIDPOINT, _TOP1_SLOPE = 0.354, 3.29
-# Restarts that found the truth agree on it (0.7 and more in what we have seen), wrong ones are wrong each in their own
-# way (0.2 and less), even where they score well: a space with few but crowded directions lets any map score.
-_AGREEMENT_MIDPOINT, _AGREEMENT_SLOPE = 0.45, 20.0
-_ALIGNED, _NOT_ALIGNED = 0.9, 0.1
+# Logistic calibration of success (FOSCTTM below 0.05) in the score of held-out rows and in the agreement of restarts:
+# benchmarks/verdict.py --calibrate fits all of these on one part of its conditions. Restarts that found the truth agree
+# on it, wrong ones are wrong each in their own way, even where they score well: a space with few but crowded
+# directions lets any map score.
+_CONFIDENCE_MIDPOINT, _CONFIDENCE_SLOPE = 0.438, 40.0
+_AGREEMENT_MIDPOINT, _AGREEMENT_SLOPE = 0.178, 40.0
+# A straight line for top-1 in the score, of fits that are called aligned.
+_TOP1_AT_MIDPOINT, _TOP1_SLOPE = 0.520, 1.57
+ALIGNED, NOT_ALIGNED = 0.85, 0.15
 # Fewer held-out rows than this are no evidence either way.
 _FEWEST_HELD_OUT = 50
 
@@ -54,18 +55,20 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None) -> Judgement:
     """
     distance = evidence.score - _CONFIDENCE_MIDPOINT
     confidence = jax.nn.sigmoid(_CONFIDENCE_SLOPE * distance)
+    estimated_top1 = jnp.clip(_TOP1_AT_MIDPOINT + _TOP1_SLOPE * distance, 0, 1)
     if agreement is None:
         confidence = jnp.minimum(confidence, 0.5)
     else:
-        confidence = confidence * jax.nn.sigmoid(_AGREEMENT_SLOPE * (agreement - _AGREEMENT_MIDPOINT))
+        agreed = jax.nn.sigmoid(_AGREEMENT_SLOPE * (agreement - _AGREEMENT_MIDPOINT))
+        confidence, estimated_top1 = confidence * agreed, estimated_top1 * agreed
     confidence = jnp.where(evidence.num_rows >= _FEWEST_HELD_OUT, confidence, 0.5)
     verdict = jnp.where(
-        confidence >= _ALIGNED,
+        confidence >= ALIGNED,
         Verdict.aligned.value,
-        jnp.where(confidence <= _NOT_ALIGNED, Verdict.not_aligned.value, Verdict.uncertain.value),
+        jnp.where(confidence <= NOT_ALIGNED, Verdict.not_aligned.value, Verdict.uncertain.value),
     )
     return Judgement(
         verdict=verdict.astype(jnp.int32),
         confidence=confidence,
-        estimated_top1=jnp.clip(_TOP1_AT_MIDPOINT + _TOP1_SLOPE * distance, 0, 1),
+        estimated_top1=estimated_top1,
     )

@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import planted_clouds, small_config, unit
+from scipy.linalg import fractional_matrix_power
 
-from mv2v_jax.anneal import _direction_weights, refine_annealed, refine_csls, settle_neighbors
+from mv2v_jax.anneal import annealing_length, refine_annealed, refine_csls, refine_whole, settle_neighbors
 from mv2v_jax.preprocess import draw_rows
 from mv2v_jax.procrustes import polar
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-FUNCTIONS = {"refine_annealed": refine_annealed, "refine_csls": refine_csls}
+FUNCTIONS = {"refine_annealed": refine_annealed, "refine_csls": refine_csls, "refine_whole": refine_whole}
 
 
 @pytest.fixture(scope="module")
@@ -57,26 +58,33 @@ def test_a_wrong_start_is_not_called_right(clouds, run):
     assert closeness(found.matrix, planted) < 0.9
 
 
-def steps_in_numpy(key, x, y, cross, *, num_steps, num_rows, num_neighbors, power=None):
+def weights_in_numpy(cross, x, y, power, whitening):
+    """Directions of both spaces as columns, weighted and whitened, by SciPy."""
+    u, singular, vt = np.linalg.svd(cross, full_matrices=False)
+    sides, deviations = [], []
+    for rows, own in ((x, u), (y, vt.T)):
+        covariance = rows.T @ rows / len(rows)
+        deviations.append(np.sqrt(np.diag(own.T @ covariance @ own)))
+        variance, axes = np.linalg.eigh(covariance)
+        # What is shorter than a thousandth of the longest is lifted no further.
+        lifted = (axes * np.maximum(variance / variance[-1], 1e-3)) @ axes.T
+        sides.append(fractional_matrix_power(lifted, -whitening) @ own)
+    correlation = singular / np.prod(deviations, axis=0)
+    return [side * (correlation / correlation.max()) ** (power / 2) for side in sides]
+
+
+def steps_in_numpy(key, x, y, cross, *, rows, num_neighbors, powers, momenta, whitening):
     """The stages in float64 with the whole similarity matrix; only the draws are ours.
 
-    With a power it is `refine_annealed`: at most half of the rows, weights and a memory. Without, `refine_csls`.
+    One power and one momentum a step; ``rows`` says how many of X and of Y each step draws.
     """
     x64, y64 = np.float64(x), np.float64(y)
-    covariance_x, covariance_y = x64.T @ x64 / len(x), y64.T @ y64 / len(y)
     objective = []
-    for step in range(num_steps):
+    for step, (power, momentum) in enumerate(zip(powers, momenta, strict=True)):
         keys = jax.random.split(jax.random.fold_in(key, step))
-        sizes = [num_rows if power is None else min(num_rows, (len(rows) + 1) // 2) for rows in (x, y)]
-        drawn = [np.float64(draw_rows(k, r, size)) for k, r, size in zip(keys, (x, y), sizes, strict=True)]
-        progress = step / num_steps
-        u, singular, vt = np.linalg.svd(cross, full_matrices=False)
-        weights = 1.0
-        if power is not None:
-            deviations = [np.sqrt(np.diag(d.T @ c @ d)) for d, c in ((u, covariance_x), (vt.T, covariance_y))]
-            correlation = singular / np.prod(deviations, axis=0)
-            weights = (correlation / correlation.max()) ** (power * (1 - progress) / 2)
-        similarity = unit(drawn[0] @ u * weights) @ unit(drawn[1] @ vt.T * weights).T
+        drawn = [np.float64(draw_rows(k, r, size)) for k, r, size in zip(keys, (x, y), rows, strict=True)]
+        sides = weights_in_numpy(cross, x64, y64, power, whitening)
+        similarity = unit(drawn[0] @ sides[0]) @ unit(drawn[1] @ sides[1]).T
         density_x, density_y = (np.sort(s, axis=1)[:, -10:].mean(1) for s in (similarity, similarity.T))
         csls = 2 * similarity - density_x[:, None] - density_y
         new, best = 0, []
@@ -86,28 +94,39 @@ def steps_in_numpy(key, x, y, cross, *, num_steps, num_rows, num_neighbors, powe
             pairs = own.T @ other[nearest].mean(1) / len(own)
             new = new + (pairs if own is drawn[0] else pairs.T)
             best.append(np.take_along_axis(among, nearest, 1).mean())
-        momentum = 0.0 if power is None else 0.5 + 0.4 * progress
         cross = momentum * cross + (1 - momentum) * new * np.sqrt(min(cross.shape)) / np.linalg.norm(new)
         objective.append(np.mean(best))
     return cross, objective
 
 
-@pytest.mark.parametrize("rows", [25, 1000])  # A sample, and more rows than there are.
+@pytest.mark.parametrize("num_rows", [25, 1000])  # A sample, and more rows than there are.
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_steps_against_numpy(clouds, name, rows):
+def test_steps_against_numpy(clouds, name, num_rows):
     x, y = clouds[0][:61], clouds[1][:50]
     start = clouds[2] + 0.3 * np.random.default_rng(5).normal(size=(8, 6))
-    annealed = name == "refine_annealed"
-    own, other = ("anneal", "csls") if annealed else ("csls", "anneal")
+    own = {"refine_annealed": "anneal", "refine_csls": "csls", "refine_whole": "whole"}[name]
     config = small_config(
-        **{f"{own}_steps": 4, f"{own}_rows": rows, f"{own}_neighbors": 2},
-        **{f"{other}_steps": 9, f"{other}_rows": 13, f"{other}_neighbors": 5},
-        reliability_power=1.5,
+        **{f"{stage}_steps": 4 if stage == own else 9 for stage in ("anneal", "csls", "whole")},
+        **{f"{stage}_rows": num_rows if stage == own else 13 for stage in ("anneal", "csls", "whole")},
+        **{f"{stage}_neighbors": 2 if stage in own or own == "whole" else 5 for stage in ("anneal", "csls")},
+        ample_rows=0,
+        anneal_power=1.5,
+        reliability_power=0.5,
+        whitening_power=0.2,
     )
+    if own == "anneal":
+        # At most half of the rows; and where the sample is smaller than asked for, up to four times the steps.
+        num_steps = 16 if num_rows == 1000 else 4
+        progress = np.arange(num_steps) / num_steps
+        how = {
+            "rows": [min(num_rows, half) for half in (31, 25)],
+            "powers": 1.5 * (1 - progress) + 0.5 * progress,
+            "momenta": 0.5 + 0.4 * progress,
+        }
+    else:
+        how = {"rows": [num_rows] * 2, "powers": [0.5] * 4, "momenta": [max(0, 1 - num_rows / 50)] * 4}
     key = jax.random.key(3)
-    expected, objective = steps_in_numpy(
-        key, x, y, start, num_steps=4, num_rows=rows, num_neighbors=2, power=1.5 if annealed else None
-    )
+    expected, objective = steps_in_numpy(key, x, y, start, num_neighbors=2, whitening=0.2, **how)
     found = FUNCTIONS[name](key, x, y, jnp.asarray(start, jnp.float32), config=config)
     np.testing.assert_allclose(found.matrix, expected, atol=1e-4)
     np.testing.assert_allclose(found.objective, objective, atol=1e-4)
@@ -116,54 +135,42 @@ def test_steps_against_numpy(clouds, name, rows):
 def test_few_rows_are_settled_with_more_neighbors_against_numpy(clouds):
     x, y = clouds[0][:170], clouds[1][:160]
     start = clouds[2] + 0.3 * np.random.default_rng(6).normal(size=(8, 6))
-    config = small_config(csls_steps=2, csls_rows=1000, csls_neighbors=1, csls_pairs=10_000)
+    config = small_config(csls_steps=2, csls_rows=1000, csls_neighbors=1, ample_rows=1_000)
     key = jax.random.key(4)
-    expected, objective = steps_in_numpy(key, x, y, start, num_steps=2, num_rows=1000, num_neighbors=3)
+    how = {"rows": [1000, 1000], "powers": [0, 0], "momenta": [0, 0], "whitening": 0}
+    expected, objective = steps_in_numpy(key, x, y, start, num_neighbors=3, **how)
     found = refine_csls(key, x, y, jnp.asarray(start, jnp.float32), config=config)
     np.testing.assert_allclose(found.matrix, expected, atol=1e-4)
     np.testing.assert_allclose(found.objective, objective, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "least", "pairs", "expected"),
+    ("num_rows", "most_rows", "expected"),
+    [(100_000, 50, 8), (100, 50, 8), (70, 50, 8), (50, 50, 16), (30, 50, 24), (20, 50, 32), (2, 50, 32)],
+)
+def test_small_samples_take_more_steps(num_rows, most_rows, expected):
+    assert annealing_length(num_rows, small_config(anneal_steps=8, anneal_rows=most_rows)) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "least", "ample", "expected"),
     [
-        (10**6, 3, 100_000, 3),  # Plenty of rows.
-        (1000, 3, 5000, 5),  # Just enough pairs.
-        (1000, 3, 5001, 6),
-        (1000, 3, 100_000, 20),  # At most one row in fifty.
-        (50, 3, 100_000, 3),  # But never fewer than the least.
-        (1000, 3, 0, 3),
+        (10**6, 3, 40_000, 3),  # Plenty of rows.
+        (10_000, 3, 40_000, 8),  # A quarter of what is ample: 4^1.5.
+        (9_999, 3, 40_000, 9),
+        (1_000, 3, 40_000, 20),  # At most one row in fifty.
+        (50, 3, 40_000, 3),  # But never fewer than the least.
+        (1_000, 3, 0, 3),
     ],
 )
-def test_neighbors_make_enough_pairs(num_rows, least, pairs, expected):
-    assert settle_neighbors(num_rows, small_config(csls_neighbors=least, csls_pairs=pairs)) == expected
-
-
-@pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
-def test_a_short_direction_that_is_matched_as_well_counts_as_much(clouds, power):
-    """Where every row has its own partner, all correlations are one, however uneven the singular values are."""
-    x = np.asarray(clouds[1])
-    covariance = jnp.asarray(x.T @ x / len(x))
-    u, v, weights = _direction_weights(covariance, covariance, covariance, power)
-    assert np.linalg.cond(covariance) > 5
-    np.testing.assert_allclose(weights, 1, rtol=1e-2)
-    np.testing.assert_allclose(u.T @ covariance @ v, u.T @ covariance @ u, atol=1e-5)
-
-
-def test_a_worse_matched_direction_counts_less():
-    """Half of the correlation in one direction is half of the weight, to the power, wherever the lengths are."""
-    cross = jnp.diag(jnp.array([0.5, 3.0]))
-    covariances = jnp.diag(jnp.array([1.0, 9.0])), jnp.diag(jnp.array([1.0, 1.0]))
-    u, v, weights = _direction_weights(cross, *covariances, 2.0)
-    np.testing.assert_allclose(np.abs(u), [[0, 1], [1, 0]], atol=1e-6)
-    np.testing.assert_allclose(np.abs(v), [[0, 1], [1, 0]], atol=1e-6)
-    np.testing.assert_allclose(weights, [1, 0.25], rtol=1e-5)
+def test_few_rows_are_averaged_over_more_neighbors(num_rows, least, ample, expected):
+    assert settle_neighbors(num_rows, small_config(csls_neighbors=least, ample_rows=ample)) == expected
 
 
 def test_a_direction_without_data_says_nothing(clouds):
     x, y = clouds[0][:61, :5], clouds[1][:50, :5]
     start = jnp.asarray(np.eye(5) + 0.3 * np.random.default_rng(5).normal(size=(5, 5)), jnp.float32)
-    config = small_config(anneal_steps=1, reliability_power=2.0)
+    config = small_config(anneal_steps=1, anneal_power=2.0)
     plain = refine_annealed(jax.random.key(0), x, y, start, config=config)
 
     def pad(a, *widths):
@@ -185,8 +192,8 @@ def test_a_direction_without_data_says_nothing(clouds):
 def test_two_rows_against_numpy():
     x, y = jnp.array([[0.6, 0.8], [0.6, 0.8]]), jnp.array([[1.0, 0.0], [1.0, 0.0]])
     start = jnp.array([[0.0, 1.0], [1.0, 0.0]])
-    config = small_config(anneal_steps=1, anneal_rows=2, anneal_neighbors=1, reliability_power=2.0)
-    found = refine_annealed(jax.random.key(0), x, y, start, config=config)
+    config = small_config(anneal_steps=1, anneal_rows=2, anneal_neighbors=1, anneal_power=2.0)
+    found = refine_annealed(jax.random.key(0), x, y, start, config=config, steps=jnp.arange(1))
     outer = np.outer(x[0], y[0])
     # The new cross-covariance has the length of a semi-orthogonal map; the first step counts half.
     expected = 0.5 * np.asarray(start) + 0.5 * np.sqrt(2) * outer / np.linalg.norm(outer)
@@ -199,7 +206,7 @@ def test_the_power_decides_which_directions_speak(clouds, run):
     x, y, planted = clouds
     start = jnp.asarray(planted * np.linspace(1, 0.2, 6), jnp.float32)
     found = [
-        run["refine_annealed"](jax.random.key(0), x, y, start, small_config(reliability_power=power)).objective[0]
+        run["refine_annealed"](jax.random.key(0), x, y, start, small_config(anneal_power=power)).objective[0]
         for power in (0.0, 1.0)
     ]
     assert found[0] != found[1]
@@ -221,7 +228,7 @@ def test_rotating_either_space_rotates_the_result(clouds, name):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_steps_in_chunks_equal_all_at_once(clouds, run, name):
     x, y, planted = clouds
-    start, config = jnp.asarray(planted, jnp.float32), small_config(anneal_steps=4, csls_steps=4)
+    start, config = jnp.asarray(planted, jnp.float32), small_config(anneal_steps=4, csls_steps=4, whole_steps=4)
     whole = run[name](jax.random.key(1), x, y, start, config)
     half = run[name](jax.random.key(1), x, y, start, config, jnp.arange(2))
     rest = run[name](jax.random.key(1), x, y, half.matrix, config, jnp.arange(2, 4))

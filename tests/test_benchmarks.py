@@ -34,7 +34,8 @@ SETTINGS = reference.Settings(
 TINY = {"num_anchor_sets": 3, "num_clusters": 4, "lloyd_steps": 3, "num_starts": 2, "search_steps": 5, "kept_sets": 2}
 PRESETS = {
     "notebook": lambda: dataclasses.replace(notebook(), **TINY, match_steps=2, cluster_steps=0),
-    "default": lambda: dataclasses.replace(Config(), **TINY, anneal_steps=2, csls_steps=0),
+    "fast": lambda: dataclasses.replace(Config(), **TINY, anneal_steps=1, csls_steps=0, whole_steps=0),
+    "default": lambda: dataclasses.replace(Config(), **TINY, anneal_steps=1, csls_steps=0, whole_steps=1),
 }
 ROWS = ["--rows", "240", "--eval", "40"]
 
@@ -123,7 +124,9 @@ def test_quality_runs_on_the_bundled_set(tiny, tmp_path, capsys):
     file = tmp_path / "quality.json"
     quality.main([*ROWS, "--seeds", "2", "--json", str(file)])
     found = json.loads(file.read_text())
-    assert {name: len(runs) for name, runs in found["scores"].items()} == {"reference": 2, "notebook": 2, "default": 2}
+    assert {name: len(runs) for name, runs in found["scores"].items()} == dict.fromkeys(
+        ("reference", "notebook", "fast", "default"), 2
+    )
     assert 0.1 < found["oracle"]["top1"] <= 1
     assert found["data"]["data"] == "bundled"
     out = capsys.readouterr().out
@@ -180,6 +183,7 @@ def test_speed_times_every_stage(tiny, tmp_path, monkeypatch):
         "refine_annealed",
         "evidence",
         "refine_annealed_again",
+        "refine_whole",
         "finish",
     ]
     assert max(run["mean_share"] for run in found["searches"].values()) <= 1
@@ -305,6 +309,7 @@ def test_verdict_calibrates_on_one_part_alone():
     # FOSCTTM is 0.05 at a top-1 of 0.369, a score of 0.421.
     assert found.confidence_midpoint == pytest.approx(0.421, abs=0.05)
     assert found.confidence_slope > 20
+    assert 0 <= found.agreement_midpoint < 0.9
     assert found.top1_slope == pytest.approx(1 / 0.6)
     assert found.top1_at_midpoint == pytest.approx((found.confidence_midpoint - 0.2) / 0.6)
     for fit in fits:
@@ -339,12 +344,12 @@ def test_ablation_changes_one_choice_at_a_time(tiny, tmp_path, monkeypatch, caps
     monkeypatch.setattr(ablation, "SMALL_ROWS", 240)
     monkeypatch.setattr(ablation, "SMALL_EVAL", 40)
     # Choices that differ in a float share a compilation, which is what takes time here.
-    choices = {name: ablation.CHOICES[name] for name in ("default", "whitening 0.2")}
+    choices = {name: ablation.CHOICES[name] for name in ("default", "no whitening")}
     monkeypatch.setattr(ablation, "CHOICES", choices)
     file = tmp_path / "ablation.json"
     found = ablation.main(["--small", "--seeds", "2", "--json", str(file)])
     assert {name: len(runs) for name, runs in found["few rows"].items()} == dict.fromkeys(choices, 2)
-    assert found["few rows"]["whitening 0.2"][0]["mean_rank"] != found["few rows"]["default"][0]["mean_rank"]
+    assert found["few rows"]["no whitening"][0]["mean_rank"] != found["few rows"]["default"][0]["mean_rank"]
     assert json.loads(file.read_text())["sizes"]["few rows"]["data"]["eval"] == 40
     assert "few rows, 100 a side" in capsys.readouterr().out
 

@@ -17,7 +17,7 @@ SMALL = [
     *("--search-steps", "20", "--kept-sets", "3", "--matching-rows", "200", "--num-neighbors", "5"),
     *("--anneal-steps", "10", "--anneal-rows", "150", "--csls-steps", "2", "--csls-rows", "200"),
     # A rotation, so that what it should be is known.
-    *("--whitening-power", "0"),
+    *("--whitening-power", "0", "--reliability-power", "0"),
 ]
 
 

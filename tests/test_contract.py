@@ -13,8 +13,9 @@ from conftest import assert_trees_close, count_compilations, equations, planted_
 
 from mv2v_jax import align, apply
 from mv2v_jax.anchors import AnchorSets, match_anchor_sets, select_anchors
-from mv2v_jax.anneal import refine_annealed, refine_csls
+from mv2v_jax.anneal import refine_annealed, refine_csls, refine_whole
 from mv2v_jax.csls import match_csls
+from mv2v_jax.directions import map_from_cross, measure_spread
 from mv2v_jax.evidence import Evidence, HoldOut, gather_evidence, hold_out
 from mv2v_jax.kmeans import kmeans
 from mv2v_jax.matching import match_relative
@@ -26,7 +27,6 @@ from mv2v_jax.refine import refine_clusters, refine_matching
 from mv2v_jax.restarts import map_agreement
 from mv2v_jax.types import LinearMap
 from mv2v_jax.verdict import judge
-from mv2v_jax.whitening import whiten_map
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -86,6 +86,11 @@ def fixed(fun: Callable[..., Any], *arguments: str, **static: Any) -> Stage:
     return Stage(lambda key, config, *args: fun(*args, **static), arguments)
 
 
+def weighted_map(key, config, cross, x, y):
+    spreads = (measure_spread(rows, config.whitening_power) for rows in (x, y))
+    return map_from_cross(cross, *spreads, config.reliability_power)
+
+
 SPACES = ("x", "y", "W")
 STAGES = {
     "fit_space": fixed(fit_space, "raw_x"),
@@ -105,6 +110,7 @@ STAGES = {
     "refine_matching": drawing(refine_matching, *SPACES),
     "refine_annealed": drawing(refine_annealed, *SPACES),
     "refine_csls": drawing(refine_csls, *SPACES),
+    "refine_whole": drawing(refine_whole, *SPACES),
     "refine_clusters": drawing(refine_clusters, *SPACES),
     "hold_out": Stage(lambda key, config, x: hold_out(fit_space(x), 5), ("raw_x",)),
     "gather_evidence": Stage(
@@ -112,7 +118,8 @@ STAGES = {
     ),
     "judge": fixed(judge, "evidence"),
     "map_agreement": fixed(map_agreement, "maps", "x"),
-    "whiten_map": Stage(lambda key, config, W, x, y: whiten_map(W, x, y, config.whitening_power), ("W", "x", "y")),
+    "measure_spread": Stage(lambda key, config, x: measure_spread(x, config.whitening_power), ("x",)),
+    "map_from_cross": Stage(weighted_map, ("W", "x", "y")),
     "apply": fixed(apply, "map", "raw_x"),
     "align": Stage(lambda key, config, x, y: align(key, x, y, config), ("raw_x", "raw_y"), draws=True),
 }
@@ -144,7 +151,9 @@ def test_jit_equals_eager_and_a_second_call_compiles_nothing(name):
         args = [arguments(stage, jnp.float64, batch) for batch in (0, 1)]
         with count_compilations() as first:
             found = compiled(name)(keys[0], SMALL, *args[0])
-        other_floats = dataclasses.replace(SMALL, smoothing=0.3, reliability_power=0.8, whitening_power=0.3)
+        other_floats = dataclasses.replace(
+            SMALL, smoothing=0.3, anneal_power=0.8, reliability_power=0.3, whitening_power=0.3
+        )
         with count_compilations() as second:
             again = compiled(name)(keys[0], SMALL, *args[0])
             other = compiled(name)(keys[1], other_floats, *args[1])
@@ -224,11 +233,16 @@ def test_no_array_pairs_all_rows_of_both_spaces(name):
 
 @pytest.mark.parametrize(
     ("name", "field"),
-    [("refine_matching", "smoothing"), ("refine_annealed", "reliability_power"), ("whiten_map", "whitening_power")],
+    [
+        ("refine_matching", "smoothing"),
+        ("refine_annealed", "anneal_power"),
+        ("map_from_cross", "whitening_power"),
+        ("map_from_cross", "reliability_power"),
+    ],
 )
 def test_floats_of_the_config_are_vmapped_over(name, field):
     stage, key = STAGES[name], jax.random.key(0)
-    values = jnp.array([0.25, 0.5, 1.0])
+    values = jnp.array([0.25, 0.5, 0.4])
     with jax.enable_x64(True):
         args = arguments(stage, jnp.float64)
 

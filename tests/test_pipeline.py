@@ -10,12 +10,13 @@ from conftest import assert_trees_close, planted_clouds, small_config
 
 from mv2v_jax import Config, align, apply
 from mv2v_jax.anneal import refine_annealed
+from mv2v_jax.directions import map_from_cross, measure_spread, whiten_map
 from mv2v_jax.evidence import gather_evidence, hold_out
 from mv2v_jax.metrics import evaluate
-from mv2v_jax.pipeline import SETTLING, again_steps, split_keys
+from mv2v_jax.pipeline import SETTLING, again_steps, refine, search_map, split_keys
 from mv2v_jax.preprocess import fit_space
+from mv2v_jax.procrustes import polar
 from mv2v_jax.verdict import Verdict, judge
-from mv2v_jax.whitening import whiten_map
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -37,6 +38,8 @@ SOLVING = small_config(
     anneal_rows=256,
     csls_steps=5,
     csls_rows=300,
+    whole_steps=1,
+    whole_rows=1000,
     cluster_steps=0,
 )
 
@@ -107,7 +110,7 @@ def small_clouds(d_x=6, d_y=5):
 @pytest.mark.parametrize("space", ["x", "y"])
 def test_rotating_a_space_rotates_the_map(rng, space):
     planted = small_clouds()
-    config = small_config(whitening_power=0.2)
+    config = small_config(reliability_power=0.5, whitening_power=0.2)
     with jax.enable_x64(True):  # The draws are the same, and in float64 no choice hangs on the rounding.
         x, y = planted.x.astype(np.float64), planted.y.astype(np.float64)
         result = align(jax.random.key(0), x, y, config)
@@ -169,6 +172,7 @@ def test_the_result_says_what_happened():
         "refine_annealed": 4,
         "refine_annealed_again": 2,
         "refine_csls": 2,
+        "refine_whole": 1,
     }
     assert {name: values.shape for name, values in result.trajectory.items()} == {n: (s,) for n, s in steps.items()}
     info = result.info
@@ -183,7 +187,8 @@ def test_the_result_says_what_happened():
 
 def test_the_evidence_is_that_of_the_searched_map_on_rows_it_has_not_seen():
     planted = small_clouds()
-    key, config = jax.random.key(0), small_config(anneal_steps=0, csls_steps=0)  # Nothing to settle it with.
+    # Nothing to settle it with.
+    key, config = jax.random.key(0), small_config(anneal_steps=0, csls_steps=0, whole_steps=0)
     result = align(key, planted.x, planted.y, config)
     parts = [hold_out(fit_space(jnp.asarray(rows)), 5) for rows in (planted.x, planted.y)]
     expected = jax.jit(gather_evidence)(split_keys(key).evidence, *parts, result.map.W)
@@ -200,10 +205,11 @@ def test_every_key_is_scored_on_the_same_rows():
 
 @pytest.mark.parametrize(
     ("num_rows", "held_out", "steps", "expected"),
-    [(100, 5, 8, 4), (101, 5, 8, 0), (40, 5, 8, 4), (100, 0, 8, 0), (9, 5, 8, 0), (100, 5, 0, 0)],
+    [(100, 5, 8, 4), (101, 5, 8, 0), (40, 5, 8, 8), (100, 0, 8, 0), (9, 5, 8, 0), (100, 5, 0, 0)],
 )
 def test_annealing_goes_on_where_many_rows_were_held_out(num_rows, held_out, steps, expected):
-    assert again_steps(small_config(held_out_rows=held_out, anneal_steps=steps), num_rows) == expected
+    config = small_config(held_out_rows=held_out, anneal_steps=steps, anneal_rows=40)
+    assert again_steps(config, num_rows) == expected
 
 
 def test_annealing_again_is_the_second_half():
@@ -219,15 +225,36 @@ def test_annealing_again_is_the_second_half():
     np.testing.assert_allclose(second.matrix, expected.matrix, atol=1e-5)
 
 
-def test_the_map_is_whitened_last():
+def unweighted(whitening_power, **changes):
+    """The map, weighted and whitened, of a fit in which nothing else is."""
     planted, key = small_clouds(), jax.random.key(0)
-    plain, whitened = (align(key, planted.x, planted.y, small_config(whitening_power=power)) for power in (0.0, 0.2))
-    rows = [fit_space(jnp.asarray(cloud)).rows for cloud in (planted.x, planted.y)]
-    np.testing.assert_allclose(whitened.map.W, whiten_map(plain.map.W, *rows, 0.2), atol=1e-4)
+    config = small_config(whitening_power=whitening_power, **changes)
+    return align(key, planted.x, planted.y, config), [fit_space(jnp.asarray(c)).rows for c in (planted.x, planted.y)]
+
+
+def test_a_published_map_is_whitened_last():
+    published = {"anneal_steps": 0, "csls_steps": 0, "whole_steps": 0}
+    plain, rows = unweighted(0.0, **published)
+    whitened, _ = unweighted(0.2, **published)
+    spreads = [measure_spread(cloud, 0.2) for cloud in rows]
+    np.testing.assert_allclose(whitened.map.W, whiten_map(plain.map.W, *spreads), atol=1e-4)
     assert np.abs(whitened.map.W - plain.map.W).max() > 0.01
     # What is said about the map is said about the rotation in it.
     assert_trees_close(whitened.evidence, plain.evidence)
     assert float(whitened.info.orthogonality) < 1e-4
+
+
+def test_the_last_cross_covariance_is_weighted_and_whitened():
+    settled, rows = unweighted(0.2, reliability_power=0.7)
+    planted, key = small_clouds(), jax.random.key(0)
+    config = small_config(whitening_power=0.2, reliability_power=0.7)
+    spaces = [fit_space(jnp.asarray(cloud)) for cloud in (planted.x, planted.y)]
+    searched = search_map(key, *(hold_out(space, 5) for space in spaces), config=config)
+    matrix, _ = refine(split_keys(key), SETTLING, *rows, searched.matrix, config=config)
+    expected = map_from_cross(matrix, *(measure_spread(cloud, 0.2) for cloud in rows), 0.7)
+    np.testing.assert_allclose(settled.map.W, expected, atol=1e-3)
+    assert np.abs(settled.map.W - polar(matrix)).max() > 0.01
+    assert float(settled.info.orthogonality) < 1e-4
 
 
 def test_the_map_remembers_both_spaces():
@@ -243,7 +270,7 @@ def test_the_map_remembers_both_spaces():
 
 def test_fewer_rows_than_every_sample_and_an_average_of_maps():
     few = planted_clouds(3, 4, num_x=7, num_y=6, groups=3, seed=4)
-    config: Config = small_config(anneal_steps=0, csls_steps=0, project=False)
+    config: Config = small_config(anneal_steps=0, csls_steps=0, whole_steps=0, project=False)
     result = align(jax.random.key(0), few.x, few.y, config)
     assert_usable(result, 3, 4)
     assert set(result.trajectory) == {"refine_matching", "refine_clusters"}
@@ -259,7 +286,7 @@ def test_nothing_held_out_is_legal():
         jax.random.key(0), planted.x, planted.y, small_config(held_out_rows=0, match_steps=0, cluster_steps=0)
     )
     assert_usable(result, 6, 5)
-    assert set(result.trajectory) == {"refine_annealed", "refine_csls"}
+    assert set(result.trajectory) == {"refine_annealed", "refine_csls", "refine_whole"}
     assert int(result.verdict) == Verdict.uncertain
 
 

@@ -137,7 +137,7 @@ def test_side_by_side_is_one_after_the_other():
 def test_same_shapes_compile_once():
     restarts()
     key, others = jax.random.key(8), clouds(seed=11)
-    config = dataclasses.replace(CONFIG, reliability_power=0.5, whitening_power=0.2)
+    config = dataclasses.replace(CONFIG, anneal_power=0.5, reliability_power=0.2, whitening_power=0.2)
     with count_compilations() as compilations:
         found = align_restarts(key, *others, NUM, config)
     assert not compilations
@@ -149,7 +149,7 @@ def test_same_shapes_compile_once():
 
 @pytest.mark.parametrize("num_restarts", [0, -3])
 def test_no_restart_is_named(num_restarts):
-    with pytest.raises(InputError, match=f"^num_restarts must be at least 1, found {num_restarts}$"):
+    with pytest.raises(InputError, match=f"^num_restarts must be a whole number of at least 1, found {num_restarts}$"):
         align_restarts(root(), *clouds(), num_restarts, CONFIG)
 
 
