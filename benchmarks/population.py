@@ -150,6 +150,7 @@ def other_scores(result: AlignResult, x: jax.Array, y: jax.Array) -> dict[str, f
     returned = mapped[backward[forward]]
     similarity = np.asarray(held_mapped @ held_target.T)
     rows, columns = scipy.optimize.linear_sum_assignment(-similarity)
+    anchor_agreement = float(jnp.median(result.info.anchor_agreement))
     return {
         "mean CSLS, fitted rows": float(mean_csls(mapped, target)),
         "mean CSLS, kept rows, after settling": float(mean_csls(held_mapped, held_target)),
@@ -158,7 +159,8 @@ def other_scores(result: AlignResult, x: jax.Array, y: jax.Array) -> dict[str, f
         "mutual nearest, fitted rows": float((backward[forward] == np.arange(len(mapped))).mean()),
         "cycle cosine, fitted rows": float(jnp.sum(returned * mapped, axis=1).mean()),
         "CKA of matched clusters": float(result.info.anchor_objective.max()),
-        "agreement of anchor sets": float(jnp.median(result.info.anchor_agreement)),
+        "agreement of anchor sets": anchor_agreement,
+        "score, held out, x agreement of anchor sets": float(result.evidence.score) * anchor_agreement,
     }
 
 

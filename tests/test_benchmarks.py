@@ -275,7 +275,7 @@ def test_selection_restarts_on_real_rows(tmp_path, monkeypatch, capsys):
     found = json.loads(file.read_text())["restarts"]["tiny @ 0"]
     assert len(found["fits"]) == 2
     assert set(found["regret"]) == {*found["fits"][0]["scores"], "one at random, on average"}
-    assert len(found["regret"]) == 10
+    assert len(found["regret"]) == 11
     assert "tiny @ 0: top-1 of the restarts" in capsys.readouterr().out
 
 
