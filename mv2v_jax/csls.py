@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from mv2v_jax.neighbors import Neighbors, top_neighbors
 from mv2v_jax.pytree import pytree
 
-# Neighbours behind r, as in the papers that introduced it. The candidates that CSLS orders anew are as many, or as many
-# more than the rows wanted: that needs two passes over the similarities where an exact search needs four.
+# Neighbours behind r, as in the papers that introduced it. CSLS orders as many candidates anew, or half as many more
+# than are wanted: that needs two passes over the similarities where an exact search needs four.
 NUM_LOCAL = 10
 
 
@@ -43,8 +43,8 @@ def _reorder(candidates: Neighbors, own_density: jax.Array, other_density: jax.A
 def match_csls(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Matches:
     """Nearest rows by CSLS from ``x [n, d]`` to ``y [m, d]`` and back, both of unit rows in the same space.
 
-    Each row's `NUM_LOCAL` nearest rows by cosine, or ``NUM_LOCAL`` more than half of them are wanted, are ordered
-    anew by CSLS; ``num_neighbors`` of them are returned.
+    Each row's `NUM_LOCAL` nearest rows by cosine, or its ``num_neighbors + NUM_LOCAL // 2`` nearest if those are more,
+    are ordered anew by CSLS; ``num_neighbors`` of them are returned.
     """
     num_candidates = max(NUM_LOCAL, num_neighbors + NUM_LOCAL // 2)
     forward = top_neighbors(x, y, num_neighbors=num_candidates)

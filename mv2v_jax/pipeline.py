@@ -99,11 +99,6 @@ class Searched:
     anchor_kept: jax.Array
 
 
-def returns_cross(config: Config) -> bool:
-    """Whether the last stage returns a cross-covariance, not a map."""
-    return bool(config.anneal_steps or config.csls_steps or config.whole_steps)
-
-
 def initial_map(key, x: jax.Array, y: jax.Array, sets: AnchorSets, *, config: Config):
     """Anchors that agree, relative representations: the first matrix ``[d_x, d_y]`` and the anchors.
 
@@ -114,7 +109,7 @@ def initial_map(key, x: jax.Array, y: jax.Array, sets: AnchorSets, *, config: Co
     drawn = draw_rows(key, x, config.matching_rows or x.shape[0])
     partners = match_relative(drawn, y, anchors.x, anchors.y, num_neighbors=config.num_neighbors)
     cross = drawn.T @ partners.rows
-    if config.match_steps or config.cluster_steps or not returns_cross(config):
+    if config.match_steps or config.cluster_steps or not config.returns_cross:
         return polar(cross), anchors
     length = jnp.maximum(jnp.linalg.norm(cross), jnp.finfo(cross.dtype).tiny)
     return cross * (min(cross.shape) ** 0.5 / length), anchors
@@ -128,7 +123,7 @@ def as_map(matrix: jax.Array, *, config: Config) -> jax.Array:
 def _weigh_map(matrix: jax.Array, space_x: Space, space_y: Space, *, config: Config) -> jax.Array:
     """The map that is returned for the last stage's matrix: weighted and partly whitened."""
     spread_x, spread_y = (measure_spread(space.rows, config.whitening_power) for space in (space_x, space_y))
-    if returns_cross(config):
+    if config.returns_cross:
         return map_from_cross(matrix, spread_x, spread_y, config.reliability_power)
     # The published refinements end in a map, which has no correlations to weigh by.
     return whiten_map(as_map(matrix, config=config), spread_x, spread_y)

@@ -69,6 +69,11 @@ class Config:
     )
     whitening_power: float = _traced(0.25, "the map scales directions by their variance to minus this power")
 
+    @property
+    def returns_cross(self) -> bool:
+        """Whether the last stage returns a cross-covariance, not a map."""
+        return bool(self.anneal_steps or self.csls_steps or self.whole_steps)
+
 
 def notebook() -> Config:
     """The values of the published notebook of mini-vec2vec (arXiv 2510.02348)."""
@@ -95,7 +100,7 @@ def notebook() -> Config:
 
 
 def fast() -> Config:
-    """Less than half of the time of the default where rows are plenty, at some loss: no step sees all of them."""
+    """Two thirds of the time of the default where rows are plenty, at some loss: no step sees all of them."""
     return Config(whole_steps=0)
 
 

@@ -58,7 +58,7 @@ def check_config(config: Config) -> None:
         raise InputError(
             f"anchor_rows must be at least num_clusters ({config.num_clusters}), found {config.anchor_rows}"
         )
-    if (config.anneal_steps or config.csls_steps or config.whole_steps) and not config.project:
+    if config.returns_cross and not config.project:
         raise InputError(
             "project must be true where anneal_steps, csls_steps or whole_steps is not 0 (these stages return a "
             f"cross-covariance, not a map), found project={config.project}"
