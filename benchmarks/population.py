@@ -30,6 +30,7 @@ NUM_EVAL = 2_000
 # As many as the command line makes: a verdict rests on their agreement too.
 NUM_RESTARTS = 2
 OFFSETS = (0, 20_000, 40_000)
+OWN_SCORE = "score: closeness x agreement of anchor sets"
 
 
 # Source and target rows, and a generator, to the rows that take their place.
@@ -142,16 +143,18 @@ def _mapped_rows(result: AlignResult, x: jax.Array, y: jax.Array, config: Config
     )
 
 
-def other_scores(result: AlignResult, x: jax.Array, y: jax.Array) -> dict[str, float]:
-    """Label-free scores that were compared with the one in use."""
+def all_scores(result: AlignResult, x: jax.Array, y: jax.Array) -> dict[str, float]:
+    """The score by which `mv2v_jax.select` chooses, and other label-free scores that were compared with it."""
     mapped, target, held_mapped, held_target = _mapped_rows(result, x, y, Config())
     matches = match_csls(mapped, target, num_neighbors=1)
     forward, backward = (np.asarray(found.index[:, 0]) for found in (matches.x_to_y, matches.y_to_x))
     returned = mapped[backward[forward]]
     similarity = np.asarray(held_mapped @ held_target.T)
     rows, columns = scipy.optimize.linear_sum_assignment(-similarity)
-    anchor_agreement = float(jnp.median(result.info.anchor_agreement))
     return {
+        OWN_SCORE: float(result.evidence.score),
+        "closeness, held out": float(result.evidence.closeness),
+        "agreement of anchor sets": float(result.evidence.anchor_agreement),
         "mean CSLS, fitted rows": float(mean_csls(mapped, target)),
         "mean CSLS, kept rows, after settling": float(mean_csls(held_mapped, held_target)),
         "nearest cosine, held out": float(result.evidence.cross),
@@ -159,8 +162,6 @@ def other_scores(result: AlignResult, x: jax.Array, y: jax.Array) -> dict[str, f
         "mutual nearest, fitted rows": float((backward[forward] == np.arange(len(mapped))).mean()),
         "cycle cosine, fitted rows": float(jnp.sum(returned * mapped, axis=1).mean()),
         "CKA of matched clusters": float(result.info.anchor_objective.max()),
-        "agreement of anchor sets": anchor_agreement,
-        "score, held out, x agreement of anchor sets": float(result.evidence.score) * anchor_agreement,
     }
 
 
@@ -189,7 +190,7 @@ def run(folder: Path | None, listed: list[Condition]) -> Iterator[dict[str, Any]
                 "evidence": evidence,
                 # Of two restarts, that with the other one.
                 "agreement": float(restarts.agreement[0, 1]),
-                "scores": {"score, held out": evidence["score"], **other_scores(result, x, y)},
+                "scores": all_scores(result, x, y),
                 "verdict": int(result.verdict),
                 "confidence": float(result.confidence),
                 "estimated_top1": float(result.estimated_top1),

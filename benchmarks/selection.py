@@ -19,10 +19,9 @@ import scipy.stats
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.common import evaluate, find_data, print_environment, print_requirement, print_table, write_json
-from benchmarks.population import Condition, collect, load, other_scores, parse
+from benchmarks.population import OWN_SCORE, Condition, all_scores, collect, load, parse
 from mv2v_jax import align
 
-OWN_SCORE = "score, held out"
 SUCCESS_FOSCTTM = 0.05
 LEAST_CORRELATION = 0.9
 MOST_REGRET = 0.02
@@ -124,8 +123,7 @@ def restart(folder: Path, condition: Condition, num_restarts: int) -> Fits:
     fits = []
     for index in range(num_restarts):
         result = align(jax.random.fold_in(jax.random.key(0), index), x, y, condition.config)
-        scores = {OWN_SCORE: float(result.evidence.score), **other_scores(result, x, y)}
-        fits.append({"truth": evaluate(result.map, split), "scores": scores})
+        fits.append({"truth": evaluate(result.map, split), "scores": all_scores(result, x, y)})
     return fits
 
 

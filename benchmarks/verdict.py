@@ -46,12 +46,13 @@ class Bin(NamedTuple):
 class Constants(NamedTuple):
     """What `calibrate` finds: the constants of mv2v_jax/verdict.py."""
 
-    confidence_midpoint: float
-    confidence_slope: float
+    score_midpoint: float
+    score_slope: float
     agreement_midpoint: float
     agreement_slope: float
-    top1_at_midpoint: float
-    top1_slope: float
+    top1_offset: float
+    top1_closeness: float
+    top1_log_rows: float
 
 
 def judge_again(fits: Fits) -> Fits:
@@ -72,7 +73,7 @@ def calibrate(fits: Fits) -> Constants:
     """The constants of mv2v_jax/verdict.py from the part kept for that, and from nothing of the other.
 
     Confidence is the product of two logistic curves, of the score and of the agreement, by maximum likelihood; the
-    estimate is a straight line of top-1 in the score, over the fits that these call aligned.
+    estimate is a third one, of the closeness and the number of rows, by least squares over fits called aligned.
     """
     fits = [fit for fit in fits if fit["part"] == "calibrate"]
     score = np.array([fit["evidence"]["score"] for fit in fits])
@@ -91,22 +92,30 @@ def calibrate(fits: Fits) -> Constants:
 
     # Bounds of midpoints and slopes. A few dozen fits can be told apart nearly without error, and would have no curve
     # be steep enough; a curve that is too flat would call no fit anything.
-    bounds = ((0, 1), (40, 100), (0, 1), (5, 40))
-    starts = itertools.product((0.38, 0.45), (50,), (0.2, 0.4), (10, 30))
+    bounds = ((0, 1), (20, 100), (0, 1), (5, 40))
+    starts = itertools.product((0.25, 0.32, 0.4), (50,), (0.2, 0.4), (10, 30))
     found = [scipy.optimize.minimize(surprise, start, bounds=bounds, method="Nelder-Mead") for start in starts]
     fitted = min(found, key=lambda result: result.fun).x
     top1 = np.array([fit["truth"]["top1"] for fit in fits])
-    aligned = confidence(fitted) >= ALIGNED
-    slope, at_midpoint = np.polyfit((score - fitted[0])[aligned], top1[aligned], 1)
-    return Constants(*(float(value) for value in (*fitted, at_midpoint, slope)))
+    found_confidence = confidence(fitted)
+    aligned = found_confidence >= ALIGNED
+    closeness, num_rows = (np.array([fit["evidence"][name] for fit in fits]) for name in ("closeness", "num_rows"))
+    known = np.stack([np.ones_like(closeness), closeness, np.log(num_rows)], axis=1)[aligned]
+
+    def errors(weights):
+        return expit(known @ weights) * found_confidence[aligned] - top1[aligned]
+
+    estimate = scipy.optimize.least_squares(errors, (-6.0, 10.0, 0.1), x_scale=(10.0, 10.0, 1.0)).x
+    return Constants(*(float(value) for value in (*fitted, *estimate)))
 
 
 def print_constants(found: Constants) -> None:
     """The constants as mv2v_jax/verdict.py would have them."""
     print("\ncalibrated on the calibrate part alone:")
-    print(f"_CONFIDENCE_MIDPOINT, _CONFIDENCE_SLOPE = {found.confidence_midpoint:.3f}, {found.confidence_slope:.1f}")
+    print(f"_SCORE_MIDPOINT, _SCORE_SLOPE = {found.score_midpoint:.3f}, {found.score_slope:.1f}")
     print(f"_AGREEMENT_MIDPOINT, _AGREEMENT_SLOPE = {found.agreement_midpoint:.3f}, {found.agreement_slope:.1f}")
-    print(f"_TOP1_AT_MIDPOINT, _TOP1_SLOPE = {found.top1_at_midpoint:.3f}, {found.top1_slope:.2f}")
+    top1 = f"{found.top1_offset:.2f}, {found.top1_closeness:.2f}, {found.top1_log_rows:.2f}"
+    print(f"_TOP1_OFFSET, _TOP1_CLOSENESS, _TOP1_LOG_ROWS = {top1}")
 
 
 def bin_reliability(fits: Fits) -> list[Bin]:

@@ -39,7 +39,7 @@ _restarts_option = click.option(
     type=click.IntRange(1, 10_000),
     default=_DEFAULT_RESTARTS,
     show_default=True,
-    help="Searches from different draws; the one that scores best on held-out rows is kept. No label is used.",
+    help="Searches from different draws; the best, joined with those that agree with it, is kept. No label is used.",
 )
 
 

@@ -7,7 +7,8 @@ space. A hub is near to everything, so its ``r`` is large and it stops being eve
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.neighbors import Neighbors, top_neighbors
+from mv2v_jax.candidates import find_candidates
+from mv2v_jax.neighbors import Neighbors
 from mv2v_jax.pytree import pytree
 
 # Neighbours behind r, as in the papers that introduced it. CSLS orders as many candidates anew, or half as many more
@@ -47,8 +48,8 @@ def match_csls(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Matches:
     are ordered anew by CSLS; ``num_neighbors`` of them are returned.
     """
     num_candidates = max(NUM_LOCAL, num_neighbors + NUM_LOCAL // 2)
-    forward = top_neighbors(x, y, num_neighbors=num_candidates)
-    backward = top_neighbors(y, x, num_neighbors=num_candidates)
+    candidates = find_candidates(x, y, num_neighbors=num_candidates)
+    forward, backward = candidates.x_to_y, candidates.y_to_x
     density_x, density_y = (_local_density(found.similarity) for found in (forward, backward))
     return Matches(
         x_to_y=_reorder(forward, density_x, density_y, min(num_neighbors, forward.index.shape[1])),

@@ -5,6 +5,9 @@ and a wrong map can end with the higher objective. So some rows of both spaces a
 are asked how close their nearest rows of the other space are, on a scale that the data itself gives: 0 is what the same
 rows reach after a reflection that keeps every variance and breaks the geometry (the null), 1 is how close rows of one
 space lie to each other, as if the encoders were the same.
+
+A space whose rows crowd into few directions lets any map come close. Where the two geometries have nothing in common,
+though, every anchor set was matched in its own way; so how far the sets agree is a factor of the score.
 """
 
 import jax
@@ -53,13 +56,30 @@ def hold_out(space: Space, num_rows: int) -> HoldOut:
     return HoldOut(fitted=shuffled[num_held:], held_out=shuffled[:num_held])
 
 
-def gather_evidence(key: jax.Array, x: HoldOut, y: HoldOut, W: jax.Array) -> Evidence:
-    """Score the map ``W [d_x, d_y]`` on held-out rows; ``key`` draws the reflections."""
+def gather_evidence(key: jax.Array, x: HoldOut, y: HoldOut, W: jax.Array, set_agreement: jax.Array) -> Evidence:
+    """Score the map ``W [d_x, d_y]`` on held-out rows.
+
+    Args:
+        key: draws the reflections.
+        x: rows of the source.
+        y: rows of the target.
+        W: the map, before directions are weighted.
+        set_agreement: ``[s]``, of the anchor sets it came from, see `anchors.set_agreement`.
+    """
+    # A single set has no other to agree with.
+    agreement = jnp.median(set_agreement) if set_agreement.shape[0] > 1 else jnp.ones((), W.dtype)
     num_rows = jnp.asarray(min(x.held_out.shape[0], y.held_out.shape[0]), jnp.int32)
     if not (x.held_out.shape[0] and y.held_out.shape[0]):
         nothing = jnp.zeros((), W.dtype)
         return Evidence(
-            cross=nothing, within=nothing, null=nothing, null_deviation=nothing, num_rows=num_rows, score=nothing
+            cross=nothing,
+            within=nothing,
+            null=nothing,
+            null_deviation=nothing,
+            num_rows=num_rows,
+            closeness=nothing,
+            anchor_agreement=agreement,
+            score=nothing,
         )
     queries_x, bank_x = unit_rows(x.held_out @ W), unit_rows(x.fitted[:_BANK_ROWS] @ W)
     queries_y, bank_y = y.held_out, y.fitted[:_BANK_ROWS]
@@ -78,5 +98,14 @@ def gather_evidence(key: jax.Array, x: HoldOut, y: HoldOut, W: jax.Array) -> Evi
     cross = (nearness(queries_x, bank_y) + nearness(queries_y, bank_x)) / 2
     within = (nearness(queries_x, bank_x) + nearness(queries_y, bank_y)) / 2
     null = nulls.mean()
-    score = (cross - null) / jnp.maximum(within - null, _LEAST_ROOM * (nulls.std() + jnp.finfo(W.dtype).eps))
-    return Evidence(cross=cross, within=within, null=null, null_deviation=nulls.std(), num_rows=num_rows, score=score)
+    closeness = (cross - null) / jnp.maximum(within - null, _LEAST_ROOM * (nulls.std() + jnp.finfo(W.dtype).eps))
+    return Evidence(
+        cross=cross,
+        within=within,
+        null=null,
+        null_deviation=nulls.std(),
+        num_rows=num_rows,
+        closeness=closeness,
+        anchor_agreement=agreement,
+        score=closeness * jnp.maximum(agreement, 0),
+    )

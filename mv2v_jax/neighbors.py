@@ -27,13 +27,15 @@ class Neighbors:
     index: jax.Array
 
 
-def map_blocks(fun, queries: jax.Array, bank_rows: int):
-    """Apply ``fun([b, d]) -> pytree of [b, ...]`` to blocks of ``queries [n, d]`` and join the results, ``[n, ...]``.
+def block_rows(num_queries: int, bank_rows: int) -> int:
+    """Most queries in a block: at most half of them, so that not even a small problem sees an ``n x m`` array."""
+    return max(1, min(_BLOCK_ROWS, _BLOCK_ENTRIES // bank_rows, -(-num_queries // 2)))
 
-    Blocks hold at most half of the queries, so that not even a small problem sees an ``n x m`` array.
-    """
+
+def map_blocks(fun, queries: jax.Array, bank_rows: int):
+    """Apply ``fun([b, d]) -> pytree of [b, ...]`` to blocks of ``queries [n, d]``, results joined: ``[n, ...]``."""
     num_queries = queries.shape[0]
-    most_rows = max(1, min(_BLOCK_ROWS, _BLOCK_ENTRIES // bank_rows, -(-num_queries // 2)))
+    most_rows = block_rows(num_queries, bank_rows)
     num_blocks = -(-num_queries // most_rows)
     # Blocks of one size with next to no padding: padded rows cost as much as others.
     block = -(-num_queries // num_blocks)

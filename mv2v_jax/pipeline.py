@@ -154,7 +154,7 @@ def weigh(key, x: HoldOut, y: HoldOut, matrix, trajectory, sets: AnchorSets, anc
     """Ask the held-out rows, and pack a search."""
     return Searched(
         matrix=matrix,
-        evidence=gather_evidence(key, x, y, as_map(matrix, config=config)),
+        evidence=gather_evidence(key, x, y, as_map(matrix, config=config), anchors.agreement),
         trajectory=trajectory,
         anchor_objective=sets.objective,
         anchor_agreement=anchors.agreement,

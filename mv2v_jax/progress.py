@@ -26,7 +26,7 @@ from mv2v_jax.pipeline import (
     weigh,
 )
 from mv2v_jax.preprocess import fit_space
-from mv2v_jax.restarts import Restarts, agreement_with_others, check_restarts, compare, select
+from mv2v_jax.restarts import Restarts, check_restarts, join_searches
 from mv2v_jax.types import Config
 from mv2v_jax.validate import check_config, check_fitting_rows
 
@@ -88,6 +88,10 @@ def _parts(space_x, space_y, config):
 
 def _searched(key, part_x, part_y, matrix, trajectory, sets, anchors, config):
     return weigh(key, part_x, part_y, matrix, trajectory, sets, anchors, config=config)
+
+
+def _join(searches, rows_x, config):
+    return join_searches(searches, rows_x, config=config)
 
 
 def _finish(space_x, space_y, matrix, searched, trajectory, agreement, config):
@@ -170,19 +174,12 @@ def align_with_progress(
         for index, restart in enumerate(keys)
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *searches)
-    chosen = select(stacked.evidence)
-    best = searches[int(chosen)]
-    settle_keys = split_keys(keys[int(chosen)])
+    joined = watch.run(_join, stacked, space_x.rows, config)
+    best = joined.searched
+    settle_keys = split_keys(keys[int(joined.chosen)])
     matrix, trajectory = fit.refine(settle_keys, SETTLING, space_x.rows, space_y.rows, best.matrix, "")
-    agreement = compare(stacked.matrix, space_x.rows, config=config)
-    with_others = agreement_with_others(agreement, chosen)
-    result = watch.run(_finish, space_x, space_y, matrix, best, trajectory, with_others, config)
-    restarts = Restarts(
-        best=result,
-        chosen=chosen,
-        evidence=stacked.evidence,
-        agreement=agreement,
-    )
+    result = watch.run(_finish, space_x, space_y, matrix, best, trajectory, joined.with_others, config)
+    restarts = Restarts(best=result, chosen=joined.chosen, evidence=stacked.evidence, agreement=joined.agreement)
     return TimedFit(result=restarts, compile_seconds=watch.compile_seconds, seconds=watch.seconds)
 
 

@@ -1,7 +1,8 @@
-"""Several restarts, the best of them chosen without a label.
+"""Several restarts, the best of them chosen without a label and joined with those that agree with it.
 
 A fit can end in a basin that is not the right one, more often where rows are few. Restarts differ in every draw; each
-one's search is scored on rows that none of them has seen, and only the best is settled, which is half of the work.
+one's search is scored on rows that none of them has seen, and by how far its anchor sets agree; only the best is
+settled, from what the searches agree on, which is half of the work.
 """
 
 import functools
@@ -23,8 +24,9 @@ class Restarts:
     """What `align_restarts` returns.
 
     Attributes:
-        best: `AlignResult` of the chosen restart; its key was ``fold_in(key, chosen)``.
-        chosen: int32 scalar, which restart it is.
+        best: `AlignResult` of the chosen restart, settled from what the restarts that agree with it have in common
+            (`join_searches`).
+        chosen: int32 scalar, which restart it is; its key was ``fold_in(key, chosen)``.
         evidence: `Evidence` of every restart, each field ``[r]``.
         agreement: ``[r, r]``, cosine of the restarts' maps with each other on the directions of the data.
     """
@@ -35,8 +37,25 @@ class Restarts:
     agreement: jax.Array
 
 
+@pytree
+class Joined:
+    """Several searches made one.
+
+    Attributes:
+        chosen: int32 scalar, the search of the best score.
+        searched: that search, its matrix averaged with those that agree with it.
+        agreement: ``[r, r]``, see `Restarts`.
+        with_others: scalar, median agreement of the chosen search with the others; ``None`` where there are none.
+    """
+
+    chosen: jax.Array
+    searched: Searched
+    agreement: jax.Array
+    with_others: jax.Array | None
+
+
 def select(evidence: Evidence) -> jax.Array:
-    """Which of several fits of the same data to keep: the one of the best score on held-out rows, an int32 scalar.
+    """Which of several fits of the same data to keep: the one of the best score, an int32 scalar.
 
     Args:
         evidence: `Evidence` with fields ``[r]``, one entry a fit.
@@ -60,10 +79,28 @@ def agreement_with_others(agreement: jax.Array, chosen: jax.Array) -> jax.Array 
     return jnp.nanmedian(jnp.where(is_other, agreement[chosen], jnp.nan))
 
 
-@jax.jit
-def compare(matrices: jax.Array, x: jax.Array, *, config: Config) -> jax.Array:
-    """`map_agreement` of the maps that the matrices of several searches stand for."""
-    return map_agreement(jax.vmap(lambda matrix: as_map(matrix, config=config))(matrices), x)
+def join_searches(searches: Searched, x: jax.Array, *, config: Config) -> Joined:
+    """Choose among searches, whose leaves are ``[r, ...]``, and average what agrees with the chosen one.
+
+    Searches that found the same alignment differ by the noise of their draws, which averages out; those that found
+    another one agree with it by little, and count by the square of that.
+    """
+    chosen = select(searches.evidence)
+    agreement = map_agreement(jax.vmap(lambda matrix: as_map(matrix, config=config))(searches.matrix), x)
+    matrix = searches.matrix[chosen]
+    # A published refinement ends in a map and is left as it is.
+    if config.returns_cross:
+        with_chosen = jnp.nan_to_num(agreement[chosen].at[chosen].set(1))
+        weights = jnp.square(jnp.maximum(with_chosen, 0))
+        finite = jnp.nan_to_num(searches.matrix)
+        joined = jnp.einsum("r,rab->ab", weights, finite) / weights.sum()
+        matrix = jnp.where(jnp.isfinite(matrix).all(), joined, matrix)
+    return Joined(
+        chosen=chosen,
+        searched=jax.tree.map(lambda leaf: leaf[chosen], searches).replace(matrix=matrix),
+        agreement=agreement,
+        with_others=agreement_with_others(agreement, chosen),
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size"))
@@ -78,23 +115,16 @@ def _align_restarts(key, x, y, config: Config, num_restarts: int, batch_size: in
 
 
 def settle_best(keys: jax.Array, space_x: Any, space_y: Any, searches: Searched, *, config: Config) -> Restarts:
-    """Choose among searches, whose leaves are ``[r, ...]``, settle the chosen one and pack the result."""
-    chosen = select(searches.evidence)
-    best: Searched = jax.tree.map(lambda leaf: leaf[chosen], searches)
-    agreement = compare(searches.matrix, space_x.rows, config=config)
-    with_others = agreement_with_others(agreement, chosen)
-    return Restarts(
-        best=settle_map(keys[chosen], space_x, space_y, best, with_others, config=config),
-        chosen=chosen,
-        evidence=searches.evidence,
-        agreement=agreement,
-    )
+    """Join searches, whose leaves are ``[r, ...]``, settle what they agree on and pack the result."""
+    joined = join_searches(searches, space_x.rows, config=config)
+    best = settle_map(keys[joined.chosen], space_x, space_y, joined.searched, joined.with_others, config=config)
+    return Restarts(best=best, chosen=joined.chosen, evidence=searches.evidence, agreement=joined.agreement)
 
 
 def align_restarts(
     key: jax.Array, x: Any, y: Any, num_restarts: int, config: Config | None = None, *, batch_size: int = 1
 ) -> Restarts:
-    """Fit several times from different draws and return the fit that scores best on held-out rows.
+    """Search several times from different draws, and settle the best search (`Evidence`) and those that agree with it.
 
     Args:
         key: random key; restart ``i`` is what `align` does with ``fold_in(key, i)``.

@@ -100,7 +100,7 @@ def notebook() -> Config:
 
 
 def fast() -> Config:
-    """Two thirds of the time of the default where rows are plenty, at some loss: no step sees all of them."""
+    """The default without its last steps, the only ones whose time grows with the square of the rows, at some loss."""
     return Config(whole_steps=0)
 
 
@@ -157,16 +157,19 @@ class AlignInfo:
 
 @pytree
 class Evidence:
-    """What held-out rows say of a map. Scalars.
+    """What held-out rows, and the anchor sets it came from, say of a map. Scalars.
 
     Attributes:
         cross: mean cosine of mapped held-out rows with their nearest fitted rows of the other space, both directions.
         within: the same with fitted rows of their own space.
         null: the same as ``cross`` after reflections that keep every variance, the mean of several.
         null_deviation: standard deviation of those.
-        num_rows: int32, held-out rows of the smaller space; where there are none, everything else is 0.
-        score: ``(cross - null) / (within - null)``: 0 for a map that found nothing, 1 where mapped rows look like rows
-            of the target. The scale is at least five ``null_deviation`` long.
+        num_rows: int32, held-out rows of the smaller space; where there are none, everything else is 0 but
+            ``anchor_agreement``.
+        closeness: ``(cross - null) / (within - null)``: 0 for a map that found nothing, 1 where mapped rows look like
+            rows of the target. The scale is at least five ``null_deviation`` long.
+        anchor_agreement: median of `AlignInfo.anchor_agreement`: 1 where all anchor sets say the same.
+        score: ``closeness`` times ``anchor_agreement``, which counts as 0 where it is negative.
     """
 
     cross: jax.Array
@@ -174,6 +177,8 @@ class Evidence:
     null: jax.Array
     null_deviation: jax.Array
     num_rows: jax.Array
+    closeness: jax.Array
+    anchor_agreement: jax.Array
     score: jax.Array
 
 

@@ -17,14 +17,14 @@ class Verdict(enum.IntEnum):
     aligned = 2
 
 
-# Logistic calibration of success (FOSCTTM below 0.05) in the score of held-out rows and in the agreement of restarts:
+# Logistic calibration of success (FOSCTTM below 0.05) in the score and in the agreement of restarts:
 # benchmarks/verdict.py --calibrate fits all of these on one part of its conditions. Restarts that found the truth agree
-# on it, wrong ones are wrong each in their own way, even where they score well: a space with few but crowded
-# directions lets any map score.
-_CONFIDENCE_MIDPOINT, _CONFIDENCE_SLOPE = 0.438, 40.0
-_AGREEMENT_MIDPOINT, _AGREEMENT_SLOPE = 0.178, 40.0
-# A straight line for top-1 in the score, of fits that are called aligned.
-_TOP1_AT_MIDPOINT, _TOP1_SLOPE = 0.520, 1.57
+# on it, wrong ones are wrong each in their own way, even where they score well.
+_SCORE_MIDPOINT, _SCORE_SLOPE = 0.324, 55.1
+_AGREEMENT_MIDPOINT, _AGREEMENT_SLOPE = 0.149, 40.0
+# Another logistic curve for top-1, over fits that are called aligned: in the closeness, and in the logarithm of the
+# number of held-out rows, for nearest rows are asked more of where there are more of them.
+_TOP1_OFFSET, _TOP1_CLOSENESS, _TOP1_LOG_ROWS = -8.99, 12.1, 0.56
 ALIGNED, NOT_ALIGNED = 0.85, 0.15
 # Fewer held-out rows than this are no evidence either way.
 _FEWEST_HELD_OUT = 50
@@ -53,14 +53,12 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None) -> Judgement:
         agreement: scalar, how far the map agrees with those of other restarts, from -1 to 1. Without it a fit can be
             called `Verdict.not_aligned`, but no better than `Verdict.uncertain`; so can one with few held-out rows.
     """
-    distance = evidence.score - _CONFIDENCE_MIDPOINT
-    confidence = jax.nn.sigmoid(_CONFIDENCE_SLOPE * distance)
-    estimated_top1 = jnp.clip(_TOP1_AT_MIDPOINT + _TOP1_SLOPE * distance, 0, 1)
-    if agreement is None:
-        confidence = jnp.minimum(confidence, 0.5)
-    else:
-        agreed = jax.nn.sigmoid(_AGREEMENT_SLOPE * (agreement - _AGREEMENT_MIDPOINT))
-        confidence, estimated_top1 = confidence * agreed, estimated_top1 * agreed
+    success = jax.nn.sigmoid(_SCORE_SLOPE * (evidence.score - _SCORE_MIDPOINT))
+    if agreement is not None:
+        success *= jax.nn.sigmoid(_AGREEMENT_SLOPE * (agreement - _AGREEMENT_MIDPOINT))
+    log_rows = jnp.log(jnp.maximum(evidence.num_rows, 1).astype(evidence.score.dtype))
+    top1 = jax.nn.sigmoid(_TOP1_OFFSET + _TOP1_CLOSENESS * evidence.closeness + _TOP1_LOG_ROWS * log_rows)
+    confidence = jnp.minimum(success, 0.5) if agreement is None else success
     confidence = jnp.where(evidence.num_rows >= _FEWEST_HELD_OUT, confidence, 0.5)
     verdict = jnp.where(
         confidence >= ALIGNED,
@@ -70,5 +68,6 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None) -> Judgement:
     return Judgement(
         verdict=verdict.astype(jnp.int32),
         confidence=confidence,
-        estimated_top1=estimated_top1,
+        # The curve is that of fits which found the truth.
+        estimated_top1=top1 * success,
     )

@@ -18,6 +18,7 @@ from benchmarks import (
     qap,
     quality,
     reference,
+    restarts,
     selection,
     speed,
     verdict,
@@ -201,6 +202,9 @@ def make_fits(*, honest=True):
         null = "Gaussian" in name
         top1 = 0.001 if null else rng.uniform(0, 0.8)
         score = 0.8 if null and not honest else 0.2 + 0.6 * top1
+        num_rows = (300, 600)[number // 8 % 2]
+        # Top-1 is a logistic curve of this and of the number of rows.
+        closeness = (np.log(top1 / (1 - top1)) + 8 - 0.5 * np.log(num_rows)) / 12
         fits.append(
             {
                 "condition": name,
@@ -209,10 +213,10 @@ def make_fits(*, honest=True):
                 "seed": 0,
                 "part": ("report", "calibrate")[number % 2],
                 "truth": {"top1": top1, "foscttm": 0.5 * (1 - top1) ** 5},
-                "evidence": {"cross": 0.5, "within": 0.6, "null": 0.1, "null_deviation": 0.01, "score": score}
-                | {"num_rows": 300},
+                "evidence": {"cross": 0.5, "within": 0.6, "null": 0.1, "null_deviation": 0.01, "num_rows": num_rows}
+                | {"closeness": closeness, "anchor_agreement": 0.8, "score": score},
                 "agreement": 0.9,
-                "scores": {"score, held out": score, "noise": rng.normal(), "constant": 1.0, "lost": float("nan")},
+                "scores": {population.OWN_SCORE: score, "noise": rng.normal(), "constant": 1.0, "lost": float("nan")},
                 # Of other constants than those of now.
                 "verdict": 0,
                 "confidence": 0.5,
@@ -233,9 +237,9 @@ def test_selection_ranks_scores_of_a_stored_population(bundled, tmp_path, capsys
     arguments = [*write_fits(tmp_path, make_fits()), "--restarts", "0", "--json", str(file)]
     assert [found["passed"] for found in selection.main(arguments)] == [True, None, True]
     found = json.loads(file.read_text())["population"]
-    assert found["score, held out"]["top-1"] == pytest.approx(1)
-    assert found["score, held out"]["-FOSCTTM, within"] == pytest.approx(1)
-    assert found["score, held out"]["AUROC"] == 1
+    assert found[population.OWN_SCORE]["top-1"] == pytest.approx(1)
+    assert found[population.OWN_SCORE]["-FOSCTTM, within"] == pytest.approx(1)
+    assert found[population.OWN_SCORE]["AUROC"] == 1
     assert abs(found["noise"]["top-1"]) < 0.5
     assert found["constant"] == found["lost"] == dict.fromkeys(found["noise"]) | {"AUROC": 0.5}
     assert "minilm > wordllama (16), wordllama > minilm (16)" in capsys.readouterr().out
@@ -293,8 +297,8 @@ def test_verdict_judges_stored_evidence_anew(bundled, tmp_path, monkeypatch, cap
     assert {fit["verdict"] for fit in found["fits"]} >= {Verdict.aligned, Verdict.not_aligned}
     assert [verdicts[i]["passed"] for i in (0, 1, 3)] == [True, True, True]
     out = capsys.readouterr().out
-    assert "_CONFIDENCE_MIDPOINT, _CONFIDENCE_SLOPE = " in out
-    assert f"_TOP1_AT_MIDPOINT, _TOP1_SLOPE = {found['calibrated']['top1_at_midpoint']:.3f}, 1.67" in out
+    assert "_SCORE_MIDPOINT, _SCORE_SLOPE = " in out
+    assert f"_TOP1_OFFSET, _TOP1_CLOSENESS, _TOP1_LOG_ROWS = {found['calibrated']['top1_offset']:.2f}, " in out
     assert "…" not in out
 
     verdicts = verdict.main(write_fits(tmp_path, make_fits(honest=False)))
@@ -307,14 +311,18 @@ def test_verdict_calibrates_on_one_part_alone():
     fits = make_fits()
     found = verdict.calibrate(fits)
     # FOSCTTM is 0.05 at a top-1 of 0.369, a score of 0.421.
-    assert found.confidence_midpoint == pytest.approx(0.421, abs=0.05)
-    assert found.confidence_slope > 20
+    assert found.score_midpoint == pytest.approx(0.421, abs=0.05)
+    assert found.score_slope > 20
     assert 0 <= found.agreement_midpoint < 0.9
-    assert found.top1_slope == pytest.approx(1 / 0.6)
-    assert found.top1_at_midpoint == pytest.approx((found.confidence_midpoint - 0.2) / 0.6)
+    # The confidence is a factor of the estimate, and not quite one.
+    assert found.top1_closeness == pytest.approx(12, rel=0.2)
+    assert found.top1_log_rows == pytest.approx(0.5, abs=0.2)
+    for closeness, num_rows, top1 in ((0.45, 300, 0.56), (0.48, 600, 0.72)):
+        estimate = found.top1_offset + found.top1_closeness * closeness + found.top1_log_rows * np.log(num_rows)
+        assert 1 / (1 + np.exp(-estimate)) == pytest.approx(top1, abs=0.05)
     for fit in fits:
         if fit["part"] == "report":
-            fit["evidence"] = {"score": 0.0}
+            fit["evidence"] = dict.fromkeys(fit["evidence"], 1.0)
     assert verdict.calibrate(fits) == found
     with pytest.raises(SystemExit, match="cannot calibrate on 0 successes"):
         verdict.calibrate([fit for fit in fits if not selection.succeeded(fit)])
@@ -352,6 +360,18 @@ def test_ablation_changes_one_choice_at_a_time(tiny, tmp_path, monkeypatch, caps
     assert found["few rows"]["no whitening"][0]["mean_rank"] != found["few rows"]["default"][0]["mean_rank"]
     assert json.loads(file.read_text())["sizes"]["few rows"]["data"]["eval"] == 40
     assert "few rows, 100 a side" in capsys.readouterr().out
+
+
+def test_restarts_are_counted(tiny, tmp_path, capsys):
+    file = tmp_path / "restarts.json"
+    found = restarts.main(["--rows", "240", "--eval", "40", "--counts", "1,2", "--seeds", "2", "--json", str(file)])
+    assert {count: len(runs) for count, runs in found.items()} == {1: 2, 2: 2}
+    assert {run["verdict"] for run in found[1]} <= {"uncertain", "not_aligned"}
+    assert all(run["seconds"] > 0 for runs in found.values() for run in runs)
+    assert json.loads(file.read_text())["data"]["eval"] == 40
+    assert "100 rows a side, 2 seeds" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        restarts.main(["--counts", "2,0"])
 
 
 def test_ablation_choices_are_choices():

@@ -60,6 +60,7 @@ def make_inputs(batch: int = 0) -> dict[str, Any]:
             **{field.name: rng.uniform() for field in dataclasses.fields(Evidence)} | {"num_rows": 100.0}
         ),
         "maps": rng.standard_normal((3, D_X, D_Y)),
+        "set_agreement": rng.uniform(size=4),
         "map": LinearMap(
             W=np.eye(D_X, D_Y),
             mean_x=planted.x.mean(0).astype(np.float64),
@@ -114,7 +115,7 @@ STAGES = {
     "refine_clusters": drawing(refine_clusters, *SPACES),
     "hold_out": Stage(lambda key, config, x: hold_out(fit_space(x), 5), ("raw_x",)),
     "gather_evidence": Stage(
-        lambda key, config, *args: gather_evidence(key, *args), ("part_x", "part_y", "W"), draws=True
+        lambda key, config, *args: gather_evidence(key, *args), ("part_x", "part_y", "W", "set_agreement"), draws=True
     ),
     "judge": fixed(judge, "evidence"),
     "map_agreement": fixed(map_agreement, "maps", "x"),

@@ -14,7 +14,8 @@ from mv2v_jax.preprocess import Space, fit_space
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-gather = jax.jit(gather_evidence)
+# Anchor sets that all agree: the score is what the rows say.
+gather = jax.jit(lambda key, x, y, W: gather_evidence(key, x, y, W, jnp.ones(2)))
 
 
 def numbered(num_rows, first=0):
@@ -47,7 +48,7 @@ def test_which_rows_depends_on_their_number_alone():
     np.testing.assert_array_equal(parts.fitted + 1000, others.fitted)
 
 
-def evidence_in_numpy(key, x, y, W, bank_rows):
+def evidence_in_numpy(key, x, y, W, set_agreement, bank_rows):
     """All similarities at once; only the signs of the reflections are ours."""
     queries = unit(x.held_out @ W), y.held_out
     banks = unit(x.fitted[:bank_rows] @ W), y.fitted[:bank_rows]
@@ -64,7 +65,7 @@ def evidence_in_numpy(key, x, y, W, bank_rows):
     cross = (nearness(queries[0], banks[1]) + nearness(queries[1], banks[0])) / 2
     within = (nearness(queries[0], banks[0]) + nearness(queries[1], banks[1])) / 2
     null = np.mean(nulls)
-    score = (cross - null) / max(within - null, 5 * (np.std(nulls) + np.finfo(np.float64).eps))
+    closeness = (cross - null) / max(within - null, 5 * (np.std(nulls) + np.finfo(np.float64).eps))
     deviation, num_rows = np.std(nulls), min(len(rows) for rows in queries)
     return {
         "cross": cross,
@@ -72,7 +73,9 @@ def evidence_in_numpy(key, x, y, W, bank_rows):
         "null": null,
         "null_deviation": deviation,
         "num_rows": num_rows,
-        "score": score,
+        "closeness": closeness,
+        "anchor_agreement": np.median(set_agreement),
+        "score": closeness * max(np.median(set_agreement), 0),
     }
 
 
@@ -87,8 +90,9 @@ def test_evidence_against_numpy(monkeypatch, bank_rows, d_x, d_y):
         # A target that fills its space: where it does not, its shortest directions are any.
         y = y.replace(fitted=y.fitted + 0.1 * jax.random.normal(jax.random.key(5), y.fitted.shape))
         W = jnp.asarray(planted.W + 0.3 * np.random.default_rng(2).normal(size=(d_x, d_y)))
-        found = jax.jit(lambda *args: gather_evidence(*args))(jax.random.key(3), x, y, W)
-        expected = evidence_in_numpy(jax.random.key(3), x, y, np.asarray(W), bank_rows)
+        set_agreement = jnp.array([0.9, 0.3, 0.5, -0.2])
+        found = jax.jit(lambda *args: gather_evidence(*args))(jax.random.key(3), x, y, W, set_agreement)
+        expected = evidence_in_numpy(jax.random.key(3), x, y, np.asarray(W), np.asarray(set_agreement), bank_rows)
     assert 0 < expected["score"] < 1
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-8, err_msg=name)
@@ -161,7 +165,8 @@ def test_rotating_either_space_changes_nothing(rng):
 def test_rows_without_length_are_finite():
     nothing = HoldOut(fitted=jnp.zeros((20, 3)), held_out=jnp.zeros((2, 3)))
     found = gather(jax.random.key(0), nothing, nothing, jnp.eye(3))
-    assert all(float(leaf) == 0 for leaf in jax.tree.leaves(found.replace(num_rows=jnp.zeros(()))))
+    nothing = jnp.zeros(())
+    assert all(float(leaf) == 0 for leaf in jax.tree.leaves(found.replace(num_rows=nothing, anchor_agreement=nothing)))
     assert int(found.num_rows) == 2
 
 
@@ -169,4 +174,4 @@ def test_rows_without_length_are_finite():
 def test_no_held_out_rows_are_no_evidence(h_x, h_y):
     x, y = (HoldOut(fitted=jnp.ones((20, 3)), held_out=jnp.ones((h, 3))) for h in (h_x, h_y))
     found = gather(jax.random.key(0), x, y, jnp.eye(3))
-    assert all(float(leaf) == 0 for leaf in jax.tree.leaves(found))
+    assert all(float(leaf) == 0 for leaf in jax.tree.leaves(found.replace(anchor_agreement=jnp.zeros(()))))
