@@ -191,7 +191,8 @@ def test_the_evidence_is_that_of_the_searched_map_on_rows_it_has_not_seen():
     key, config = jax.random.key(0), small_config(anneal_steps=0, csls_steps=0, whole_steps=0)
     result = align(key, planted.x, planted.y, config)
     parts = [hold_out(fit_space(jnp.asarray(rows)), 5) for rows in (planted.x, planted.y)]
-    expected = jax.jit(gather_evidence)(split_keys(key).evidence, *parts, result.map.W)
+    of_sets = result.info.anchor_agreement
+    expected = jax.jit(gather_evidence)(split_keys(key).evidence, *parts, result.map.W, of_sets)
     assert_trees_close(result.evidence, expected, atol=1e-4, rtol=1e-3)
     assert set(result.trajectory) == {"refine_matching", "refine_clusters"}
 
