@@ -246,7 +246,7 @@ def plot_reliability(path: Path, summaries: dict[str, dict[str, Any]]) -> None:
     axes.set(
         xlabel="mean confidence", ylabel=f"share with FOSCTTM < {SUCCESS_FOSCTTM}", aspect="equal", ylim=(-0.08, 1.08)
     )
-    axes.legend(loc="best")
+    figure.legend(loc="outside lower center", ncols=2)
     try:
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
