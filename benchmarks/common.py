@@ -78,6 +78,17 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
 
 
+def read_counts(text: str) -> list[int]:
+    """Whole numbers from an option such as ``1000,3000``."""
+    try:
+        counts = [int(count) for count in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"whole numbers above 0 with commas between, found {text!r}")
+    return counts
+
+
 def find_data(data: Path | None) -> Path | None:
     """The folder given, else the shared one beside the checkout, else ``None``: the bundled set."""
     if data is not None:

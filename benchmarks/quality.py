@@ -27,6 +27,7 @@ from benchmarks.common import (
     print_environment,
     print_requirement,
     print_table,
+    read_counts,
     seconds_of,
     write_json,
 )
@@ -99,17 +100,6 @@ def fit_reference(split: Split, seed: int) -> dict[str, float]:
     return {**evaluate(linear_map, split), "seconds": sum(stages.values())}
 
 
-def read_sizes(text: str) -> list[int]:
-    """Rows a side, from ``1000,3000``."""
-    try:
-        sizes = [int(size) for size in text.split(",")]
-    except ValueError:
-        sizes = []
-    if not sizes or min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"whole numbers above 0 with commas between, found {text!r}")
-    return sizes
-
-
 def run_sizes(options: argparse.Namespace) -> dict[str, Any]:
     """Fit the reference and the default on the first rows alone, for every size; prints and returns the curve."""
     curve: dict[str, Any] = {}
@@ -161,7 +151,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
         choices=PRESETS,
         help="presets to fit; default is always among them",
     )
-    parser.add_argument("--sizes", type=read_sizes, metavar="N,N,...", help="the curve over these rows a side instead")
+    parser.add_argument("--sizes", type=read_counts, metavar="N,N,...", help="the curve over these rows a side instead")
     options = parser.parse_args(arguments)
     if options.sizes and (options.rows or options.eval):
         parser.error("--sizes says how many rows there are: leave out --rows and --eval")

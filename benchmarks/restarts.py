@@ -21,20 +21,13 @@ from benchmarks.common import (
     load_split,
     print_environment,
     print_table,
+    read_counts,
     seconds_of,
     write_json,
 )
 from mv2v_jax import PRESETS, Verdict, align_restarts
 
 Runs = dict[int, list[dict[str, Any]]]
-
-
-def parse_counts(text: str) -> list[int]:
-    """Numbers of restarts, at least 1 each."""
-    counts = [int(part) for part in text.split(",")]
-    if min(counts) < 1:
-        raise ValueError(text)
-    return counts
 
 
 def fit_counts(split: Split, counts: list[int], seeds: int) -> Runs:
@@ -75,7 +68,7 @@ def main(arguments: list[str] | None = None) -> Runs:
     """Read the arguments, fit, print the table; returns the runs by number of restarts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_options(parser)
-    parser.add_argument("--counts", type=parse_counts, default=[1, 2, 4, 8], metavar="N,N,...")
+    parser.add_argument("--counts", type=read_counts, default=[1, 2, 4, 8], metavar="N,N,...")
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args(arguments)
     if options.seeds < 1:

@@ -23,8 +23,8 @@ _GROUPS_PER_NEIGHBOR = 16
 
 
 @pytree
-class Candidates:
-    """Candidate partners in both directions.
+class Matches:
+    """Partners in both directions.
 
     Attributes:
         x_to_y: `Neighbors` of the rows of X.
@@ -69,7 +69,7 @@ def _group_size(num_rows: int, num_neighbors: int) -> int:
     return num_rows // max(_FEWEST_GROUPS, _GROUPS_PER_NEIGHBOR * num_neighbors)
 
 
-def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Candidates:
+def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Matches:
     """Nearly the ``k`` rows of largest inner product, of ``y [m, d]`` for every row of ``x [n, d]`` and back.
 
     Exact where either side is small. Else the nearest row is exact, up to the last bits of its similarity, and few of
@@ -82,7 +82,7 @@ def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Candid
     group_y = _group_size(num_y, k_x)
     group_x = _group_size(num_x, k_y)
     if min(group_x, group_y) < 2:
-        return Candidates(x_to_y=top_neighbors(x, y, num_neighbors=k_x), y_to_x=top_neighbors(y, x, num_neighbors=k_y))
+        return Matches(x_to_y=top_neighbors(x, y, num_neighbors=k_x), y_to_x=top_neighbors(y, x, num_neighbors=k_y))
     # Groups of rows of X lie within a block, which has a whole number of them.
     num_blocks = -(-num_x // block_rows(num_x, num_y))
     groups_per_block = -(-num_x // (num_blocks * group_x))
@@ -116,4 +116,4 @@ def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Candid
     place = _read_place(values, group_x) * groups_per_block + group % groups_per_block
     backward = Neighbors(similarity=values, index=place * num_blocks + group // groups_per_block)
     forward = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, k_x)[:num_x], forward)
-    return Candidates(x_to_y=forward, y_to_x=backward)
+    return Matches(x_to_y=forward, y_to_x=backward)

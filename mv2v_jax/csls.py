@@ -7,26 +7,12 @@ space. A hub is near to everything, so its ``r`` is large and it stops being eve
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.candidates import find_candidates
+from mv2v_jax.candidates import Matches, find_candidates
 from mv2v_jax.neighbors import Neighbors
-from mv2v_jax.pytree import pytree
 
 # Neighbours behind r, as in the papers that introduced it. CSLS orders as many candidates anew, or half as many more
 # than are wanted: that needs two passes over the similarities where an exact search needs four.
 NUM_LOCAL = 10
-
-
-@pytree
-class Matches:
-    """Nearest neighbours by CSLS in both directions.
-
-    Attributes:
-        x_to_y: `Neighbors` of the rows of X; similarity is CSLS.
-        y_to_x: `Neighbors` of the rows of Y.
-    """
-
-    x_to_y: Neighbors
-    y_to_x: Neighbors
 
 
 def _local_density(similarity: jax.Array) -> jax.Array:
@@ -45,7 +31,7 @@ def match_csls(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Matches:
     """Nearest rows by CSLS from ``x [n, d]`` to ``y [m, d]`` and back, both of unit rows in the same space.
 
     Each row's `NUM_LOCAL` nearest rows by cosine, or its ``num_neighbors + NUM_LOCAL // 2`` nearest if those are more,
-    are ordered anew by CSLS; ``num_neighbors`` of them are returned.
+    are ordered anew by CSLS; ``num_neighbors`` of them are returned, with their CSLS for similarity.
     """
     num_candidates = max(NUM_LOCAL, num_neighbors + NUM_LOCAL // 2)
     candidates = find_candidates(x, y, num_neighbors=num_candidates)
