@@ -11,7 +11,7 @@ from mv2v_jax.candidates import Matches, find_candidates
 from mv2v_jax.neighbors import Neighbors
 
 # Neighbours behind r, as in the papers that introduced it. CSLS orders as many candidates anew, or half as many more
-# than are wanted: that needs two passes over the similarities where an exact search needs four.
+# than are wanted: that needs one pass over the similarities where an exact search needs two.
 NUM_LOCAL = 10
 
 
