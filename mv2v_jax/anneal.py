@@ -22,7 +22,8 @@ from mv2v_jax.types import Config
 
 # The cross-covariance is averaged over steps, with a memory that grows as the matches become right.
 _FIRST_MOMENTUM, _LAST_MOMENTUM = 0.5, 0.9
-# Small samples take more steps, to see as many rows in all; but no more than so many times the steps.
+# Small samples take more steps, by the fourth power of what they are smaller: fewer of their first matches are right,
+# and more of them must be averaged. But no more than so many times the steps.
 _MOST_LONGER = 4
 
 
@@ -46,7 +47,7 @@ def _annealed_rows(num_rows: int, config: Config) -> int:
 
 def annealing_length(num_rows: int, config: Config) -> int:
     """Steps of `refine_annealed` where the smaller space has ``num_rows`` rows."""
-    times = round(config.anneal_rows / _annealed_rows(num_rows, config))
+    times = round((config.anneal_rows / _annealed_rows(num_rows, config)) ** 4)
     return config.anneal_steps * min(times, _MOST_LONGER)
 
 
