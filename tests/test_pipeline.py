@@ -169,8 +169,8 @@ def test_the_result_says_what_happened():
     steps = {
         "refine_matching": 4,
         "refine_clusters": 2,
-        "refine_annealed": 4,
-        "refine_annealed_again": 2,
+        "refine_annealed": 8,
+        "refine_annealed_again": 4,
         "refine_csls": 2,
         "refine_whole": 1,
     }
@@ -206,7 +206,7 @@ def test_every_key_is_scored_on_the_same_rows():
 
 @pytest.mark.parametrize(
     ("num_rows", "held_out", "steps", "expected"),
-    [(100, 5, 8, 4), (101, 5, 8, 0), (40, 5, 8, 8), (100, 0, 8, 0), (9, 5, 8, 0), (100, 5, 0, 0)],
+    [(100, 5, 8, 4), (101, 5, 8, 0), (40, 5, 8, 16), (100, 0, 8, 0), (9, 5, 8, 0), (100, 5, 0, 0)],
 )
 def test_annealing_goes_on_where_many_rows_were_held_out(num_rows, held_out, steps, expected):
     config = small_config(held_out_rows=held_out, anneal_steps=steps, anneal_rows=40)
@@ -219,10 +219,10 @@ def test_annealing_again_is_the_second_half():
     W = jnp.asarray(planted.W, jnp.float32)
     again = {stage.name: stage.run for stage in SETTLING}["refine_annealed_again"]
     found = again(key, x, y, W, config=SMALL)
-    expected = refine_annealed(key, x, y, W, config=SMALL, steps=jnp.array([2, 3]))
+    expected = refine_annealed(key, x, y, W, config=SMALL, steps=jnp.array([4, 5, 6, 7]))
     assert_trees_close(found, expected)
-    first = again(key, x, y, W, config=SMALL, steps=jnp.array([0]))
-    second = again(key, x, y, first.matrix, config=SMALL, steps=jnp.array([1]))
+    first = again(key, x, y, W, config=SMALL, steps=jnp.array([0, 1]))
+    second = again(key, x, y, first.matrix, config=SMALL, steps=jnp.array([2, 3]))
     np.testing.assert_allclose(second.matrix, expected.matrix, atol=1e-5)
 
 
