@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mv2v_jax import LinearMap, metrics
+from mv2v_jax import PRESETS, LinearMap, metrics
 from mv2v_jax.demo_data import load_encoder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +76,18 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def add_json_option(parser: argparse.ArgumentParser) -> None:
     """The option that keeps the figures."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures to FILE")
+
+
+def add_preset_option(parser: argparse.ArgumentParser, default: list[str]) -> None:
+    """The option that says which presets are measured."""
+    parser.add_argument("--presets", type=_read_presets, default=default, metavar="NAME,...")
+
+
+def _read_presets(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(PRESETS):
+        raise argparse.ArgumentTypeError(f"presets are {', '.join(PRESETS)}, found {', '.join(sorted(unknown))}")
+    return names
 
 
 def read_counts(text: str) -> list[int]:

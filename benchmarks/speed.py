@@ -26,12 +26,14 @@ from benchmarks.common import (
     steady_seconds,
     write_json,
 )
+from benchmarks.work import Work, count_work
 from mv2v_jax import PRESETS, AlignResult, Config, align
 from mv2v_jax.anchors import match_anchor_sets
 from mv2v_jax.evidence import hold_out
 from mv2v_jax.pipeline import REFINEMENTS, SETTLING, Refinement, finish, initial_map, split_keys, weigh
 from mv2v_jax.preprocess import fit_space
 from mv2v_jax.qap import Assignment, centered_kernel, search_assignment, search_from
+from mv2v_jax.sizes import size_rows
 
 TIMED_PRESETS = ("notebook", "default")
 MOST_OF_REFERENCE = 1 / 3
@@ -41,18 +43,25 @@ SEARCH_STARTS = 1_000
 Times = dict[str, dict[str, float]]
 
 
-def time_stages(key: jax.Array, x: jax.Array, y: jax.Array, config: Config, repeats: int) -> tuple[Times, AlignResult]:
-    """Compile and steady seconds of every stage, each compiled by itself and fed by those before; and the result."""
+def time_stages(
+    key: jax.Array, split: Split, config: Config, repeats: int, on_work: Callable[[str, Work], Any] | None = None
+) -> tuple[Times, AlignResult]:
+    """Compile and steady seconds of every stage, each compiled by itself and fed by those before; and the result.
+
+    ``on_work`` is told the name of every stage and the work it has to do.
+    """
     times: Times = {}
 
     def timed(name: str, stage: Callable[..., Any], *args: Any) -> Any:
         compiled, compiling = compile_seconds(stage, *args)
         result, steady = steady_seconds(compiled, *args, repeats=repeats)
         times[name] = {"compile": compiling, "steady": steady}
+        if on_work is not None:
+            on_work(name, count_work(stage, *args))
         return result
 
     def preprocess(x, y, config):
-        spaces = fit_space(x), fit_space(y)
+        spaces = fit_space(*x), fit_space(*y)
         return spaces, [hold_out(space, config.held_out_rows) for space in spaces]
 
     def anchors(key, x, y, config):
@@ -80,6 +89,7 @@ def time_stages(key: jax.Array, x: jax.Array, y: jax.Array, config: Config, repe
         return matrix, trajectory
 
     keys = split_keys(key)
+    x, y = (size_rows(rows, config.most_rows) for rows in (split.x, split.y))
     (space_x, space_y), (part_x, part_y) = timed("preprocess", preprocess, x, y, config)
     sets = timed("anchor sets", anchors, keys.anchors, part_x.fitted, part_y.fitted, config)
     matrix, found = timed("initial map", first, keys.matching, part_x.fitted, part_y.fitted, sets, config)
@@ -180,7 +190,6 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     environment = print_environment()
     split, data = load_split(options)
     key = jax.random.key(options.seed)
-    x, y = jnp.asarray(split.x), jnp.asarray(split.y)
 
     kept: dict[str, reference.AnchorSets] = {}
 
@@ -203,7 +212,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
             "objective": kept["assignment"].objective,
         }
     for name in TIMED_PRESETS:
-        stages[name], _ = time_stages(key, x, y, PRESETS[name](), options.repeats)
+        stages[name], _ = time_stages(key, split, PRESETS[name](), options.repeats)
         whole[name], scores[name] = time_whole(key, split, PRESETS[name](), options.repeats)
 
     for name, times in stages.items():

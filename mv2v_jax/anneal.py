@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mv2v_jax.csls import match_csls
 from mv2v_jax.directions import Directions, measure_spread, weigh_directions
-from mv2v_jax.preprocess import draw_rows, unit_rows
+from mv2v_jax.preprocess import draw_rows, mean_present, present_rows, unit_rows
 from mv2v_jax.refine import Refined
 from mv2v_jax.types import Config
 
@@ -37,7 +37,10 @@ def _cross_covariance(x, y, directions: Directions, num_neighbors):
     partners_of_y = x[matches.y_to_x.index].mean(axis=1)
     cross = x.T @ partners_of_x / x.shape[0] + partners_of_y.T @ y / y.shape[0]
     length = jnp.maximum(jnp.linalg.norm(cross), jnp.finfo(cross.dtype).tiny)
-    objective = (matches.x_to_y.similarity.mean() + matches.y_to_x.similarity.mean()) / 2
+    objective = (
+        mean_present(matches.x_to_y.similarity, present_rows(x))
+        + mean_present(matches.y_to_x.similarity, present_rows(y))
+    ) / 2
     return cross * (min(cross.shape) ** 0.5 / length), objective
 
 
@@ -68,14 +71,15 @@ def refine_annealed(
         `Refined`: the running cross-covariance, and the mean CSLS of the rows with their best matches.
     """
     spread_x, spread_y = (measure_spread(rows, config.whitening_power) for rows in (x, y))
+    present = [present_rows(rows) for rows in (x, y)]
     num_steps = annealing_length(min(x.shape[0], y.shape[0]), config)
 
     def step(cross, index):
         progress = index / num_steps
         draws = jax.random.split(jax.random.fold_in(key, index))
         drawn_x, drawn_y = (
-            draw_rows(draw_key, rows, _annealed_rows(rows.shape[0], config))
-            for draw_key, rows in zip(draws, (x, y), strict=True)
+            draw_rows(draw_key, rows, _annealed_rows(rows.shape[0], config), rows_present)
+            for draw_key, rows, rows_present in zip(draws, (x, y), present, strict=True)
         )
         power = config.anneal_power * (1 - progress) + config.reliability_power * progress
         directions = weigh_directions(cross, spread_x, spread_y, power)
@@ -100,13 +104,17 @@ def settle_neighbors(num_rows: int, config: Config) -> int:
 
 def _settle(key, x, y, matrix, steps, num_rows: int, config: Config) -> Refined:
     spread_x, spread_y = (measure_spread(rows, config.whitening_power) for rows in (x, y))
+    present = [present_rows(rows) for rows in (x, y)]
     smaller = min(x.shape[0], y.shape[0])
     # A sample counts as much in the average as it is of the data, the whole of it replaces what was before.
     share = min(1.0, num_rows / smaller)
 
     def step(cross, index):
         draws = jax.random.split(jax.random.fold_in(key, index))
-        drawn_x, drawn_y = (draw_rows(draw_key, rows, num_rows) for draw_key, rows in zip(draws, (x, y), strict=True))
+        drawn_x, drawn_y = (
+            draw_rows(draw_key, rows, num_rows, rows_present)
+            for draw_key, rows, rows_present in zip(draws, (x, y), present, strict=True)
+        )
         directions = weigh_directions(cross, spread_x, spread_y, config.reliability_power)
         new, objective = _cross_covariance(drawn_x, drawn_y, directions, settle_neighbors(smaller, config))
         return ((1 - share) * cross + share * new).astype(cross.dtype), objective

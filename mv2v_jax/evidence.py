@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.neighbors import top_neighbors
-from mv2v_jax.preprocess import Space, unit_rows
+from mv2v_jax.preprocess import Space, present_rows, shuffle_present, unit_rows
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import Evidence
 
@@ -46,13 +46,13 @@ def num_held_out(num_rows: int, most: int) -> int:
 
 
 def hold_out(space: Space, num_rows: int) -> HoldOut:
-    """Keep ``num_rows`` rows of a space out of the fit, at most a tenth of them.
+    """Keep ``num_rows`` rows of a space out of the fit, at most a tenth of them; zero rows only if there are no others.
 
     Which rows depends on their number alone: every restart is scored on the same rows, whatever its key.
     """
     n = space.rows.shape[0]
     num_held = num_held_out(n, num_rows)
-    shuffled = space.rows[jnp.argsort(jax.random.bits(jax.random.key(n), (n,)))]
+    shuffled = space.rows[shuffle_present(jax.random.key(n), present_rows(space.rows))]
     return HoldOut(fitted=shuffled[num_held:], held_out=shuffled[:num_held])
 
 

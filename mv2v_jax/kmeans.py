@@ -1,4 +1,4 @@
-"""k-means: greedy k-means++ seeding and Lloyd's iterations, with a fixed number of steps."""
+"""k-means: greedy k-means++ seeding and Lloyd's iterations, with a fixed number of steps. Zero rows take no part."""
 
 import math
 
@@ -15,8 +15,8 @@ class Clusters:
 
     Attributes:
         centers: ``[c, d]``.
-        counts: ``[c]``, rows nearest to each centre.
-        inertia: scalar, sum of squared distances of the rows to their centres.
+        counts: ``[c]``, rows nearest to each centre, without zero rows.
+        inertia: scalar, sum of squared distances of those rows to their centres.
     """
 
     centers: jax.Array
@@ -45,9 +45,11 @@ def seed_centers(key: jax.Array, x: jax.Array, *, num_clusters: int) -> jax.Arra
     num_candidates = 2 + int(math.log(num_clusters))
     x_squared = jnp.sum(x**2, axis=1)
     first_key, *keys = jax.random.split(key, num_clusters)
-    first = x[jax.random.randint(first_key, (), 0, x.shape[0])]
+    # Zero rows count for nothing: they lie at distance zero of every centre, and are never drawn.
+    present = x_squared > 0
+    first = x[jnp.argmax(jnp.where(present, jax.random.bits(first_key, present.shape), 0))]
     centers = jnp.zeros((num_clusters, x.shape[1]), x.dtype).at[0].set(first)
-    nearest = _squared_distances(x, x_squared, first[None])[:, 0]
+    nearest = jnp.where(present, _squared_distances(x, x_squared, first[None])[:, 0], 0)
     if not keys:
         return centers
 
@@ -84,7 +86,8 @@ def lloyd(x: jax.Array, centers: jax.Array, *, num_steps: int) -> Clusters:
         # The sums are a matrix product with the one-hot assignment: a scatter-add is slow on some CPU builds and not
         # deterministic on GPU.
         one_hot = jax.nn.one_hot(jnp.argmin(distances, axis=1), centers.shape[0], dtype=x.dtype, axis=0)
-        return one_hot, distances.min(axis=1).sum()
+        present = (x_squared > 0).astype(x.dtype)
+        return one_hot * present[None], (distances.min(axis=1) * present).sum()
 
     def step(centers, _):
         one_hot, _ = assign(centers)
@@ -102,9 +105,9 @@ def kmeans(key: jax.Array, x: jax.Array, *, num_clusters: int, num_steps: int) -
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> x = jnp.array([[0.0], [0.1], [5.0], [5.1]])
+        >>> x = jnp.array([[1.0], [1.1], [5.0], [5.1]])
         >>> centers = kmeans(jax.random.key(0), x, num_clusters=2, num_steps=5).centers
         >>> sorted(round(float(center), 2) for center in centers.ravel())
-        [0.05, 5.05]
+        [1.05, 5.05]
     """
     return lloyd(x, seed_centers(key, x, num_clusters=num_clusters), num_steps=num_steps)

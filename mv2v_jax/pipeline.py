@@ -12,10 +12,11 @@ from mv2v_jax.anneal import annealing_length, refine_annealed, refine_csls, refi
 from mv2v_jax.directions import map_from_cross, measure_spread, whiten_map
 from mv2v_jax.evidence import HoldOut, gather_evidence, hold_out, num_held_out
 from mv2v_jax.matching import match_relative
-from mv2v_jax.preprocess import Space, draw_rows, fit_space
+from mv2v_jax.preprocess import Space, draw_rows, fit_space, present_rows
 from mv2v_jax.procrustes import polar
 from mv2v_jax.pytree import pytree
 from mv2v_jax.refine import Refined, refine_clusters, refine_matching
+from mv2v_jax.sizes import SizedRows, size_rows
 from mv2v_jax.types import AlignInfo, AlignResult, Config, Evidence, LinearMap
 from mv2v_jax.validate import check_config, check_fitting_rows
 from mv2v_jax.verdict import judge
@@ -106,7 +107,7 @@ def initial_map(key, x: jax.Array, y: jax.Array, sets: AnchorSets, *, config: Co
     tell which directions to trust.
     """
     anchors = select_anchors(sets, config=config)
-    drawn = draw_rows(key, x, config.matching_rows or x.shape[0])
+    drawn = draw_rows(key, x, config.matching_rows or x.shape[0], present_rows(x))
     partners = match_relative(drawn, y, anchors.x, anchors.y, num_neighbors=config.num_neighbors)
     cross = drawn.T @ partners.rows
     if config.match_steps or config.cluster_steps or not config.returns_cross:
@@ -201,8 +202,8 @@ def settle_map(
 
 
 @jax.jit
-def _align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config) -> AlignResult:
-    space_x, space_y = fit_space(x), fit_space(y)
+def _align(key: jax.Array, x: SizedRows, y: SizedRows, config: Config) -> AlignResult:
+    space_x, space_y = fit_space(*x), fit_space(*y)
     parts = (hold_out(space, config.held_out_rows) for space in (space_x, space_y))
     searched = search_map(key, *parts, config=config)
     return settle_map(key, space_x, space_y, searched, config=config)
@@ -230,5 +231,5 @@ def align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config | None = No
     """
     config = Config() if config is None else config
     check_config(config)
-    x, y = check_fitting_rows(x, "x", config), check_fitting_rows(y, "y", config)
-    return _align(key, jnp.asarray(x), jnp.asarray(y), config)
+    rows = (check_fitting_rows(x, "x", config), check_fitting_rows(y, "y", config))
+    return _align(key, *(size_rows(checked, config.most_rows) for checked in rows), config)

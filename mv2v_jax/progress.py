@@ -27,6 +27,7 @@ from mv2v_jax.pipeline import (
 )
 from mv2v_jax.preprocess import fit_space
 from mv2v_jax.restarts import Restarts, check_restarts, join_searches
+from mv2v_jax.sizes import size_rows
 from mv2v_jax.types import Config
 from mv2v_jax.validate import check_config, check_fitting_rows
 
@@ -159,12 +160,13 @@ def align_with_progress(
         InputError: as `align_restarts`.
     """
     check_config(config)
-    x, y = (jnp.asarray(check_fitting_rows(rows, name, config)) for rows, name in ((x, "x"), (y, "y")))
+    x, y = (check_fitting_rows(rows, name, config) for rows, name in ((x, "x"), (y, "y")))
     check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config)
+    x, y = (size_rows(rows, config.most_rows) for rows in (x, y))
     fit = _Fit(config, on_step)
     watch = fit.watch
     on_step("preprocess", 0, 1)
-    space_x, space_y = watch.run(fit_space, x), watch.run(fit_space, y)
+    space_x, space_y = watch.run(fit_space, *x), watch.run(fit_space, *y)
     part_x, part_y = watch.run(_parts, space_x, space_y, config)
     on_step("preprocess", 1, 1)
 

@@ -15,6 +15,7 @@ from mv2v_jax.evidence import hold_out, num_held_out
 from mv2v_jax.pipeline import Searched, as_map, search_map, settle_map
 from mv2v_jax.preprocess import fit_space
 from mv2v_jax.pytree import pytree
+from mv2v_jax.sizes import SizedRows, size_rows
 from mv2v_jax.types import AlignResult, Config, Evidence
 from mv2v_jax.validate import InputError, check_config, check_fitting_rows
 
@@ -104,8 +105,8 @@ def join_searches(searches: Searched, x: jax.Array, *, config: Config) -> Joined
 
 
 @functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size"))
-def _align_restarts(key, x, y, config: Config, num_restarts: int, batch_size: int) -> Restarts:
-    space_x, space_y = fit_space(x), fit_space(y)
+def _align_restarts(key, x: SizedRows, y: SizedRows, config: Config, num_restarts: int, batch_size: int) -> Restarts:
+    space_x, space_y = fit_space(*x), fit_space(*y)
     part_x, part_y = (hold_out(space, config.held_out_rows) for space in (space_x, space_y))
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_restarts))
     searches = jax.lax.map(
@@ -142,7 +143,8 @@ def align_restarts(
     check_config(config)
     x, y = check_fitting_rows(x, "x", config), check_fitting_rows(y, "y", config)
     check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config)
-    return _align_restarts(key, jnp.asarray(x), jnp.asarray(y), config, num_restarts, batch_size)
+    x, y = (size_rows(rows, config.most_rows) for rows in (x, y))
+    return _align_restarts(key, x, y, config, num_restarts, batch_size)
 
 
 def check_restarts(num_restarts: int, num_rows: int, config: Config) -> None:

@@ -28,6 +28,8 @@ class Config:
     Sample sizes larger than the data mean all rows. A stage with zero steps is left out.
     """
 
+    most_rows: int = _static(131_072, "rows of each space that take part, drawn at random from larger ones")
+
     num_anchor_sets: int = _static(40, "anchor sets: k-means of both spaces, matched to each other")
     num_clusters: int = _static(30, "k-means clusters per anchor set")
     anchor_rows: int = _static(10_000, "rows drawn from each space for one anchor set")

@@ -10,6 +10,7 @@ import numpy as np
 from mv2v_jax.types import Config
 
 _AT_LEAST = {
+    "most_rows": 2,
     "num_anchor_sets": 1,
     "num_clusters": 2,
     "anchor_rows": 2,
@@ -54,10 +55,11 @@ def check_config(config: Config) -> None:
             at_least = _AT_LEAST.get(field.name, 0)
             if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
                 raise InputError(f"{field.name} must be a whole number of at least {at_least}, found {value!r}")
-    if config.anchor_rows < config.num_clusters:
-        raise InputError(
-            f"anchor_rows must be at least num_clusters ({config.num_clusters}), found {config.anchor_rows}"
-        )
+    for name in ("most_rows", "anchor_rows"):
+        if getattr(config, name) < config.num_clusters:
+            raise InputError(
+                f"{name} must be at least num_clusters ({config.num_clusters}), found {getattr(config, name)}"
+            )
     if config.returns_cross and not config.project:
         raise InputError(
             "project must be true where anneal_steps, csls_steps or whole_steps is not 0 (these stages return a "

@@ -82,7 +82,8 @@ def steps_in_numpy(key, x, y, cross, *, rows, num_neighbors, powers, momenta, wh
     objective = []
     for step, (power, momentum) in enumerate(zip(powers, momenta, strict=True)):
         keys = jax.random.split(jax.random.fold_in(key, step))
-        drawn = [np.float64(draw_rows(k, r, size)) for k, r, size in zip(keys, (x, y), rows, strict=True)]
+        everyone = [np.ones(len(r), bool) for r in (x, y)]
+        drawn = [np.float64(draw_rows(*args)) for args in zip(keys, (x, y), rows, everyone, strict=True)]
         sides = weights_in_numpy(cross, x64, y64, power, whitening)
         similarity = unit(drawn[0] @ sides[0]) @ unit(drawn[1] @ sides[1]).T
         density_x, density_y = (np.sort(s, axis=1)[:, -10:].mean(1) for s in (similarity, similarity.T))

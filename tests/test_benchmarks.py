@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,15 +14,19 @@ from safetensors.numpy import load, save
 from benchmarks import (
     ablation,
     common,
+    growth,
     make_bundled,
+    planted,
     population,
     qap,
     quality,
     reference,
     restarts,
+    roofline,
     selection,
     speed,
     verdict,
+    work,
 )
 from mv2v_jax import Config, metrics, notebook
 from mv2v_jax.verdict import Verdict
@@ -411,3 +416,71 @@ def test_sorted_header_is_the_same_file():
     assert len(set(files)) == 1
     for name, array in load(files[0]).items():
         np.testing.assert_array_equal(array, tensors[name])
+
+
+def test_work_counts_products_loops_and_decompositions():
+    def fun(a, b):
+        def step(carry, _):
+            return a @ (b @ carry), carry.sum()
+
+        final, _ = jax.lax.scan(step, jnp.eye(7), None, length=5)
+        return jnp.linalg.svd(final), jnp.linalg.eigh(final + final.T)
+
+    counted = work.count_work(fun, jnp.ones((7, 3)), jnp.ones((3, 7)))
+    assert counted.matmul_flop == 5 * 2 * (2 * 7 * 3 * 7)
+    assert counted.decomposition_flop == (6 + 20 + 9) * 7**3
+    assert counted.bytes >= 5 * 4 * 2 * (7 * 3 + 3 * 7 + 7 * 7)
+
+
+def test_work_of_a_product_is_what_the_compiler_counts(rng):
+    a, b = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((30, 20), (20, 50)))
+    compiled = jax.jit(jnp.matmul).lower(a, b).compile().cost_analysis()
+    assert work.count_work(jnp.matmul, a, b).matmul_flop == compiled["flops"]
+    assert work.count_work(jnp.matmul, a, b).bytes == compiled["bytes accessed"]
+
+
+def test_roofline_says_every_stage(tiny, capsys, monkeypatch):
+    monkeypatch.setattr(roofline, "PRESETS", PRESETS)
+    monkeypatch.setattr(roofline, "_PEAK_SIZE", 64)
+    monkeypatch.setattr(roofline, "_COPY_ENTRIES", 1_000)
+    verdicts = roofline.main([*ROWS, "--repeats", "1", "--presets", "default"])
+    printed = capsys.readouterr().out
+    for stage in ("preprocess", "anchor sets", "initial map", "refine_annealed", "evidence", "refine_whole", "all"):
+        assert stage in printed
+    assert len(verdicts) == 2
+
+
+def test_limit_is_the_longer_of_computing_and_moving():
+    peaks = {"flop_per_second": 10.0, "bytes_per_second": 2.0}
+    assert roofline.limit_seconds(work.Work(matmul_flop=100, decomposition_flop=20, bytes=4), peaks) == 12
+    assert roofline.limit_seconds(work.Work(matmul_flop=100, bytes=40), peaks) == 20
+
+
+def test_planted_spaces_can_be_written_and_have_the_pairs_they_say(tmp_path):
+    spaces = planted.plant(3, 20)
+    planted.write_side(tmp_path / "x.npy", spaces, 3, 50, 0, "float16")
+    rows = planted.draw_side(spaces, 3, 50, 0)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), rows.astype(np.float16))
+    x, y = planted.draw_pairs(spaces, 3, 400)
+    # The frames are the map, and noise is small.
+    centred = [a - a.mean(0) for a in (x, y)]
+    mapped = centred[0] @ (spaces.frames[0].T @ spaces.frames[1])
+    assert np.linalg.norm(mapped - centred[1]) < 0.1 * np.linalg.norm(centred[1])
+    # No row of one side is the partner of a row of the other.
+    other = planted.draw_side(spaces, 3, 50, 1) - spaces.offsets[1]
+    back = (rows - spaces.offsets[0]) @ (spaces.frames[0].T @ spaces.frames[1])
+    assert np.linalg.norm(back[:, None] - other[None], axis=2).min() > 1
+
+
+def test_growth_fits_files_and_prints_exponents(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(growth, "PRESETS", PRESETS)
+    monkeypatch.setattr(growth, "_fit_in_child", growth.fit_files)
+    runs = growth.main(["--sizes", "200,400", "--dimensions", "16", "--presets", "fast", "--folder", str(tmp_path)])
+    assert [run["rows"] for run in runs] == [200, 400]
+    assert [run["input_bytes"] for run in runs] == [2 * 200 * 16 * 4, 2 * 400 * 16 * 4]
+    assert "steady seconds grow as n^" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_growth_exponent():
+    assert growth.exponent([10, 100, 1_000], [3.0, 300.0, 30_000.0]) == pytest.approx(2)

@@ -13,8 +13,8 @@ import pytest
 import safetensors.numpy
 
 SMALL = [
-    *("--num-anchor-sets", "4", "--num-clusters", "6", "--anchor-rows", "300", "--num-starts", "4"),
-    *("--search-steps", "20", "--kept-sets", "3", "--matching-rows", "200", "--num-neighbors", "5"),
+    *("--num-anchor-sets", "12", "--num-clusters", "12", "--anchor-rows", "300", "--num-starts", "4"),
+    *("--search-steps", "20", "--kept-sets", "6", "--matching-rows", "200", "--num-neighbors", "5"),
     *("--anneal-steps", "10", "--anneal-rows", "150", "--csls-steps", "2", "--csls-rows", "200"),
     # A rotation, so that what it should be is known.
     *("--whitening-power", "0", "--reliability-power", "0"),
@@ -106,7 +106,7 @@ def test_map_holds_its_provenance(folder):
     facts = json.loads(done.stdout)
     assert facts["W"] == [16, 12]
     assert facts["seed"] == "3"
-    assert json.loads(facts["config"])["num_clusters"] == 6
+    assert json.loads(facts["config"])["num_clusters"] == 12
     assert len(facts["digest_x"]) == len(facts["digest_y"]) == 64
     assert facts["digest_x"] != facts["digest_y"]
     readable = run("info", "map.safetensors", cwd=folder)

@@ -77,7 +77,7 @@ def test_seeding_is_as_good_as_scikit_learns():
 
 
 def test_an_empty_cluster_stays_where_it_is():
-    x = jnp.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    x = jnp.array([[1.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
     far = jnp.array([[0.0, 0.0], [50.0, 50.0]])
     found = lloyd(x, far, num_steps=3)
     np.testing.assert_array_equal(found.counts, [3, 0])

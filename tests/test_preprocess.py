@@ -8,7 +8,7 @@ from conftest import unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mv2v_jax.preprocess import center_unit, draw_rows, fit_space, unit_rows
+from mv2v_jax.preprocess import center_unit, draw_rows, fit_space, mean_present, present_rows, unit_rows
 
 
 @settings(deadline=None, max_examples=20, derandomize=True)
@@ -71,13 +71,27 @@ def test_zero_rows_have_a_finite_gradient():
 
 @pytest.mark.parametrize("num_rows", [1, 4, 6, 7])
 def test_draws_distinct_rows_or_all_in_order(num_rows):
-    x = jnp.arange(12.0).reshape(6, 2)
-    drawn = np.asarray(draw_rows(jax.random.key(1), x, num_rows))
+    x = jnp.arange(12.0).reshape(6, 2) + 1
+    drawn = np.asarray(draw_rows(jax.random.key(1), x, num_rows, present_rows(x)))
     assert len(drawn) == min(num_rows, 6)
     assert len(np.unique(drawn[:, 0])) == len(drawn)
     np.testing.assert_array_equal(drawn[:, 1], drawn[:, 0] + 1)
     if num_rows >= 6:
         np.testing.assert_array_equal(drawn, x)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_zero_rows_are_drawn_last(rng, seed):
+    x = jnp.asarray(rng.normal(size=(9, 2))).at[jnp.array([0, 4, 5])].set(0)
+    drawn = draw_rows(jax.random.key(seed), x, 8, present_rows(x))
+    np.testing.assert_array_equal(present_rows(drawn), [True] * 6 + [False] * 2)
+
+
+def test_means_leave_absent_rows_out():
+    values, present = jnp.array([[1.0, 2.0], [100.0, 100.0], [3.0, 6.0]]), jnp.array([True, False, True])
+    assert mean_present(values, present) == 3
+    assert mean_present(values[:, 0], present) == 2
+    assert mean_present(values, jnp.zeros(3, bool)) == 0
 
 
 def test_equivariance(rng):

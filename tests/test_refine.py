@@ -52,7 +52,7 @@ def test_steps_of_refine_matching_against_numpy(clouds, run, rows):
     found = run["refine_matching"](key, x, y, W, small_config(match_steps=2, match_rows=rows))
     expected, objective = np.float64(W), []
     for step in range(2):
-        drawn = np.asarray(draw_rows(jax.random.fold_in(key, step), jnp.asarray(x), rows))
+        drawn = np.asarray(draw_rows(jax.random.fold_in(key, step), jnp.asarray(x), rows, np.ones(len(x), bool)))
         similarity = unit(drawn @ expected) @ y.T
         nearest = np.argsort(-similarity, axis=1)[:, :4]
         objective.append(np.take_along_axis(similarity, nearest, 1).mean())

@@ -14,6 +14,7 @@ from mv2v_jax.evidence import Evidence, hold_out
 from mv2v_jax.pipeline import Searched, search_map, settle_map
 from mv2v_jax.preprocess import fit_space
 from mv2v_jax.restarts import check_restarts, join_searches, map_agreement
+from mv2v_jax.sizes import size_rows
 from mv2v_jax.validate import InputError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -51,7 +52,7 @@ def one_by_one():
 
 @functools.cache
 def searches():
-    parts = [hold_out(fit_space(jnp.asarray(rows)), CONFIG.held_out_rows) for rows in clouds()]
+    parts = [hold_out(fit_space(*size_rows(rows, CONFIG.most_rows)), CONFIG.held_out_rows) for rows in clouds()]
     search = jax.jit(lambda key, x, y: search_map(key, x, y, config=CONFIG))
     # What is searched for depends on the fitted rows alone.
     others = [part.replace(held_out=part.held_out[::-1] ** 2) for part in parts]
@@ -77,7 +78,7 @@ def test_the_best_is_kept_and_one_restart_alone_is_align():
 
 def test_what_is_settled_is_the_average_of_what_agrees():
     found, key = restarts(), jax.random.fold_in(root(), int(restarts().chosen))
-    spaces = [fit_space(jnp.asarray(rows)) for rows in clouds()]
+    spaces = [fit_space(*size_rows(rows, CONFIG.most_rows)) for rows in clouds()]
     weights = np.maximum(np.asarray(found.agreement)[int(found.chosen)], 0) ** 2
     matrix = np.einsum("r,rab->ab", weights, [searched.matrix for searched in searches()[0]]) / weights.sum()
     searched = searches()[0][int(found.chosen)]
@@ -133,7 +134,7 @@ def test_agreement_is_that_of_the_searched_maps():
     for searched in searches()[0]:
         left, _, right = np.linalg.svd(searched.matrix, full_matrices=False)
         maps.append(left @ right)
-    rows = np.asarray(fit_space(jnp.asarray(clouds()[0])).rows)
+    rows = np.asarray(fit_space(*size_rows(clouds()[0], CONFIG.most_rows)).rows)
     np.testing.assert_allclose(agreement, agreement_in_numpy(maps, rows), atol=1e-7)
     assert (agreement[np.triu_indices(NUM, 1)] < 0.999).all()
 

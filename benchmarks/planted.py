@@ -1,0 +1,79 @@
+"""Two spaces of any size with a planted map between them, drawn block by block: files may be larger than memory."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+_BLOCK_ROWS = 65_536
+# Groups of texts, and the dimensions they differ in; both as wide as the spaces allow.
+_GROUPS, _LATENT = 200, 64
+_NOISE = 0.02
+
+
+class PlantedSpaces(NamedTuple):
+    """A latent mixture and the two frames it is seen in.
+
+    Attributes:
+        centers: ``[g, r]``, centres of the groups.
+        weights: ``[g]``, how often each is drawn.
+        scales: ``[r]``, spread within a group.
+        frames: two of ``[r, d]``, with orthonormal rows.
+        offsets: two of ``[d]``.
+    """
+
+    centers: np.ndarray
+    weights: np.ndarray
+    scales: np.ndarray
+    frames: tuple[np.ndarray, ...]
+    offsets: tuple[np.ndarray, ...]
+
+
+def plant(seed: int, d: int) -> PlantedSpaces:
+    """Draw the mixture and the frames of two spaces of ``d`` dimensions."""
+    rng = np.random.default_rng(seed)
+    rank = min(_LATENT, d)
+    # A decaying spectrum and uneven groups: without them there is no geometry to recognise.
+    scales = (1 + np.arange(rank)) ** -0.5
+    return PlantedSpaces(
+        centers=(rng.normal(size=(_GROUPS, rank)) * scales).astype(np.float32),
+        weights=rng.dirichlet(np.full(_GROUPS, 3.0)),
+        scales=(0.5 * scales).astype(np.float32),
+        frames=tuple(np.linalg.qr(rng.normal(size=(d, rank)))[0].T.astype(np.float32) for _ in range(2)),
+        offsets=tuple((0.1 * rng.normal(size=d)).astype(np.float32) for _ in range(2)),
+    )
+
+
+def _latent(spaces: PlantedSpaces, rng: np.random.Generator, num_rows: int) -> np.ndarray:
+    group = rng.choice(len(spaces.weights), num_rows, p=spaces.weights)
+    noise = rng.standard_normal((num_rows, spaces.scales.size), np.float32)
+    return spaces.centers[group] + spaces.scales * noise
+
+
+def _view(spaces: PlantedSpaces, rng: np.random.Generator, latent: np.ndarray, side: int) -> np.ndarray:
+    frame, offset = spaces.frames[side], spaces.offsets[side]
+    noise = rng.standard_normal((len(latent), frame.shape[1]), np.float32)
+    return latent @ frame + offset + np.float32(_NOISE) * noise
+
+
+def draw_pairs(spaces: PlantedSpaces, seed: int, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of both spaces, float32 ``[num_rows, d]``, row i with row i: what judges a map."""
+    rng = np.random.default_rng([seed, 2])
+    latent = _latent(spaces, rng, num_rows)
+    return _view(spaces, rng, latent, 0), _view(spaces, rng, latent, 1)
+
+
+def draw_side(spaces: PlantedSpaces, seed: int, num_rows: int, side: int) -> np.ndarray:
+    """Rows of one space, float32 ``[num_rows, d]``; those of the other side have nothing in common with them."""
+    rng = np.random.default_rng([seed, side])
+    return _view(spaces, rng, _latent(spaces, rng, num_rows), side)
+
+
+def write_side(path: Path, spaces: PlantedSpaces, seed: int, num_rows: int, side: int, dtype: str) -> None:
+    """As `draw_side`, into a ``.npy`` file, a block at a time."""
+    rng = np.random.default_rng([seed, side])
+    rows = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(num_rows, spaces.frames[side].shape[1]))
+    for start in range(0, num_rows, _BLOCK_ROWS):
+        block = rows[start : start + _BLOCK_ROWS]
+        block[:] = _view(spaces, rng, _latent(spaces, rng, len(block)), side)
+    rows.flush()

@@ -1,0 +1,123 @@
+"""Padding and sampling: what they may change, and what not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import planted_clouds, small_config
+
+from mv2v_jax import align, align_restarts
+from mv2v_jax.anneal import refine_csls, refine_whole
+from mv2v_jax.evidence import hold_out
+from mv2v_jax.kmeans import kmeans
+from mv2v_jax.pipeline import _align
+from mv2v_jax.preprocess import fit_space
+from mv2v_jax.refine import refine_matching
+from mv2v_jax.sizes import padded_size, size_rows
+
+FEW = 2**17
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return planted_clouds(8, 6)
+
+
+@pytest.mark.parametrize("num_rows", [*range(1, 200), 2_999, 3_072, 3_073, 25_904, 1_000_000])
+def test_a_size_is_at_most_an_eighth_larger_and_its_own_size(num_rows):
+    size = padded_size(num_rows)
+    assert num_rows <= size <= num_rows * 9 / 8
+    assert padded_size(size) == size
+
+
+def test_there_are_eight_sizes_from_one_doubling_to_the_next():
+    assert len({padded_size(num_rows) for num_rows in range(4_097, 8_193)}) == 8
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_padding_is_zero_rows_behind_the_data(rng, kind):
+    x = rng.normal(size=(35, 3)).astype(np.float16)
+    rows, num_rows = size_rows(kind(x), FEW)
+    assert (rows.shape, rows.dtype, int(num_rows)) == ((36, 3), jnp.float16, 35)
+    np.testing.assert_array_equal(rows[:35], x)
+    assert not rows[35:].any()
+
+
+@pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
+def test_a_sample_has_distinct_rows_in_their_order(rng, kind):
+    x = rng.normal(size=(500, 2))
+    rows, num_rows = size_rows(kind(x), 64)
+    assert int(num_rows) == 64
+    places = [int(np.flatnonzero((np.float32(x) == np.asarray(row)).all(1))[0]) for row in rows]
+    assert places == sorted(set(places))
+    assert places != list(range(64))
+    np.testing.assert_array_equal(rows, size_rows(x, 64).rows)
+
+
+def test_a_file_is_read_only_where_rows_are_drawn(tmp_path, rng):
+    np.save(tmp_path / "x.npy", rng.normal(size=(300, 4)).astype(np.float16))
+    stored = np.load(tmp_path / "x.npy", mmap_mode="r")
+    np.testing.assert_array_equal(size_rows(stored, 50).rows, size_rows(np.asarray(stored), 50).rows)
+
+
+def test_a_space_does_not_know_its_padding(rng):
+    x = rng.normal(size=(35, 3)).astype(np.float32)
+    x[4] = 0
+    padded, plain = fit_space(*size_rows(x, FEW)), fit_space(jnp.asarray(x))
+    np.testing.assert_allclose(padded.rows[:35], plain.rows, atol=1e-6)
+    np.testing.assert_allclose(padded.mean, plain.mean, atol=1e-6)
+    np.testing.assert_allclose(padded.scale, plain.scale, rtol=1e-6)
+    assert int(padded.zero_rows) == int(plain.zero_rows) == 1
+
+
+def test_held_out_rows_are_rows_of_the_data(rng):
+    space = fit_space(*size_rows(rng.normal(size=(257, 3)).astype(np.float32), FEW))
+    parts = hold_out(space, 28)
+    assert parts.held_out.any(axis=1).all()
+    assert parts.fitted[: 257 - 28].any(axis=1).all()
+    assert not parts.fitted[257 - 28 :].any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_padding_is_no_cluster(rng, seed):
+    centers = 3 * rng.normal(size=(4, 5))
+    x = (centers[rng.integers(4, size=60)] + 0.1 * rng.normal(size=(60, 5))).astype(np.float32)
+    padded = jnp.concatenate([jnp.asarray(x), jnp.zeros((40, 5))])
+    found, plain = (
+        kmeans(jax.random.key(seed), rows, num_clusters=4, num_steps=10) for rows in (padded, jnp.asarray(x))
+    )
+    assert float(found.counts.sum()) == 60
+    for clusters in (found, plain):
+        np.testing.assert_allclose(np.sort(clusters.centers, axis=0), np.sort(plain.centers, axis=0), atol=1e-4)
+    np.testing.assert_allclose(found.inertia, plain.inertia, rtol=1e-4)
+
+
+@pytest.mark.parametrize("stage", [refine_matching, refine_csls, refine_whole])
+def test_stages_that_see_all_rows_do_not_see_padding(planted, stage):
+    config = small_config(match_steps=2, match_rows=10**6, csls_steps=2, csls_rows=10**6, whole_steps=2)
+    spaces = [fit_space(jnp.asarray(rows)).rows for rows in (planted.x, planted.y)]
+    padded = [jnp.pad(rows, ((0, 17), (0, 0))) for rows in spaces]
+    start = jnp.asarray(planted.W, jnp.float32)
+    found, plain = (stage(jax.random.key(0), *rows, start, config=config) for rows in (padded, spaces))
+    np.testing.assert_allclose(found.matrix, plain.matrix, atol=2e-3)
+    np.testing.assert_allclose(found.objective, plain.objective, atol=2e-3)
+
+
+def test_data_of_similar_size_compiles_nothing_new(planted):
+    config = small_config()
+    _align.clear_cache()
+    for num_x, num_y in ((900, 800), (897, 783)):
+        align(jax.random.key(0), planted.x[:num_x], planted.y[:num_y], config)
+    assert _align._cache_size() == 1
+    align(jax.random.key(0), planted.x[:700], planted.y, config)
+    assert _align._cache_size() == 2
+
+
+def test_larger_data_is_sampled(planted):
+    config = small_config(most_rows=128)
+    whole = align_restarts(jax.random.key(0), planted.x, planted.y, 1, config)
+    drawn = [size_rows(rows, 128).rows for rows in (planted.x, planted.y)]
+    sampled = align_restarts(jax.random.key(0), *drawn, 1, dataclasses.replace(config, most_rows=129))
+    np.testing.assert_array_equal(whole.best.map.W, sampled.best.map.W)
