@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.kmeans import kmeans
-from mv2v_jax.preprocess import draw_rows, present_rows
+from mv2v_jax.preprocess import draw_rows, order_rows
 from mv2v_jax.pytree import pytree
 from mv2v_jax.qap import centered_kernel, search_assignment
 from mv2v_jax.types import Config
@@ -55,18 +55,18 @@ def match_anchor_sets(
         sets: ``[s]`` numbers of the sets to make; all of ``config.num_anchor_sets`` by default.
     """
     sets = jnp.arange(config.num_anchor_sets) if sets is None else sets
-    present_x, present_y = present_rows(x), present_rows(y)
+    order_x, order_y = order_rows(key, x, y)
 
     def cluster(index):
         keys = jax.random.split(jax.random.fold_in(key, index), 5)
         draw_x, cluster_x, draw_y, cluster_y, match = keys
 
-        def centers(draw_key, cluster_key, rows, present):
-            drawn = draw_rows(draw_key, rows, config.anchor_rows, present)
+        def centers(draw_key, cluster_key, rows, order):
+            drawn = draw_rows(draw_key, rows, config.anchor_rows, order)
             found = kmeans(cluster_key, drawn, num_clusters=config.num_clusters, num_steps=config.lloyd_steps)
             return found.centers
 
-        return centers(draw_x, cluster_x, x, present_x), centers(draw_y, cluster_y, y, present_y), match
+        return centers(draw_x, cluster_x, x, order_x), centers(draw_y, cluster_y, y, order_y), match
 
     def match(centers_x, centers_y, key):
         kernel_x, kernel_y = centered_kernel(centers_x), centered_kernel(centers_y)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from mv2v_jax.csls import match_csls
 from mv2v_jax.directions import Directions, measure_spread, weigh_directions
-from mv2v_jax.preprocess import draw_rows, mean_present, present_rows, unit_rows
+from mv2v_jax.preprocess import draw_rows, mean_present, order_rows, present_rows, unit_rows
 from mv2v_jax.refine import Refined
 from mv2v_jax.types import Config
 
@@ -71,18 +71,18 @@ def refine_annealed(
         `Refined`: the running cross-covariance, and the mean CSLS of the rows with their best matches.
     """
     spread_x, spread_y = (measure_spread(rows, config.whitening_power) for rows in (x, y))
-    present = [present_rows(rows) for rows in (x, y)]
+    orders = order_rows(key, x, y)
     num_steps = annealing_length(min(x.shape[0], y.shape[0]), config)
 
     def step(cross, index):
         progress = index / num_steps
         draws = jax.random.split(jax.random.fold_in(key, index))
         drawn_x, drawn_y = (
-            draw_rows(draw_key, rows, _annealed_rows(rows.shape[0], config), rows_present)
-            for draw_key, rows, rows_present in zip(draws, (x, y), present, strict=True)
+            draw_rows(draw_key, rows, _annealed_rows(rows.shape[0], config), order)
+            for draw_key, rows, order in zip(draws, (x, y), orders, strict=True)
         )
         power = config.anneal_power * (1 - progress) + config.reliability_power * progress
-        directions = weigh_directions(cross, spread_x, spread_y, power)
+        directions = weigh_directions(cross, spread_x, spread_y, power, exact=False)
         new, objective = _cross_covariance(drawn_x, drawn_y, directions, config.anneal_neighbors)
         momentum = _FIRST_MOMENTUM + (_LAST_MOMENTUM - _FIRST_MOMENTUM) * progress
         return (momentum * cross + (1 - momentum) * new).astype(cross.dtype), objective
@@ -104,7 +104,7 @@ def settle_neighbors(num_rows: int, config: Config) -> int:
 
 def _settle(key, x, y, matrix, steps, num_rows: int, config: Config) -> Refined:
     spread_x, spread_y = (measure_spread(rows, config.whitening_power) for rows in (x, y))
-    present = [present_rows(rows) for rows in (x, y)]
+    orders = order_rows(key, x, y)
     smaller = min(x.shape[0], y.shape[0])
     # A sample counts as much in the average as it is of the data, the whole of it replaces what was before.
     share = min(1.0, num_rows / smaller)
@@ -112,8 +112,8 @@ def _settle(key, x, y, matrix, steps, num_rows: int, config: Config) -> Refined:
     def step(cross, index):
         draws = jax.random.split(jax.random.fold_in(key, index))
         drawn_x, drawn_y = (
-            draw_rows(draw_key, rows, num_rows, rows_present)
-            for draw_key, rows, rows_present in zip(draws, (x, y), present, strict=True)
+            draw_rows(draw_key, rows, num_rows, order)
+            for draw_key, rows, order in zip(draws, (x, y), orders, strict=True)
         )
         directions = weigh_directions(cross, spread_x, spread_y, config.reliability_power)
         new, objective = _cross_covariance(drawn_x, drawn_y, directions, settle_neighbors(smaller, config))

@@ -69,7 +69,25 @@ def _correlations(u: jax.Array, singular: jax.Array, v: jax.Array, x: Spread, y:
     return correlation / jnp.maximum(correlation.max(), jnp.finfo(u.dtype).tiny)
 
 
-def weigh_directions(cross: jax.Array, x: Spread, y: Spread, reliability_power: float | jax.Array) -> Directions:
+def svd_from_gram(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Thin SVD of ``matrix [a, b]`` from the eigenvectors of its smaller Gram matrix, in less than half the time.
+
+    Squaring costs half of the digits: singular values below the root of the rounding error, relative to the largest,
+    are noise, and so are the vectors of the larger side that belong to them.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        u, singular, vt = svd_from_gram(matrix.T)
+        return vt.T, singular, u.T
+    squared, v = jnp.linalg.eigh(matrix.T @ matrix)
+    squared, v = squared[::-1], v[:, ::-1]
+    smallest = jnp.maximum(squared[0] * jnp.finfo(matrix.dtype).eps ** 2, jnp.finfo(matrix.dtype).tiny)
+    singular = jnp.sqrt(jnp.maximum(squared, smallest))
+    return (matrix @ v) / singular[None], singular, v.T
+
+
+def weigh_directions(
+    cross: jax.Array, x: Spread, y: Spread, reliability_power: float | jax.Array, *, exact: bool = True
+) -> Directions:
     """Singular directions of a cross-covariance, each weighted by a power of its correlation, in whitened spaces.
 
     Half of the power is on each side, so that unit length can be taken where rows are compared.
@@ -79,8 +97,9 @@ def weigh_directions(cross: jax.Array, x: Spread, y: Spread, reliability_power: 
         x: `Spread` of the source.
         y: `Spread` of the target.
         reliability_power: power of the correlation; 0 makes a whitened rotation.
+        exact: false to take `svd_from_gram`, where the directions are on their way and digits do not matter.
     """
-    u, singular, vt = jnp.linalg.svd(cross, full_matrices=False)
+    u, singular, vt = jnp.linalg.svd(cross, full_matrices=False) if exact else svd_from_gram(cross)
     weights = _correlations(u, singular, vt.T, x, y) ** jnp.asarray(reliability_power / 2, cross.dtype)
     return Directions(x=x.whitener @ (u * weights[None]), y=y.whitener @ (vt.T * weights[None]))
 

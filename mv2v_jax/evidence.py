@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.neighbors import top_neighbors
-from mv2v_jax.preprocess import Space, present_rows, shuffle_present, unit_rows
+from mv2v_jax.preprocess import Space, order_rows, unit_rows
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import Evidence
 
@@ -52,7 +52,8 @@ def hold_out(space: Space, num_rows: int) -> HoldOut:
     """
     n = space.rows.shape[0]
     num_held = num_held_out(n, num_rows)
-    shuffled = space.rows[shuffle_present(jax.random.key(n), present_rows(space.rows))]
+    (order,) = order_rows(jax.random.key(n), space.rows)
+    shuffled = space.rows[order.index]
     return HoldOut(fitted=shuffled[num_held:], held_out=shuffled[:num_held])
 
 

@@ -12,7 +12,7 @@ from mv2v_jax.anneal import annealing_length, refine_annealed, refine_csls, refi
 from mv2v_jax.directions import map_from_cross, measure_spread, whiten_map
 from mv2v_jax.evidence import HoldOut, gather_evidence, hold_out, num_held_out
 from mv2v_jax.matching import match_relative
-from mv2v_jax.preprocess import Space, draw_rows, fit_space, present_rows
+from mv2v_jax.preprocess import Space, draw_rows, fit_space, order_rows
 from mv2v_jax.procrustes import polar
 from mv2v_jax.pytree import pytree
 from mv2v_jax.refine import Refined, refine_clusters, refine_matching
@@ -107,7 +107,7 @@ def initial_map(key, x: jax.Array, y: jax.Array, sets: AnchorSets, *, config: Co
     tell which directions to trust.
     """
     anchors = select_anchors(sets, config=config)
-    drawn = draw_rows(key, x, config.matching_rows or x.shape[0], present_rows(x))
+    drawn = draw_rows(key, x, config.matching_rows or x.shape[0], *order_rows(key, x))
     partners = match_relative(drawn, y, anchors.x, anchors.y, num_neighbors=config.num_neighbors)
     cross = drawn.T @ partners.rows
     if config.match_steps or config.cluster_steps or not config.returns_cross:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from mv2v_jax.kmeans import kmeans, lloyd
 from mv2v_jax.neighbors import neighbor_means
-from mv2v_jax.preprocess import draw_rows, mean_present, present_rows, unit_rows
+from mv2v_jax.preprocess import draw_rows, mean_present, order_rows, present_rows, unit_rows
 from mv2v_jax.procrustes import procrustes
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import Config
@@ -46,10 +46,10 @@ def refine_matching(
     Returns:
         `Refined`; the objective is the mean cosine of the rows with their pseudo-partners' members.
     """
-    present = present_rows(x)
+    (order,) = order_rows(key, x)
 
     def step(W, index):
-        drawn = draw_rows(jax.random.fold_in(key, index), x, config.match_rows, present)
+        drawn = draw_rows(jax.random.fold_in(key, index), x, config.match_rows, order)
         partners = neighbor_means(unit_rows(drawn @ W), y, y, num_neighbors=config.match_neighbors)
         objective = mean_present(partners.similarity, present_rows(drawn))
         return _smooth(W, procrustes(drawn, partners.rows), config.smoothing), objective

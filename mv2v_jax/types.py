@@ -32,7 +32,7 @@ class Config:
 
     num_anchor_sets: int = _static(40, "anchor sets: k-means of both spaces, matched to each other")
     num_clusters: int = _static(30, "k-means clusters per anchor set")
-    anchor_rows: int = _static(10_000, "rows drawn from each space for one anchor set")
+    anchor_rows: int = _static(5_000, "rows drawn from each space for one anchor set")
     lloyd_steps: int = _static(12, "Lloyd iterations of every k-means")
     num_starts: int = _static(8, "starts of the assignment search per anchor set")
     search_steps: int = _static(150, "swaps per start of the assignment search")
@@ -102,8 +102,20 @@ def notebook() -> Config:
 
 
 def fast() -> Config:
-    """The default without its last steps, the only ones whose time grows with the square of the rows, at some loss."""
-    return Config(whole_steps=0)
+    """A third of the time of the default: fewer anchor sets and steps, smaller samples, no step on all rows."""
+    return Config(
+        most_rows=32_768,
+        num_anchor_sets=20,
+        num_clusters=20,
+        anchor_rows=4_096,
+        num_starts=4,
+        kept_sets=10,
+        matching_rows=2_048,
+        anneal_steps=60,
+        csls_steps=4,
+        csls_rows=4_096,
+        whole_steps=0,
+    )
 
 
 def paper() -> Config:

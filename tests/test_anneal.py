@@ -8,7 +8,7 @@ from conftest import planted_clouds, small_config, unit
 from scipy.linalg import fractional_matrix_power
 
 from mv2v_jax.anneal import annealing_length, refine_annealed, refine_csls, refine_whole, settle_neighbors
-from mv2v_jax.preprocess import draw_rows
+from mv2v_jax.preprocess import draw_rows, order_rows
 from mv2v_jax.procrustes import polar
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -82,8 +82,8 @@ def steps_in_numpy(key, x, y, cross, *, rows, num_neighbors, powers, momenta, wh
     objective = []
     for step, (power, momentum) in enumerate(zip(powers, momenta, strict=True)):
         keys = jax.random.split(jax.random.fold_in(key, step))
-        everyone = [np.ones(len(r), bool) for r in (x, y)]
-        drawn = [np.float64(draw_rows(*args)) for args in zip(keys, (x, y), rows, everyone, strict=True)]
+        orders = order_rows(key, x, y)
+        drawn = [np.float64(draw_rows(*args)) for args in zip(keys, (x, y), rows, orders, strict=True)]
         sides = weights_in_numpy(cross, x64, y64, power, whitening)
         similarity = unit(drawn[0] @ sides[0]) @ unit(drawn[1] @ sides[1]).T
         density_x, density_y = (np.sort(s, axis=1)[:, -10:].mean(1) for s in (similarity, similarity.T))

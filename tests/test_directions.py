@@ -7,7 +7,7 @@ import pytest
 from conftest import semi_orthogonal
 from scipy.linalg import fractional_matrix_power
 
-from mv2v_jax.directions import Spread, map_from_cross, measure_spread, weigh_directions
+from mv2v_jax.directions import Spread, map_from_cross, measure_spread, svd_from_gram, weigh_directions
 from mv2v_jax.directions import whiten_map as whiten_by_spread
 
 
@@ -139,3 +139,21 @@ def test_a_direction_that_holds_no_data_has_no_weight():
     found = weigh_directions(cross, *spreads(x, x), 1.0)
     np.testing.assert_allclose(np.abs(found.x).sum(axis=1), [1, 0.5**0.5, 0], atol=1e-9)
     assert np.isfinite(map_from_cross(jnp.zeros((3, 3)), *spreads(x, 0 * x), 0.5)).all()
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (5, 7), (6, 6)])
+def test_svd_from_the_gram_matrix_is_the_svd(rng, shape):
+    matrix = rng.standard_normal(shape)
+    u, singular, vt = map(np.asarray, svd_from_gram(jnp.asarray(matrix)))
+    np.testing.assert_allclose(singular, np.linalg.svd(matrix, compute_uv=False), rtol=1e-6)
+    np.testing.assert_allclose((u * singular) @ vt, matrix, atol=1e-10)
+    for vectors in (u.T @ u, vt @ vt.T):
+        np.testing.assert_allclose(vectors, np.eye(min(shape)), atol=1e-6)
+
+
+def test_svd_from_the_gram_matrix_survives_rank_and_nothing(rng):
+    low = jnp.asarray(rng.standard_normal((6, 2)) @ rng.standard_normal((2, 5)), jnp.float32)
+    for matrix in (low, jnp.zeros((6, 5))):
+        u, singular, vt = svd_from_gram(jnp.float32(matrix))
+        assert all(np.isfinite(part).all() for part in (u, singular, vt))
+        np.testing.assert_allclose((u * singular[None]) @ vt, matrix, atol=1e-4)

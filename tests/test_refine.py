@@ -11,7 +11,7 @@ from scipy.linalg import orthogonal_procrustes
 from sklearn.cluster import KMeans
 
 from mv2v_jax.anneal import refine_annealed, refine_csls
-from mv2v_jax.preprocess import draw_rows
+from mv2v_jax.preprocess import draw_rows, order_rows
 from mv2v_jax.refine import refine_clusters, refine_matching
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -50,9 +50,10 @@ def test_steps_of_refine_matching_against_numpy(clouds, run, rows):
     x, y, _, W = clouds
     key = jax.random.key(0)
     found = run["refine_matching"](key, x, y, W, small_config(match_steps=2, match_rows=rows))
+    (order,) = order_rows(key, jnp.asarray(x))
     expected, objective = np.float64(W), []
     for step in range(2):
-        drawn = np.asarray(draw_rows(jax.random.fold_in(key, step), jnp.asarray(x), rows, np.ones(len(x), bool)))
+        drawn = np.asarray(draw_rows(jax.random.fold_in(key, step), jnp.asarray(x), rows, order))
         similarity = unit(drawn @ expected) @ y.T
         nearest = np.argsort(-similarity, axis=1)[:, :4]
         objective.append(np.take_along_axis(similarity, nearest, 1).mean())

@@ -32,10 +32,11 @@ def test_published_values(preset, steps, rows):
     assert {name: getattr(config, name) for name in expected} == expected
 
 
-def test_fast_does_less_than_the_default():
+def test_fast_does_less_of_everything_than_the_default():
     fast, default = PRESETS["fast"](), Config()
     assert fast.whole_steps == 0 < default.whole_steps
-    assert fast == dataclasses.replace(default, whole_steps=0)
+    more = [field.name for field in dataclasses.fields(Config) if getattr(fast, field.name) > getattr(default, field.name)]
+    assert more == []
 
 
 def test_floats_are_traced_and_the_rest_is_static():
