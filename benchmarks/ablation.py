@@ -32,7 +32,8 @@ SMALL_ROWS, SMALL_EVAL = 7_600, 1_600
 CHOICES: dict[str, dict[str, float]] = {
     "default": {},
     "20 clusters": {"num_clusters": 20},
-    "all anchor sets kept": {"kept_sets": 40},
+    "all anchor sets kept": {"kept_sets": 30},
+    "searched in all directions": {"search_dims": 0},
     "no rows held out": {"held_out_rows": 0},
     "no annealing": {"anneal_steps": 0},
     "half the annealing": {"anneal_steps": 50},

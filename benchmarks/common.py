@@ -7,15 +7,17 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import scipy.linalg  # noqa: F401  JAX calls its LAPACK, which can only be told how many threads to use once it is loaded
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from mv2v_jax import PRESETS, LinearMap, metrics
 from mv2v_jax.demo_data import load_encoder
@@ -80,14 +82,19 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 def add_preset_option(parser: argparse.ArgumentParser, default: list[str]) -> None:
     """The option that says which presets are measured."""
-    parser.add_argument("--presets", type=_read_presets, default=default, metavar="NAME,...")
+    parser.add_argument("--presets", type=read_names("presets", PRESETS), default=default, metavar="NAME,...")
 
 
-def _read_presets(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := set(names) - set(PRESETS):
-        raise argparse.ArgumentTypeError(f"presets are {', '.join(PRESETS)}, found {', '.join(sorted(unknown))}")
-    return names
+def read_names(kind: str, known: Collection[str]) -> Callable[[str], list[str]]:
+    """What reads names from an option such as ``fast,default``; ``kind`` says what the ``known`` ones are."""
+
+    def read(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := set(names) - set(known):
+            raise argparse.ArgumentTypeError(f"{kind} are {', '.join(known)}, found {', '.join(sorted(unknown))}")
+        return names
+
+    return read
 
 
 def read_counts(text: str) -> list[int]:
@@ -165,13 +172,17 @@ def judge_oracle(split: Split) -> dict[str, float]:
 
 
 def seconds_of(fun: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-    """The result of one call, ready, and how long it took."""
-    start = time.perf_counter()
-    result = jax.block_until_ready(fun(*args))
-    return result, time.perf_counter() - start
+    """The result of one call of JAX functions, ready, and how long it took.
+
+    With one thread for LAPACK, as ``OPENBLAS_NUM_THREADS=1`` and the command line have it.
+    """
+    with threadpool_limits(limits=1, user_api="blas"):
+        start = time.perf_counter()
+        result = jax.block_until_ready(fun(*args))
+        return result, time.perf_counter() - start
 
 
-def compile_seconds(fun: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], float]:
+def compile_seconds(fun: Callable[..., Any], *args: Any) -> tuple[jax.stages.Compiled, float]:
     """``fun`` compiled for these arguments, and how long tracing and compiling took."""
     start = time.perf_counter()
     compiled = jax.jit(fun).lower(*args).compile()
@@ -180,7 +191,7 @@ def compile_seconds(fun: Callable[..., Any], *args: Any) -> tuple[Callable[..., 
 
 def steady_seconds(fun: Callable[..., Any], *args: Any, repeats: int = 3) -> tuple[Any, float]:
     """The result, and the median time of ``repeats`` calls after one that warms up."""
-    jax.block_until_ready(fun(*args))
+    seconds_of(fun, *args)
     runs = [seconds_of(fun, *args) for _ in range(repeats)]
     return runs[-1][0], statistics.median(seconds for _, seconds in runs)
 

@@ -2,9 +2,9 @@
 
 python -m benchmarks.roofline [--data DIR] [--rows N --eval E] [--presets fast,default] [--repeats 3] [--json FILE]
 
-The limit of a stage is the longer of its matrix products and decompositions at the measured peak of a matrix product,
-and of its bytes at the measured bandwidth. No decomposition comes near that peak, on any machine: where they are most
-of a stage, the limit is a lower bound that nothing reaches.
+The limit of a stage is the longer of its matrix products and decompositions at the measured peaks of matrix products,
+of float32 and of bfloat16 summed in float32, and of its bytes at the measured bandwidth. No decomposition comes near
+such a peak, on any machine: where they are most of a stage, the limit is a lower bound that nothing reaches.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from benchmarks.common import (
 from benchmarks.speed import time_stages
 from benchmarks.work import Work
 from mv2v_jax import PRESETS
+from mv2v_jax.neighbors import rough_product
 
 LEAST_MATMUL_SHARE = 0.7
 MOST_OVER_LIMIT = 2.0
@@ -40,36 +41,48 @@ _PASSES = 20
 
 
 def measure_peaks(repeats: int) -> dict[str, float]:
-    """FLOP a second of a large float32 product, and bytes a second of a pass that reads and writes."""
+    """FLOP a second of large products, and bytes a second of a pass that reads and writes."""
     square = jax.random.normal(jax.random.key(0), (_PEAK_SIZE, _PEAK_SIZE))
     _, product = steady_seconds(jax.jit(lambda a: a @ a), square, repeats=repeats)
+    _, half = steady_seconds(jax.jit(lambda a: rough_product(a, a)), square, repeats=repeats)
     # Many passes in one call: the first write to new memory costs more than any pass.
     long = jnp.ones(_COPY_ENTRIES, jnp.float32)
     passes = jax.jit(lambda a: jax.lax.fori_loop(0, _PASSES, lambda _, b: b + 1, a))
     _, copy = steady_seconds(passes, long, repeats=repeats)
-    return {"flop_per_second": 2 * _PEAK_SIZE**3 / product, "bytes_per_second": 2 * _PASSES * long.nbytes / copy}
+    flop = 2 * _PEAK_SIZE**3
+    return {
+        "flop_per_second": flop / product,
+        "half_flop_per_second": flop / half,
+        "bytes_per_second": 2 * _PASSES * long.nbytes / copy,
+    }
+
+
+def product_seconds(work: Work, peaks: dict[str, float]) -> float:
+    """What the matrix products would take at their peaks."""
+    return work.matmul_flop / peaks["flop_per_second"] + work.half_flop / peaks["half_flop_per_second"]
 
 
 def limit_seconds(work: Work, peaks: dict[str, float]) -> float:
     """The least time the work could take."""
-    computing = (work.matmul_flop + work.decomposition_flop) / peaks["flop_per_second"]
+    computing = product_seconds(work, peaks) + work.decomposition_flop / peaks["flop_per_second"]
     return max(computing, work.bytes / peaks["bytes_per_second"])
 
 
 def _rows(stages: dict[str, tuple[float, Work]], peaks: dict[str, float]) -> list[list[str]]:
     rows = []
     for name, (seconds, work) in stages.items():
-        flop = work.matmul_flop + work.decomposition_flop
+        flop = work.matmul_flop + work.half_flop + work.decomposition_flop
         limit = limit_seconds(work, peaks)
         rows.append(
             [
                 name,
                 f"{seconds:.3f}",
                 f"{work.matmul_flop / 1e9:.1f}",
+                f"{work.half_flop / 1e9:.1f}",
                 f"{work.decomposition_flop / 1e9:.1f}",
                 f"{work.bytes / 1e9:.2f}",
                 f"{flop / seconds / 1e9:.1f}",
-                f"{flop / seconds / peaks['flop_per_second']:.2f}",
+                f"{product_seconds(work, peaks) / seconds:.2f}",
                 f"{work.bytes / seconds / peaks['bytes_per_second']:.2f}",
                 f"{limit:.3f}",
             ]
@@ -90,6 +103,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     peaks = measure_peaks(options.repeats)
     print(
         f"measured peaks: {peaks['flop_per_second'] / 1e9:.0f} GFLOP/s (float32 product, {_PEAK_SIZE:,}^3), "
+        f"{peaks['half_flop_per_second'] / 1e9:.0f} (bfloat16, summed in float32), "
         f"{peaks['bytes_per_second'] / 1e9:.1f} GB/s (read and write)"
     )
     record: dict[str, Any] = {"environment": environment, "data": data, "peaks": peaks, "stages": {}}
@@ -105,16 +119,27 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
             whole = whole + work
         seconds = sum(time for time, _ in stages.values())
         limit = sum(limit_seconds(work, peaks) for _, work in stages.values())
-        columns = ["stage", "s", "product GFLOP", "SVD GFLOP", "GB", "GFLOP/s", "of peak", "of bandwidth", "limit s"]
+        columns = [
+            "stage",
+            "s",
+            "f32 GFLOP",
+            "bf16 GFLOP",
+            "SVD GFLOP",
+            "GB",
+            "GFLOP/s",
+            "of peak",
+            "of GB/s",
+            "limit s",
+        ]
         rows = [*_rows(stages, peaks), *_rows({"all": (seconds, whole)}, peaks)]
         rows[-1][-1] = f"{limit:.3f}"
         print_table(name, columns, rows)
         scores = evaluate(result.map, split)
         print_table("its map", ["preset", *METRICS], [[name, *format_scores(scores)]])
         bound = {
-            stage: work.matmul_flop / time / peaks["flop_per_second"]
+            stage: product_seconds(work, peaks) / time
             for stage, (time, work) in stages.items()
-            if work.matmul_flop / peaks["flop_per_second"] >= _BOUND_SHARE * time
+            if product_seconds(work, peaks) >= _BOUND_SHARE * time
         }
         shown = ", ".join(f"{stage} {share:.2f}" for stage, share in bound.items()) or "none"
         passed = min(bound.values()) >= LEAST_MATMUL_SHARE if bound else None

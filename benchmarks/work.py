@@ -19,7 +19,8 @@ class Work:
     """Work of a function.
 
     Attributes:
-        matmul_flop: operations of matrix products.
+        matmul_flop: operations of matrix products of 32 or more bits.
+        half_flop: operations of matrix products of 16-bit numbers, whatever their sums are.
         decomposition_flop: operations of singular value and eigenvalue decompositions, by the counts of Golub and
             Van Loan, Matrix Computations.
         other_flop: one for every entry that any other operation gives out.
@@ -27,6 +28,7 @@ class Work:
     """
 
     matmul_flop: float = 0.0
+    half_flop: float = 0.0
     decomposition_flop: float = 0.0
     other_flop: float = 0.0
     bytes: float = 0.0
@@ -63,13 +65,16 @@ def _count_equation(equation: Any) -> Work:
     if name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         depth = math.prod(inputs[0].aval.shape[axis] for axis in contracted)
-        return Work(matmul_flop=2.0 * _entries(outputs) * depth, bytes=_bytes(inputs) + _bytes(outputs))
+        flop, moved = 2.0 * _entries(outputs) * depth, _bytes(inputs) + _bytes(outputs)
+        if inputs[0].aval.dtype.itemsize == 2:
+            return Work(half_flop=flop, bytes=moved)
+        return Work(matmul_flop=flop, bytes=moved)
     if name in ("svd", "eigh"):
         flop = _decomposition_flop(name, inputs[0].aval.shape)
         return Work(decomposition_flop=flop, bytes=_bytes(inputs) + _bytes(outputs))
     if name == "cond":
         branches = [_count(branch.jaxpr) for branch in equation.params["branches"]]
-        return max(branches, key=lambda work: work.matmul_flop + work.other_flop)
+        return max(branches, key=lambda work: work.matmul_flop + work.half_flop + work.other_flop)
     inner = _inner_jaxprs(equation)
     if inner:
         total = Work()

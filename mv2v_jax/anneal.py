@@ -25,6 +25,7 @@ _FIRST_MOMENTUM, _LAST_MOMENTUM = 0.5, 0.9
 # Small samples take more steps, by the fourth power of what they are smaller: fewer of their first matches are right,
 # and more of them must be averaged. But no more than so many times the steps.
 _MOST_LONGER = 4
+_LEAST_SHARE = 0.5
 
 
 def _cross_covariance(x, y, directions: Directions, num_neighbors):
@@ -106,10 +107,13 @@ def _settle(key, x, y, matrix, steps, num_rows: int, config: Config) -> Refined:
     spread_x, spread_y = (measure_spread(rows, config.whitening_power) for rows in (x, y))
     orders = order_rows(key, x, y)
     smaller = min(x.shape[0], y.shape[0])
-    # A sample counts as much in the average as it is of the data, the whole of it replaces what was before.
-    share = min(1.0, num_rows / smaller)
+    # A sample counts as much in the average as it is of the data, the whole of it replaces what was before. Half at
+    # least, or the average trails behind a map that still improves; and what was searched for in fewer directions
+    # says nothing about the others, so that the first sample replaces it.
+    least = max(_LEAST_SHARE, min(1.0, num_rows / smaller))
 
     def step(cross, index):
+        share = jnp.where(index == 0, 1.0, least)
         draws = jax.random.split(jax.random.fold_in(key, index))
         drawn_x, drawn_y = (
             draw_rows(draw_key, rows, num_rows, order)

@@ -1,11 +1,12 @@
 """Candidate partners of the rows of two spaces, in both directions, from one pass over their similarities.
 
-Half of the products of two searches, and next to none of their sorting: similarities go into groups, a row keeps the
-largest of each group, and only these maxima are sorted. A row that is nearest is never lost; the 10th nearest is, where
-one of the nine before it shares its group, which happens to one in some thirty.
+Half of the products of two searches, and no sorting: similarities go into groups, and a row keeps the largest of each.
+A row that is nearest is never lost; the second nearest is where both are in one group, which happens to one in some
+hundreds.
 
 Which member of its group a maximum was is written into the last bits of the number itself. So all of it is comparing
 numbers, which compilers turn into vector instructions; looking places up afterwards would cost more than the product.
+The product is rough (`neighbors.rough_product`): its error is a tenth of what lies between a row's nearest neighbours.
 """
 
 import functools
@@ -14,10 +15,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.neighbors import Neighbors, block_rows, top_neighbors
+from mv2v_jax.neighbors import Neighbors, block_rows, rough_product, top_neighbors
 from mv2v_jax.pytree import pytree
 
-# So many groups that few of the nearest rows share one, and so few that sorting their maxima costs little.
+# So many groups that few of the nearest rows share one, and so few that looking through their maxima costs little.
 _FEWEST_GROUPS = 256
 _GROUPS_PER_NEIGHBOR = 16
 
@@ -69,20 +70,23 @@ def _group_size(num_rows: int, num_neighbors: int) -> int:
     return num_rows // max(_FEWEST_GROUPS, _GROUPS_PER_NEIGHBOR * num_neighbors)
 
 
-def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Matches:
-    """Nearly the ``k`` rows of largest inner product, of ``y [m, d]`` for every row of ``x [n, d]`` and back.
+def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int, fewest: int) -> Matches:
+    """Rows of ``y [m, d]`` of large inner product for every row of ``x [n, d]``, and back: more than are wanted.
 
-    Exact where either side is small. Else the nearest row is exact, up to the last bits of its similarity, and few of
-    the others are missed.
+    Where both sides are large, the nearest row of each of some hundred groups, in no order: the nearest of all is among
+    them, and few of the next ``num_neighbors`` are missed. Else exactly the ``max(num_neighbors, fewest)`` nearest,
+    best first.
     """
     chex.assert_rank((x, y), 2)
     chex.assert_equal_shape_suffix((x, y), 1)
     num_x, num_y = x.shape[0], y.shape[0]
-    k_x, k_y = min(num_neighbors, num_y), min(num_neighbors, num_x)
-    group_y = _group_size(num_y, k_x)
-    group_x = _group_size(num_x, k_y)
+    group_y = _group_size(num_y, num_neighbors)
+    group_x = _group_size(num_x, num_neighbors)
     if min(group_x, group_y) < 2:
-        return Matches(x_to_y=top_neighbors(x, y, num_neighbors=k_x), y_to_x=top_neighbors(y, x, num_neighbors=k_y))
+        wanted = max(num_neighbors, fewest)
+        return Matches(
+            x_to_y=top_neighbors(x, y, num_neighbors=wanted), y_to_x=top_neighbors(y, x, num_neighbors=wanted)
+        )
     # Groups of rows of X lie within a block, which has a whole number of them.
     num_blocks = -(-num_x // block_rows(num_x, num_y))
     groups_per_block = -(-num_x // (num_blocks * group_x))
@@ -93,11 +97,7 @@ def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Matche
     padded = jnp.pad(x, ((0, num_blocks * block - num_x), (0, 0))).reshape(block, num_blocks, -1)
 
     def search(number):
-        rows = padded[:, number]
-        similarity = rows @ y.T
-        values, group = jax.lax.top_k(_group_maxima(similarity, group_y), k_x)
-        num_groups = -(-num_y // group_y)
-        forward = Neighbors(similarity=values, index=_read_place(values, group_y) * num_groups + group)
+        similarity = rough_product(padded[:, number], y)
         # Rows that only fill the last block are nobody's neighbours.
         present = (jnp.arange(block) * num_blocks + number < num_x)[:, None]
         slices = [
@@ -108,12 +108,15 @@ def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Matche
             )
             for j in range(group_x)
         ]
-        return forward, functools.reduce(jnp.maximum, slices)
+        return _group_maxima(similarity, group_y), functools.reduce(jnp.maximum, slices)
 
-    forward, maxima = jax.lax.map(search, jnp.arange(num_blocks))
-    values, group = jax.lax.top_k(maxima.reshape(-1, num_y).T, k_y)
+    forward, backward = jax.lax.map(search, jnp.arange(num_blocks))
+    forward = forward.swapaxes(0, 1).reshape(num_blocks * block, -1)[:num_x]
+    group = jnp.arange(forward.shape[1], dtype=jnp.int32)[None]
+    x_to_y = Neighbors(similarity=forward, index=_read_place(forward, group_y) * forward.shape[1] + group)
+    backward = backward.reshape(-1, num_y).T
     # Groups are numbered block by block.
-    place = _read_place(values, group_x) * groups_per_block + group % groups_per_block
-    backward = Neighbors(similarity=values, index=place * num_blocks + group // groups_per_block)
-    forward = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1).reshape(-1, k_x)[:num_x], forward)
-    return Matches(x_to_y=forward, y_to_x=backward)
+    group = jnp.arange(backward.shape[1], dtype=jnp.int32)[None]
+    place = _read_place(backward, group_x) * groups_per_block + group % groups_per_block
+    y_to_x = Neighbors(similarity=backward, index=place * num_blocks + group // groups_per_block)
+    return Matches(x_to_y=x_to_y, y_to_x=y_to_x)

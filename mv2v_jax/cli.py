@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,40 @@ _restarts_option = click.option(
     invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
 )
 @click.version_option(__version__, prog_name="mv2v")
+@click.option(
+    "--compilation-cache",
+    type=click.Path(path_type=Path),
+    envvar="MV2V_COMPILATION_CACHE",
+    show_envvar=True,
+    help="Folder of compiled functions, made where missing: the next run on data of similar size compiles nothing.",
+)
 @click.pass_context
-def cli(context: click.Context) -> None:
+def cli(context: click.Context, compilation_cache: Path | None) -> None:
     """Learn a linear map between two embedding spaces without a single known pair.
 
     Embeddings are read from .npy, .npz, .safetensors, .parquet (a list column) and .pt files; FILE:KEY names one of
     several arrays.
     """
+    if compilation_cache is not None:
+        _use_cache(compilation_cache)
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+
+
+def _use_cache(folder: Path) -> None:
+    """Let JAX keep everything it compiles in ``folder``, also what takes less than the second that it asks for."""
+    _make_folder(folder, "--compilation-cache")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--compilation-cache: {folder} cannot be written to")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _make_folder(folder: Path, option: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{option}: {folder} cannot be made: {error.strerror}") from error
 
 
 def _config_flags(command):
@@ -138,10 +164,7 @@ def demo(seed: int, restarts: int, export: Path | None, as_json: bool) -> None:
 
 
 def _export(folder: Path, arrays: dict[str, np.ndarray]) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--export: {folder} cannot be made: {error.strerror}") from error
+    _make_folder(folder, "--export")
     for name, rows in arrays.items():
         with npy_writer(folder / f"{name}.npy", rows.shape, rows.dtype) as out:
             out[:] = rows

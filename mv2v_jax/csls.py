@@ -8,38 +8,48 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.candidates import Matches, find_candidates
-from mv2v_jax.neighbors import Neighbors
+from mv2v_jax.neighbors import Neighbors, largest
 
-# Neighbours behind r, as in the papers that introduced it. CSLS orders as many candidates anew, or half as many more
-# than are wanted: that needs one pass over the similarities where an exact search needs two.
+# Similarities behind r, as many as in the papers that introduced it.
 NUM_LOCAL = 10
 
 
-def _local_density(similarity: jax.Array) -> jax.Array:
-    """Mean of the first `NUM_LOCAL` columns, without a slice: XLA turns a sliced `top_k` into a whole sort on CPU."""
-    num_local = min(NUM_LOCAL, similarity.shape[1])
-    return jnp.where(jnp.arange(similarity.shape[1])[None] < num_local, similarity, 0).sum(axis=1) / num_local
+def _local_density(candidates: Neighbors) -> jax.Array:
+    """How near a row is to the other space: the mean of its candidates' largest similarities, ``[n]``.
+
+    Few candidates are the nearest rows, of which the first count. Many are the nearest rows of groups, and the nearest
+    of each of `NUM_LOCAL` bundles of groups count: about as many, found without a sort.
+    """
+    similarity = candidates.similarity
+    num_rows, num_candidates = similarity.shape
+    bundle = num_candidates // NUM_LOCAL
+    if bundle < 2:
+        # Without a slice: XLA turns a sliced `top_k` into a whole sort on CPU.
+        num_local = min(NUM_LOCAL, num_candidates)
+        return jnp.where(jnp.arange(num_candidates)[None] < num_local, similarity, 0).sum(axis=1) / num_local
+    bundles = similarity[:, : NUM_LOCAL * bundle].reshape(num_rows, bundle, NUM_LOCAL)
+    return bundles.max(axis=1).mean(axis=1)
 
 
 def _reorder(candidates: Neighbors, own_density: jax.Array, other_density: jax.Array, num_neighbors: int) -> Neighbors:
     csls = 2 * candidates.similarity - own_density[:, None] - other_density[candidates.index]
-    similarity, order = jax.lax.top_k(csls, num_neighbors)
+    similarity, order = largest(csls, min(num_neighbors, csls.shape[1]))
     return Neighbors(similarity=similarity, index=jnp.take_along_axis(candidates.index, order, axis=1))
 
 
 def match_csls(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Matches:
     """Nearest rows by CSLS from ``x [n, d]`` to ``y [m, d]`` and back, both of unit rows in the same space.
 
-    Each row's `NUM_LOCAL` nearest rows by cosine, or its ``num_neighbors + NUM_LOCAL // 2`` nearest if those are more,
-    are ordered anew by CSLS; ``num_neighbors`` of them are returned, with their CSLS for similarity.
+    Each row's candidates by cosine (`find_candidates`) are ordered anew by CSLS; ``num_neighbors`` of them are
+    returned, with their CSLS for similarity. Where only one direction is used the other is not computed.
     """
-    num_candidates = max(NUM_LOCAL, num_neighbors + NUM_LOCAL // 2)
-    candidates = find_candidates(x, y, num_neighbors=num_candidates)
+    wanted = max(NUM_LOCAL, num_neighbors + NUM_LOCAL // 2)
+    candidates = find_candidates(x, y, num_neighbors=num_neighbors, fewest=wanted)
     forward, backward = candidates.x_to_y, candidates.y_to_x
-    density_x, density_y = (_local_density(found.similarity) for found in (forward, backward))
+    density_x, density_y = _local_density(forward), _local_density(backward)
     return Matches(
-        x_to_y=_reorder(forward, density_x, density_y, min(num_neighbors, forward.index.shape[1])),
-        y_to_x=_reorder(backward, density_y, density_x, min(num_neighbors, backward.index.shape[1])),
+        x_to_y=_reorder(forward, density_x, density_y, num_neighbors),
+        y_to_x=_reorder(backward, density_y, density_x, num_neighbors),
     )
 
 

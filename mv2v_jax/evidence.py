@@ -13,14 +13,15 @@ though, every anchor set was matched in its own way; so how far the sets agree i
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.neighbors import top_neighbors
+from mv2v_jax.neighbors import nearness
 from mv2v_jax.preprocess import Space, order_rows, unit_rows
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import Evidence
 
 # Fitted rows that held-out rows are compared with; more would say the same and cost more.
 _BANK_ROWS = 8_192
-_NUM_NEIGHBORS = 10
+# Nearness is the mean over so many parts of them.
+_NUM_PARTS = 10
 _NUM_NULLS = 8
 # The scale from null to within is at least this many deviations of the nulls long: in a cloud without geometry it would
 # be no longer than chance.
@@ -85,19 +86,19 @@ def gather_evidence(key: jax.Array, x: HoldOut, y: HoldOut, W: jax.Array, set_ag
     queries_x, bank_x = unit_rows(x.held_out @ W), unit_rows(x.fitted[:_BANK_ROWS] @ W)
     queries_y, bank_y = y.held_out, y.fitted[:_BANK_ROWS]
 
-    def nearness(queries, bank):
-        return top_neighbors(queries, bank, num_neighbors=_NUM_NEIGHBORS).similarity.mean()
+    def nearness_of(queries, bank):
+        return nearness(queries, bank, num_parts=_NUM_PARTS).mean()
 
     directions = jnp.linalg.eigh(bank_y.T @ bank_y)[1]
 
     def reflected(key):
         signs = jax.random.rademacher(key, (directions.shape[0],), dtype=W.dtype)
         reflection = (directions * signs[None]) @ directions.T
-        return (nearness(queries_x @ reflection, bank_y) + nearness(queries_y @ reflection, bank_x)) / 2
+        return (nearness_of(queries_x @ reflection, bank_y) + nearness_of(queries_y @ reflection, bank_x)) / 2
 
     nulls = jax.lax.map(reflected, jax.random.split(key, _NUM_NULLS))
-    cross = (nearness(queries_x, bank_y) + nearness(queries_y, bank_x)) / 2
-    within = (nearness(queries_x, bank_x) + nearness(queries_y, bank_y)) / 2
+    cross = (nearness_of(queries_x, bank_y) + nearness_of(queries_y, bank_x)) / 2
+    within = (nearness_of(queries_x, bank_x) + nearness_of(queries_y, bank_y)) / 2
     null = nulls.mean()
     closeness = (cross - null) / jnp.maximum(within - null, _LEAST_ROOM * (nulls.std() + jnp.finfo(W.dtype).eps))
     return Evidence(

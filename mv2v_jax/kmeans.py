@@ -81,13 +81,18 @@ def lloyd(x: jax.Array, centers: jax.Array, *, num_steps: int) -> Clusters:
     chex.assert_equal_shape_suffix((x, centers), 1)
     x_squared = jnp.sum(x**2, axis=1)
 
+    present = x_squared > 0
+    place = jnp.arange(centers.shape[0], dtype=jnp.int32)[:, None]
+
     def assign(centers):
-        distances = _squared_distances(x, x_squared, centers)
+        # Centres first: minima over them vectorise along the rows, where an argmin would take longer than the product.
+        distances = jnp.sum(centers**2, axis=1)[:, None] - 2 * (centers @ x.T)
+        nearest = distances.min(axis=0)
+        first = jnp.where(distances == nearest[None], place, centers.shape[0]).min(axis=0)
         # The sums are a matrix product with the one-hot assignment: a scatter-add is slow on some CPU builds and not
         # deterministic on GPU.
-        one_hot = jax.nn.one_hot(jnp.argmin(distances, axis=1), centers.shape[0], dtype=x.dtype, axis=0)
-        present = (x_squared > 0).astype(x.dtype)
-        return one_hot * present[None], (distances.min(axis=1) * present).sum()
+        one_hot = ((place == first[None]) & present[None]).astype(x.dtype)
+        return one_hot, jnp.where(present, jnp.maximum(nearest + x_squared, 0), 0).sum()
 
     def step(centers, _):
         one_hot, _ = assign(centers)

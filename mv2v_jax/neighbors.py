@@ -12,6 +12,8 @@ _BLOCK_ENTRIES = 2**22
 _BLOCK_ROWS = 512
 # Entries whose maximum stands for them when the largest of a row are looked for.
 _GROUP = 16
+# Up to so many of the largest are found by as many maxima.
+_MOST_MAXIMA = 4
 
 
 @pytree
@@ -42,6 +44,56 @@ def map_blocks(fun, queries: jax.Array, bank_rows: int):
     padded = jnp.pad(queries, ((0, num_blocks * block - num_queries), (0, 0)))
     blocks = jax.lax.map(fun, padded.reshape(num_blocks, block, -1))
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:num_queries], blocks)
+
+
+def rough_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """``x [n, d]`` times the transpose of ``y [m, d]``, float32 in half of the bits: enough to tell who is near whom.
+
+    Rows of unit length are off by some 2e-4; sums are float32's, and twice as fast as float32's products where a
+    processor knows bfloat16. float64 stays exact.
+    """
+    if x.dtype != jnp.float32:
+        return x @ y.T
+    x, y = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16)
+    return jax.lax.dot_general(x, y, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def nearness(queries: jax.Array, bank: jax.Array, *, num_parts: int) -> jax.Array:
+    """How near each query is to a bank: the mean of its largest inner products with the parts of the bank, ``[n]``.
+
+    About the mean of its ``num_parts`` largest inner products, without a sort.
+
+    Args:
+        queries: ``[n, d]``.
+        bank: ``[m, d]``, rows in no order; at most ``num_parts - 1`` rows at its end are left out.
+        num_parts: parts of one size; as many as rows where there are fewer.
+    """
+    num_parts = min(num_parts, bank.shape[0])
+    part = bank.shape[0] // num_parts
+    bank = bank[: part * num_parts]
+
+    def block_nearness(block):
+        return rough_product(block, bank).reshape(-1, num_parts, part).max(axis=2).mean(axis=1)
+
+    return map_blocks(block_nearness, queries, bank.shape[0])
+
+
+def largest(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """As `jax.lax.top_k` of ``values [n, m]``: for small ``k`` by taking the maximum ``k`` times.
+
+    Maxima over rows of numbers vectorise; on CPU two of them take a fifth of the time of a sort.
+    """
+    if k > _MOST_MAXIMA:
+        return jax.lax.top_k(values, k)
+    place = jax.lax.broadcasted_iota(jnp.int32, values.shape, 1)
+    found = []
+    for _ in range(k):
+        maximum = values.max(axis=1, keepdims=True)
+        index = jnp.where(values == maximum, place, values.shape[1]).min(axis=1, keepdims=True)
+        found.append((maximum, index))
+        values = jnp.where(place == index, -jnp.inf, values)
+    maxima, indices = zip(*found, strict=True)
+    return jnp.concatenate(maxima, axis=1), jnp.concatenate(indices, axis=1)
 
 
 def _largest(similarity: jax.Array, k: int) -> Neighbors:

@@ -13,6 +13,7 @@ from mv2v_jax.directions import map_from_cross, measure_spread, whiten_map
 from mv2v_jax.evidence import HoldOut, gather_evidence, hold_out, num_held_out
 from mv2v_jax.matching import match_relative
 from mv2v_jax.preprocess import Space, draw_rows, fit_space, order_rows
+from mv2v_jax.principal import lift, principal_directions, project
 from mv2v_jax.procrustes import polar
 from mv2v_jax.pytree import pytree
 from mv2v_jax.refine import Refined, refine_clusters, refine_matching
@@ -82,11 +83,36 @@ SETTLING = (
 
 
 @pytree
+class SearchRows:
+    """What a search sees of both spaces; every restart sees the same.
+
+    Attributes:
+        x: `HoldOut` of the source, rows of ``[., r_x]``.
+        y: `HoldOut` of the target, rows of ``[., r_y]``.
+        directions_x: ``[d_x, r_x]``, the principal directions whose coordinates these are; ``None`` for all.
+        directions_y: ``[d_y, r_y]``, the same of the target.
+    """
+
+    x: HoldOut
+    y: HoldOut
+    directions_x: jax.Array | None
+    directions_y: jax.Array | None
+
+
+def prepare_search(space_x: Space, space_y: Space, *, config: Config) -> SearchRows:
+    """Hold rows out of both spaces, and give the others and them in their principal directions."""
+    parts = [hold_out(space, config.held_out_rows) for space in (space_x, space_y)]
+    directions = [principal_directions(part.fitted, config.search_dims) for part in parts]
+    x, y = (project(part, found) for part, found in zip(parts, directions, strict=True))
+    return SearchRows(x=x, y=y, directions_x=directions[0], directions_y=directions[1])
+
+
+@pytree
 class Searched:
     """A map that was searched for on the fitted rows, before it is settled.
 
     Attributes:
-        matrix: ``[d_x, d_y]``, a map or a cross-covariance.
+        matrix: ``[r_x, r_y]``, a map or a cross-covariance between the coordinates of `SearchRows`.
         evidence: `Evidence` of it from the held-out rows.
         trajectory: per stage, its label-free objective at every step.
         anchor_objective, anchor_agreement, anchor_kept: see `AlignInfo`.
@@ -193,20 +219,33 @@ def finish(
     )
 
 
+def lift_search(matrix: jax.Array, rows: SearchRows) -> jax.Array:
+    """The matrix ``[d_x, d_y]`` between whole spaces that a search's matrix stands for."""
+    return lift(matrix, rows.directions_x, rows.directions_y)
+
+
 def settle_map(
-    key: jax.Array, space_x: Space, space_y: Space, searched: Searched, agreement=None, *, config: Config
+    key: jax.Array,
+    space_x: Space,
+    space_y: Space,
+    rows: SearchRows,
+    searched: Searched,
+    agreement=None,
+    *,
+    config: Config,
 ) -> AlignResult:
-    """Settle a search on all rows and pack the result."""
-    matrix, trajectory = refine(split_keys(key), SETTLING, space_x.rows, space_y.rows, searched.matrix, config=config)
+    """Settle a search on all rows, in all directions, and pack the result."""
+    matrix = lift_search(searched.matrix, rows)
+    matrix, trajectory = refine(split_keys(key), SETTLING, space_x.rows, space_y.rows, matrix, config=config)
     return finish(space_x, space_y, matrix, searched, trajectory, agreement, config=config)
 
 
 @jax.jit
 def _align(key: jax.Array, x: SizedRows, y: SizedRows, config: Config) -> AlignResult:
     space_x, space_y = fit_space(*x), fit_space(*y)
-    parts = (hold_out(space, config.held_out_rows) for space in (space_x, space_y))
-    searched = search_map(key, *parts, config=config)
-    return settle_map(key, space_x, space_y, searched, config=config)
+    rows = prepare_search(space_x, space_y, config=config)
+    searched = search_map(key, rows.x, rows.y, config=config)
+    return settle_map(key, space_x, space_y, rows, searched, config=config)
 
 
 def align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config | None = None) -> AlignResult:

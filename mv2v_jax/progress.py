@@ -13,15 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.anchors import AnchorSets, match_anchor_sets
-from mv2v_jax.evidence import HoldOut, hold_out
 from mv2v_jax.pipeline import (
     REFINEMENTS,
     SETTLING,
     Keys,
     Refinement,
     Searched,
+    SearchRows,
     finish,
     initial_map,
+    lift_search,
+    prepare_search,
     split_keys,
     weigh,
 )
@@ -83,12 +85,12 @@ def _first_matrix(key, rows_x, rows_y, sets, config):
     return initial_map(key, rows_x, rows_y, sets, config=config)
 
 
-def _parts(space_x, space_y, config):
-    return tuple(hold_out(space, config.held_out_rows) for space in (space_x, space_y))
+def _search_rows(space_x, space_y, config):
+    return prepare_search(space_x, space_y, config=config)
 
 
-def _searched(key, part_x, part_y, matrix, trajectory, sets, anchors, config):
-    return weigh(key, part_x, part_y, matrix, trajectory, sets, anchors, config=config)
+def _searched(key, rows, matrix, trajectory, sets, anchors, config):
+    return weigh(key, rows.x, rows.y, matrix, trajectory, sets, anchors, config=config)
 
 
 def _join(searches, rows_x, config):
@@ -130,17 +132,17 @@ class _Fit:
             trajectory[stage.name] = jnp.concatenate(objective)
         return matrix, trajectory
 
-    def search(self, key: jax.Array, part_x: HoldOut, part_y: HoldOut, label: str) -> Searched:
+    def search(self, key: jax.Array, rows: SearchRows, label: str) -> Searched:
         """As `pipeline.search_map`."""
         keys, config = split_keys(key), self.config
+        fitted = rows.x.fitted, rows.y.fitted
         found: list[AnchorSets] = []
         for chunk in _follow(f"{label}anchors", config.num_anchor_sets, self.on_step):
-            found.append(self.watch.run(_some_sets, keys.anchors, part_x.fitted, part_y.fitted, config, chunk))
+            found.append(self.watch.run(_some_sets, keys.anchors, *fitted, config, chunk))
         sets = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
-        arguments = (keys.matching, part_x.fitted, part_y.fitted, sets, config)
-        matrix, anchors = self.watch.run(_first_matrix, *arguments)
-        matrix, trajectory = self.refine(keys, REFINEMENTS, part_x.fitted, part_y.fitted, matrix, label)
-        return self.watch.run(_searched, keys.evidence, part_x, part_y, matrix, trajectory, sets, anchors, config)
+        matrix, anchors = self.watch.run(_first_matrix, keys.matching, *fitted, sets, config)
+        matrix, trajectory = self.refine(keys, REFINEMENTS, *fitted, matrix, label)
+        return self.watch.run(_searched, keys.evidence, rows, matrix, trajectory, sets, anchors, config)
 
 
 def align_with_progress(
@@ -167,19 +169,20 @@ def align_with_progress(
     watch = fit.watch
     on_step("preprocess", 0, 1)
     space_x, space_y = watch.run(fit_space, *x), watch.run(fit_space, *y)
-    part_x, part_y = watch.run(_parts, space_x, space_y, config)
+    rows = watch.run(_search_rows, space_x, space_y, config)
     on_step("preprocess", 1, 1)
 
     keys = [jax.random.fold_in(key, index) for index in range(num_restarts)]
     searches = [
-        fit.search(restart, part_x, part_y, f"restart {index + 1} " if num_restarts > 1 else "")
+        fit.search(restart, rows, f"restart {index + 1} " if num_restarts > 1 else "")
         for index, restart in enumerate(keys)
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *searches)
-    joined = watch.run(_join, stacked, space_x.rows, config)
+    joined = watch.run(_join, stacked, rows.x.fitted, config)
     best = joined.searched
     settle_keys = split_keys(keys[int(joined.chosen)])
-    matrix, trajectory = fit.refine(settle_keys, SETTLING, space_x.rows, space_y.rows, best.matrix, "")
+    matrix = watch.run(lift_search, best.matrix, rows)
+    matrix, trajectory = fit.refine(settle_keys, SETTLING, space_x.rows, space_y.rows, matrix, "")
     result = watch.run(_finish, space_x, space_y, matrix, best, trajectory, joined.with_others, config)
     restarts = Restarts(best=result, chosen=joined.chosen, evidence=stacked.evidence, agreement=joined.agreement)
     return TimedFit(result=restarts, compile_seconds=watch.compile_seconds, seconds=watch.seconds)

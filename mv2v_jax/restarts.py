@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.evidence import hold_out, num_held_out
-from mv2v_jax.pipeline import Searched, as_map, search_map, settle_map
+from mv2v_jax.evidence import num_held_out
+from mv2v_jax.pipeline import Searched, as_map, prepare_search, search_map, settle_map
 from mv2v_jax.preprocess import fit_space
 from mv2v_jax.pytree import pytree
 from mv2v_jax.sizes import SizedRows, size_rows
@@ -107,18 +107,14 @@ def join_searches(searches: Searched, x: jax.Array, *, config: Config) -> Joined
 @functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size"))
 def _align_restarts(key, x: SizedRows, y: SizedRows, config: Config, num_restarts: int, batch_size: int) -> Restarts:
     space_x, space_y = fit_space(*x), fit_space(*y)
-    part_x, part_y = (hold_out(space, config.held_out_rows) for space in (space_x, space_y))
+    rows = prepare_search(space_x, space_y, config=config)
     keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_restarts))
     searches = jax.lax.map(
-        lambda restart: search_map(restart, part_x, part_y, config=config), keys, batch_size=batch_size
+        lambda restart: search_map(restart, rows.x, rows.y, config=config), keys, batch_size=batch_size
     )
-    return settle_best(keys, space_x, space_y, searches, config=config)
-
-
-def settle_best(keys: jax.Array, space_x: Any, space_y: Any, searches: Searched, *, config: Config) -> Restarts:
-    """Join searches, whose leaves are ``[r, ...]``, settle what they agree on and pack the result."""
-    joined = join_searches(searches, space_x.rows, config=config)
-    best = settle_map(keys[joined.chosen], space_x, space_y, joined.searched, joined.with_others, config=config)
+    joined = join_searches(searches, rows.x.fitted, config=config)
+    key = keys[joined.chosen]
+    best = settle_map(key, space_x, space_y, rows, joined.searched, joined.with_others, config=config)
     return Restarts(best=best, chosen=joined.chosen, evidence=searches.evidence, agreement=joined.agreement)
 
 

@@ -20,11 +20,11 @@ class Verdict(enum.IntEnum):
 # Logistic calibration of success (FOSCTTM below 0.05) in the score and in the agreement of restarts:
 # benchmarks/verdict.py --calibrate fits all of these on one part of its conditions. Restarts that found the truth agree
 # on it, wrong ones are wrong each in their own way, even where they score well.
-_SCORE_MIDPOINT, _SCORE_SLOPE = 0.324, 63.8
-_AGREEMENT_MIDPOINT, _AGREEMENT_SLOPE = 0.154, 40.0
+_SCORE_MIDPOINT, _SCORE_SLOPE = 0.329, 65.6
+_AGREEMENT_MIDPOINT, _AGREEMENT_SLOPE = 0.137, 40.0
 # Another logistic curve for top-1, over fits that are called aligned: in the closeness, and in the logarithm of the
 # number of held-out rows, for nearest rows are asked more of where there are more of them.
-_TOP1_OFFSET, _TOP1_CLOSENESS, _TOP1_LOG_ROWS = -9.65, 11.84, 0.69
+_TOP1_OFFSET, _TOP1_CLOSENESS, _TOP1_LOG_ROWS = -11.91, 13.34, 0.88
 ALIGNED, NOT_ALIGNED = 0.85, 0.15
 # Fewer held-out rows than this are no evidence either way.
 _FEWEST_HELD_OUT = 50

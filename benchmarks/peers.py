@@ -1,0 +1,467 @@
+"""Other methods for the same problem, called through their own libraries, on the same rows as ours.
+
+    python -m benchmarks.peers [--data DIR] [--rows N --eval E] [--seed N] [--methods NAME,...] [--wp-steps 3]
+        [--gw-rows 2000] [--json FILE]
+
+Needs the extra ``bench``. Every method runs in a process of its own, one after the other, so that its peak memory is
+its own. The methods:
+
+- ``reference``: mini-vec2vec as published (`benchmarks.reference`).
+- ``wasserstein``: Wasserstein Procrustes (arXiv 2610.09411). Its 30 anchor sets are matched by SciPy's 2-opt, the best
+  of 30 starts, because its own solver MPOpt is not on PyPI; its one-to-one matching is SciPy's `linear_sum_assignment`.
+  All of its initial map is run, but only ``--wp-steps`` of its 100 refine steps: the seconds of the others are
+  extrapolated from the mean of those, and its scores are those after the steps that were run.
+- ``pot`` and ``ott``: entropic Gromov-Wasserstein on ``--gw-rows`` rows a side from POT and OTT-JAX, the plan projected
+  to rows of Y, Procrustes.
+- ``muse``: from our initial map, five rounds of mutual nearest neighbours by CSLS and Procrustes, as in MUSE
+  (arXiv 1710.04087), on all rows in NumPy.
+- ``fast`` and ``default``: ours.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from benchmarks import reference
+from benchmarks.common import (
+    METRICS,
+    Split,
+    add_data_options,
+    compile_seconds,
+    evaluate,
+    format_scores,
+    judge_oracle,
+    load_split,
+    print_environment,
+    print_requirement,
+    print_table,
+    read_names,
+    seconds_of,
+    write_json,
+)
+from benchmarks.growth import peak_bytes
+from mv2v_jax import PRESETS, LinearMap, align
+from mv2v_jax.anchors import match_anchor_sets
+from mv2v_jax.pipeline import as_map, initial_map, split_keys
+from mv2v_jax.preprocess import fit_space
+
+# The values of arXiv 2610.09411; 2-opt starts stand in for its own solver.
+WASSERSTEIN = reference.Settings(
+    num_sets=30, num_clusters=30, anchor_rows=10_000, num_starts=30, steps=100, step_rows=10_000, smoothing=1.0
+)
+# Of the Gromov-Wasserstein objective on cosine distances. The libraries' own defaults, 0.1 and 1, leave uniform plans.
+GROMOV_EPSILON = 1e-3
+GROMOV_STEPS = 100
+SINKHORN_STEPS = 100
+MUSE_ROUNDS = 5
+MUSE_NEIGHBORS = 10
+STEADY_CALLS = 2
+
+LEAST_SPEEDUP = 200
+OURS = ("fast", "default")
+# Metrics of the table, by names short enough for all columns to fit beside each other.
+SHOWN = {"top1": "top-1", "mean_rank": "rank", "foscttm": "FOSCTTM", "cosine": "cosine"}
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A map and what it took.
+
+    Attributes:
+        map: the `LinearMap`.
+        rows: rows a side that took part.
+        seconds: as run, without compiling.
+        compile_seconds: ``None`` where nothing is compiled.
+        steps: refine steps that were run, of how many; ``None`` where the method was run to its end.
+        missing_seconds: of the steps that were not run, extrapolated.
+    """
+
+    map: LinearMap
+    rows: int
+    seconds: float
+    compile_seconds: float | None = None
+    steps: tuple[int, int] | None = None
+    missing_seconds: float = 0.0
+
+
+class Space(NamedTuple):
+    """One space as `reference.preprocess` returns it: centred unit ``rows [n, d]``, their mean and mean length."""
+
+    rows: np.ndarray
+    mean: np.ndarray
+    scale: np.ndarray
+
+
+def preprocess(split: Split) -> tuple[Space, Space]:
+    """Both spaces of the fitting rows."""
+    return Space(*reference.preprocess(split.x)), Space(*reference.preprocess(split.y))
+
+
+def make_map(W: np.ndarray, x: Space, y: Space) -> LinearMap:
+    """The map ``W [d_x, d_y]`` between centred unit rows, ready for raw ones."""
+    # NumPy's arrays do as well as JAX's, which would start its backend in the process of a peer without it.
+    parts: dict[str, Any] = {"W": W, "mean_x": x.mean, "mean_y": y.mean, "scale_x": x.scale, "scale_y": y.scale}
+    return LinearMap(**parts)
+
+
+def draw(rows: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
+    """``most`` of the rows without replacement; all of them where there are no more."""
+    return rows[rng.choice(len(rows), min(most, len(rows)), replace=False)]
+
+
+def fit_reference(split: Split, options: argparse.Namespace) -> Fit:
+    """The published method."""
+    linear_map, stages = reference.fit(split.x, split.y, options.seed)
+    return Fit(map=linear_map, rows=len(split.x), seconds=sum(stages.values()))
+
+
+# ----------------------------------------------------------------------------------------------- Wasserstein Procrustes
+
+
+def procrustes_one_to_one(x: np.ndarray, y: np.ndarray, similarity: np.ndarray) -> np.ndarray:
+    """Procrustes on the one-to-one pairs of largest total ``similarity [n, m]``: ``[d_x, d_y]``."""
+    # SciPy works on float64, and would copy once more if asked to maximise.
+    rows, columns = linear_sum_assignment(np.negative(similarity, dtype=np.float64))
+    return reference.procrustes(x[rows], y[columns])
+
+
+def wasserstein_start(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Anchors, relative representations, one-to-one matching, Procrustes: ``[d_x, d_y]``."""
+    sets = reference.match_sets(reference.cluster_sets(x, y, rng, WASSERSTEIN), rng, WASSERSTEIN)
+    x, y = (draw(rows, WASSERSTEIN.step_rows, rng) for rows in (x, y))
+
+    def describe(rows: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+        return reference.unit_rows(rows @ reference.unit_rows(anchors.reshape(-1, anchors.shape[-1])).T)
+
+    return procrustes_one_to_one(x, y, describe(x, sets.x) @ describe(y, sets.y).T)
+
+
+def wasserstein_step(x: np.ndarray, y: np.ndarray, W: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw rows of both spaces, match them one to one by the map ``W [d_x, d_y]``, Procrustes; nothing is smoothed."""
+    x, y = (draw(rows, WASSERSTEIN.step_rows, rng) for rows in (x, y))
+    return procrustes_one_to_one(x, y, x @ W @ y.T)
+
+
+def fit_wasserstein(split: Split, options: argparse.Namespace) -> Fit:
+    """All of the initial map, ``options.wp_steps`` of the refine steps, and how long all of them would take."""
+    rng = np.random.default_rng(options.seed)
+    num_steps = min(options.wp_steps, WASSERSTEIN.steps)
+    start = time.perf_counter()
+    x, y = preprocess(split)
+    W = wasserstein_start(x.rows, y.rows, rng)
+    refining = time.perf_counter()
+    for _ in range(num_steps):
+        W = wasserstein_step(x.rows, y.rows, W, rng)
+    end = time.perf_counter()
+    missing = WASSERSTEIN.steps - num_steps
+    return Fit(
+        map=make_map(W, x, y),
+        rows=len(x.rows),
+        seconds=end - start,
+        steps=(num_steps, WASSERSTEIN.steps) if missing else None,
+        missing_seconds=missing * (end - refining) / num_steps,
+    )
+
+
+# --------------------------------------------------------------------------------------------------- Gromov-Wasserstein
+
+
+def procrustes_plan(x: np.ndarray, y: np.ndarray, plan: np.ndarray) -> np.ndarray:
+    """Procrustes of ``x [n, d_x]`` on its projection to means of rows of ``y [m, d_y]`` by the ``plan [n, m]``."""
+    mass = plan.sum(axis=1, keepdims=True)
+    return reference.procrustes(x, (plan / np.where(mass > 0, mass, 1)) @ y)
+
+
+def fit_gromov(
+    solve: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, float | None]],
+    split: Split,
+    options: argparse.Namespace,
+) -> Fit:
+    """Entropic Gromov-Wasserstein on drawn rows; ``solve`` returns the plan and the seconds it spent compiling."""
+    rng = np.random.default_rng(options.seed)
+    start = time.perf_counter()
+    x, y = preprocess(split)
+    drawn_x, drawn_y = (draw(space.rows, options.gw_rows, rng) for space in (x, y))
+    plan, compiling = solve(drawn_x, drawn_y)
+    W = procrustes_plan(drawn_x, drawn_y, plan)
+    seconds = time.perf_counter() - start - (compiling or 0)
+    return Fit(map=make_map(W, x, y), rows=len(drawn_x), seconds=seconds, compile_seconds=compiling)
+
+
+def solve_pot(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, None]:
+    """POT's plan ``[n, m]`` for the cosine distances within unit rows ``x [n, d_x]`` and ``y [m, d_y]``."""
+    from ot.gromov import entropic_gromov_wasserstein
+
+    distance_x, distance_y = (1 - (rows @ rows.T).astype(np.float64) for rows in (x, y))
+    plan = entropic_gromov_wasserstein(
+        distance_x,
+        distance_y,
+        loss_fun="square_loss",
+        epsilon=GROMOV_EPSILON,
+        symmetric=True,
+        max_iter=GROMOV_STEPS,
+        numItermax=SINKHORN_STEPS,
+        # Every step but the last is followed by another, so none has to converge.
+        warn=False,
+    )
+    return plan, None
+
+
+def solve_ott(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+    """OTT-JAX's plan ``[n, m]`` for the same problem, and the seconds of compiling."""
+    from ott.geometry.pointcloud import PointCloud
+    from ott.problems.quadratic.quadratic_problem import QuadraticProblem
+    from ott.solvers.linear.sinkhorn import Sinkhorn
+    from ott.solvers.quadratic.gromov_wasserstein import GromovWasserstein
+
+    solver = GromovWasserstein(
+        Sinkhorn(max_iterations=SINKHORN_STEPS),
+        # It regularises the objective's half: both libraries return the same plan with this.
+        epsilon=GROMOV_EPSILON / 2,
+        max_iterations=GROMOV_STEPS,
+        # POT's; with its own of 1e-3 it stops while the plan is nearly uniform.
+        threshold=1e-9,
+    )
+
+    def solve(x, y):
+        # Half the squared distance of unit rows is their cosine distance, and needs no n x n matrix.
+        geometry_x, geometry_y = PointCloud(x / 2**0.5), PointCloud(y / 2**0.5)
+        return solver(QuadraticProblem(geometry_x, geometry_y)).matrix
+
+    arrays = jnp.asarray(x), jnp.asarray(y)
+    compiled, compiling = compile_seconds(solve, *arrays)
+    return np.asarray(compiled(*arrays)), compiling
+
+
+# ----------------------------------------------------------------------------------------------------------------- MUSE
+
+
+def mutual_neighbors(x: np.ndarray, y: np.ndarray, num_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of unit rows ``x [n, d]`` and ``y [m, d]`` that are each other's nearest by CSLS: their numbers."""
+
+    def density(rows: np.ndarray, bank: np.ndarray) -> np.ndarray:
+        # The mean similarity with the nearest rows is the similarity with their mean.
+        return np.sum(rows * reference.neighbor_means(rows, bank, bank, num_neighbors), axis=1)
+
+    density_x, density_y = density(x, y), density(y, x)
+    forward = np.empty(len(x), np.int64)
+    backward, best = np.zeros(len(y), np.int64), np.full(len(y), -np.inf, x.dtype)
+    for start in range(0, len(x), reference.BLOCK_ROWS):
+        block = slice(start, start + reference.BLOCK_ROWS)
+        csls = 2 * x[block] @ y.T - density_x[block, None] - density_y
+        forward[block] = csls.argmax(axis=1)
+        nearest, highest = csls.argmax(axis=0), csls.max(axis=0)
+        backward = np.where(highest > best, start + nearest, backward)
+        best = np.maximum(best, highest)
+    rows = np.flatnonzero(backward[forward] == np.arange(len(x)))
+    return rows, forward[rows]
+
+
+def fit_muse(split: Split, options: argparse.Namespace) -> Fit:
+    """Rounds of mutual nearest neighbours by CSLS and Procrustes, from our initial map on all rows."""
+
+    def first(key, x, y, config):
+        keys = split_keys(key)
+        x, y = fit_space(x).rows, fit_space(y).rows
+        sets = match_anchor_sets(keys.anchors, x, y, config=config)
+        matrix, _ = initial_map(keys.matching, x, y, sets, config=config)
+        return as_map(matrix, config=config)
+
+    arguments = jax.random.key(options.seed), jnp.asarray(split.x), jnp.asarray(split.y), PRESETS["default"]()
+    compiled, compiling = compile_seconds(first, *arguments)
+    start = time.perf_counter()
+    W = np.asarray(compiled(*arguments))
+    x, y = preprocess(split)
+    for _ in range(MUSE_ROUNDS):
+        rows, columns = mutual_neighbors(reference.unit_rows(x.rows @ W), y.rows, MUSE_NEIGHBORS)
+        W = reference.procrustes(x.rows[rows], y.rows[columns])
+    seconds = time.perf_counter() - start
+    return Fit(map=make_map(W, x, y), rows=len(x.rows), seconds=seconds, compile_seconds=compiling)
+
+
+# ----------------------------------------------------------------------------------------------------------------- ours
+
+
+def fit_preset(preset: str, split: Split, options: argparse.Namespace) -> Fit:
+    """`mv2v_jax.align`: steady seconds, and what the first call took beyond them."""
+    arguments = jax.random.key(options.seed), jnp.asarray(split.x), jnp.asarray(split.y), PRESETS[preset]()
+    result, first = seconds_of(align, *arguments)
+    steady = statistics.median(seconds_of(align, *arguments)[1] for _ in range(STEADY_CALLS))
+    return Fit(map=result.map, rows=len(split.x), seconds=steady, compile_seconds=max(0.0, first - steady))
+
+
+class Method(NamedTuple):
+    """What the table calls a method, what fits it, and which module and package of another library that needs."""
+
+    title: str
+    fit: Callable[[Split, argparse.Namespace], Fit]
+    module: str | None = None
+    package: str | None = None
+
+
+METHODS = {
+    "reference": Method("reference", fit_reference),
+    "wasserstein": Method("Wasserstein Procrustes", fit_wasserstein),
+    "pot": Method("entropic GW, POT", functools.partial(fit_gromov, solve_pot), "ot", "pot"),
+    "ott": Method("entropic GW, OTT-JAX", functools.partial(fit_gromov, solve_ott), "ott", "ott-jax"),
+    "muse": Method("MUSE-style CSLS", fit_muse),
+    **{name: Method(f"`{name}` preset", functools.partial(fit_preset, name)) for name in OURS},
+}
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+
+
+def find_packages(names: list[str]) -> dict[str, str]:
+    """Versions of the packages that these methods need, or one sentence about the first that is missing."""
+    methods = [METHODS[name] for name in names if METHODS[name].module]
+    for method in methods:
+        if importlib.util.find_spec(str(method.module)) is None:
+            raise SystemExit(f"{method.title} needs the package {method.package}: pip install 'mv2v_jax[bench]'")
+    return {str(method.package): metadata.version(str(method.package)) for method in methods}
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now; its peak so far where the system does not tell."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else peak_bytes()
+
+
+def measure(name: str, split: Split, options: argparse.Namespace) -> dict[str, Any]:
+    """Fit by one method in this process: scores, seconds and memory."""
+    method = METHODS[name]
+    if method.module:
+        # So that the library's code is not counted as memory of its method.
+        importlib.import_module(method.module)
+    before = resident_bytes()
+    fit = method.fit(split, options)
+    peak = peak_bytes()
+    found = {field.name: getattr(fit, field.name) for field in dataclasses.fields(fit) if field.name != "map"}
+    return {**found, "peak_bytes": peak, "resident_bytes_before": before, "scores": evaluate(fit.map, split)}
+
+
+def _measure_in_child(name: str, arguments: list[str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.peers", *arguments, "--child", name]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{METHODS[name].title} ended with {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# -------------------------------------------------------------------------------------------------------------- showing
+
+
+def _whole_seconds(run: dict[str, Any]) -> float:
+    return run["seconds"] + run["missing_seconds"]
+
+
+def _show_run(name: str, run: dict[str, Any]) -> list[str]:
+    scores = dict(zip(METRICS, format_scores(run["scores"]), strict=True))
+    return [
+        METHODS[name].title,
+        f"{run['rows']:,}",
+        *(scores[metric] for metric in SHOWN),
+        f"{run['seconds']:.1f}",
+        f"{'~' if run['steps'] else ''}{_whole_seconds(run):,.1f}",
+        "" if run["compile_seconds"] is None else f"{run['compile_seconds']:.1f}",
+        f"{run['peak_bytes'] / _GIB:.2f}",
+        f"{(run['peak_bytes'] - run['resident_bytes_before']) / _GIB:.2f}",
+    ]
+
+
+def show(runs: dict[str, dict[str, Any]], oracle: dict[str, float]) -> None:
+    """Print the table of all methods."""
+    columns = ["method", "rows", *SHOWN.values(), "seconds", "whole s", "compile", "GiB", "own GiB"]
+    scores = dict(zip(METRICS, format_scores(oracle), strict=True))
+    last = ["oracle", "", *(scores[metric] for metric in SHOWN), *[""] * 5]
+    print_table("peers on the same rows", columns, [*(_show_run(name, run) for name, run in runs.items()), last])
+    print("rows: a side; rank: the mean; compile: seconds, not among the others")
+    print("GiB: peak resident memory of the process; own GiB: less what was resident just before the method started")
+    for name, run in runs.items():
+        if run["steps"]:
+            ran, of = run["steps"]
+            print(f"~ extrapolated: {METHODS[name].title} ran {ran} of {of} steps; its scores are those after them")
+
+
+def judge(runs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Hold our presets against Wasserstein Procrustes; ``None`` where either was left out."""
+    verdicts = []
+    for name in OURS:
+        if not {name, "wasserstein"} <= set(runs):
+            text = f"{name}: at least {LEAST_SPEEDUP} times faster than Wasserstein Procrustes; not both were run"
+            verdicts.append(print_requirement(text, None))
+            continue
+        ours, peer = runs[name], runs["wasserstein"]
+        speedup = _whole_seconds(peer) / ours["seconds"]
+        top1, peer_top1 = (run["scores"]["top1"] for run in (ours, peer))
+        ran, of = peer["steps"] or (WASSERSTEIN.steps, WASSERSTEIN.steps)
+        text = (
+            f"{name}: {speedup:,.0f} times faster, at least {LEAST_SPEEDUP}, than Wasserstein Procrustes "
+            f"({_whole_seconds(peer):,.0f} s{', extrapolated' if ran < of else ''}), at top-1 {top1:.3f}, not below "
+            f"its {peer_top1:.3f} after {ran} of {of} steps"
+        )
+        verdicts.append(print_requirement(text, speedup >= LEAST_SPEEDUP and top1 >= peer_top1))
+    return verdicts
+
+
+def read_count(text: str) -> int:
+    """A whole number above 0."""
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"a whole number above 0, found {count}")
+    return count
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Read the arguments, run every method, print the table; returns the verdicts."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_options(parser)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--methods", type=read_names("methods", METHODS), default=list(METHODS), metavar="NAME,...")
+    parser.add_argument("--wp-steps", type=read_count, default=3, help="Wasserstein Procrustes: refine steps to run")
+    parser.add_argument("--gw-rows", type=read_count, default=2_000, help="Gromov-Wasserstein: rows drawn a side")
+    parser.add_argument("--child", choices=METHODS, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child is not None:
+        split, _ = load_split(options)
+        print(json.dumps(measure(options.child, split, options)))
+        return []
+    packages = find_packages(options.methods)
+    environment = {**print_environment(), **packages}
+    print(", ".join(f"{name} {version}" for name, version in packages.items()), flush=True)
+    # Only reading comes before the children: on Linux the peak of a process starts at that of the one that started it.
+    split, data = load_split(options)
+    runs = {}
+    for name in options.methods:
+        runs[name] = _measure_in_child(name, arguments)
+        print(f"{METHODS[name].title}: {runs[name]['seconds']:.1f} s", flush=True)
+    oracle = judge_oracle(split)
+    show(runs, oracle)
+    print()
+    verdicts = judge(runs)
+    record = {"data": data, "seed": options.seed, "runs": runs, "oracle": oracle, "requirements": verdicts}
+    write_json(options.json, {"environment": environment, **record})
+    return verdicts
+
+
+if __name__ == "__main__":
+    main()
