@@ -147,11 +147,10 @@ def wasserstein_start(x: np.ndarray, y: np.ndarray, rng: np.random.Generator) ->
     """Anchors, relative representations, one-to-one matching, Procrustes: ``[d_x, d_y]``."""
     sets = reference.match_sets(reference.cluster_sets(x, y, rng, WASSERSTEIN), rng, WASSERSTEIN)
     x, y = (draw(rows, WASSERSTEIN.step_rows, rng) for rows in (x, y))
-
-    def describe(rows: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-        return reference.unit_rows(rows @ reference.unit_rows(anchors.reshape(-1, anchors.shape[-1])).T)
-
-    return procrustes_one_to_one(x, y, describe(x, sets.x) @ describe(y, sets.y).T)
+    described_x, described_y = (
+        reference.unit_rows(reference.describe(rows, anchors)) for rows, anchors in ((x, sets.x), (y, sets.y))
+    )
+    return procrustes_one_to_one(x, y, described_x @ described_y.T)
 
 
 def wasserstein_step(x: np.ndarray, y: np.ndarray, W: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -129,13 +129,15 @@ def neighbor_means(queries: np.ndarray, bank: np.ndarray, values: np.ndarray, nu
     return means
 
 
+def describe(rows: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """Relative representations: cosines of ``rows [n, d]`` with ``anchors [s, c, d]``, ``[n, s * c]``."""
+    return unit_rows(rows) @ unit_rows(anchors.reshape(-1, anchors.shape[-1])).T
+
+
 def initial_map(x: np.ndarray, y: np.ndarray, sets: AnchorSets, settings: Settings) -> np.ndarray:
     """Relative representations of all rows, their nearest rows of Y averaged, Procrustes."""
-
-    def describe(rows: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-        return unit_rows(unit_rows(rows) @ unit_rows(anchors.reshape(-1, anchors.shape[-1])).T)
-
-    return procrustes(x, neighbor_means(describe(x, sets.x), describe(y, sets.y), y, settings.num_neighbors))
+    described = unit_rows(describe(x, sets.x)), unit_rows(describe(y, sets.y))
+    return procrustes(x, neighbor_means(*described, y, settings.num_neighbors))
 
 
 def refine_matching(

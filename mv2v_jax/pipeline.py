@@ -13,7 +13,7 @@ from mv2v_jax.directions import map_from_cross, measure_spread, whiten_map
 from mv2v_jax.evidence import HoldOut, gather_evidence, hold_out, num_held_out
 from mv2v_jax.matching import match_relative
 from mv2v_jax.preprocess import Space, draw_rows, fit_space, order_rows
-from mv2v_jax.principal import lift, principal_directions, project
+from mv2v_jax.principal import in_directions, lift, lower, principal_directions, project
 from mv2v_jax.procrustes import polar
 from mv2v_jax.pytree import pytree
 from mv2v_jax.refine import Refined, refine_clusters, refine_matching
@@ -60,12 +60,14 @@ REFINEMENTS = (
 
 
 def _anneal_again(key, x, y, matrix, *, config: Config, steps=None) -> Refined:
-    """The second half of the annealed refinement once more."""
+    """The second half of the annealed refinement once more, in twice the directions of the search."""
     length = annealing_length(min(x.shape[0], y.shape[0]), config)
     half = length // 2
-    return refine_annealed(
-        key, x, y, matrix, config=config, steps=(jnp.arange(half) if steps is None else steps) + length - half
-    )
+    steps = (jnp.arange(half) if steps is None else steps) + length - half
+    directions_x, directions_y = (principal_directions(rows, 2 * config.search_dims) for rows in (x, y))
+    x, y = in_directions(x, directions_x), in_directions(y, directions_y)
+    refined = refine_annealed(key, x, y, lower(matrix, directions_x, directions_y), config=config, steps=steps)
+    return Refined(matrix=lift(refined.matrix, directions_x, directions_y), objective=refined.objective)
 
 
 def again_steps(config: Config, num_rows: int) -> int:

@@ -21,11 +21,21 @@ def principal_directions(rows: jax.Array, num_dims: int) -> jax.Array | None:
     return jnp.linalg.eigh(rows.T @ rows)[1][:, -num_dims:]
 
 
+def in_directions(rows: jax.Array, directions: jax.Array | None) -> jax.Array:
+    """Unit rows ``[n, d]`` in the coordinates of some ``directions [d, r]``; unchanged without."""
+    return rows if directions is None else unit_rows(rows @ directions)
+
+
 def project(part: HoldOut, directions: jax.Array | None) -> HoldOut:
-    """Unit rows of both parts in the coordinates of some ``directions [d, r]``; unchanged without."""
-    if directions is None:
-        return part
-    return HoldOut(fitted=unit_rows(part.fitted @ directions), held_out=unit_rows(part.held_out @ directions))
+    """Both parts of a space as `in_directions` has them."""
+    return HoldOut(fitted=in_directions(part.fitted, directions), held_out=in_directions(part.held_out, directions))
+
+
+def lower(matrix: jax.Array, directions_x: jax.Array | None, directions_y: jax.Array | None) -> jax.Array:
+    """What a matrix between whole spaces ``[d_x, d_y]`` is between coordinates, ``[r_x, r_y]``; `lift` undoes it."""
+    if directions_x is not None:
+        matrix = directions_x.T @ matrix
+    return matrix if directions_y is None else matrix @ directions_y
 
 
 def lift(matrix: jax.Array, directions_x: jax.Array | None, directions_y: jax.Array | None) -> jax.Array:
