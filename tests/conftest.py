@@ -12,6 +12,8 @@ import pytest
 from mv2v_jax.types import Config
 
 _SMALL = Config(
+    most_rows=131_072,
+    search_dims=0,
     num_anchor_sets=4,
     num_clusters=5,
     anchor_rows=40,
@@ -107,6 +109,18 @@ def semi_orthogonal(rng: np.random.Generator, d_x: int, d_y: int) -> np.ndarray:
 
 def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def rough_error(x, y) -> np.ndarray:
+    """How far each inner product of rows may be off in `neighbors.rough_product`: ``[n, m]``, for the dtype of x.
+
+    Both factors of every term are rounded to the eight bits of bfloat16, in the worst case all in one direction; the
+    sums are rounded to float32, or to float64, where nothing else is.
+    """
+    dtype = np.asarray(x).dtype
+    lengths = np.abs(np.float64(x)) @ np.abs(np.float64(y)).T
+    unit_roundoff = 2.0**-8 if dtype == np.float32 else 0
+    return (2 * unit_roundoff + unit_roundoff**2 + x.shape[1] * np.finfo(dtype).eps) * lengths
 
 
 def assert_trees_close(actual, expected, *, atol=1e-5, rtol=1e-5) -> None:

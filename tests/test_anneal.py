@@ -100,7 +100,7 @@ def steps_in_numpy(key, x, y, cross, *, rows, num_neighbors, powers, momenta, wh
     return cross, objective
 
 
-@pytest.mark.parametrize("num_rows", [25, 1000])  # A sample, and more rows than there are.
+@pytest.mark.parametrize("num_rows", [25, 40, 1000])  # Half, most of the rows, and more than there are.
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_steps_against_numpy(clouds, name, num_rows):
     x, y = clouds[0][:61], clouds[1][:50]
@@ -117,7 +117,7 @@ def test_steps_against_numpy(clouds, name, num_rows):
     )
     if own == "anneal":
         # At most half of the rows; and where the sample is smaller than asked for, up to four times the steps.
-        num_steps = 16 if num_rows == 1000 else 4
+        num_steps = 16 if num_rows > 25 else 4
         progress = np.arange(num_steps) / num_steps
         how = {
             "rows": [min(num_rows, half) for half in (31, 25)],
@@ -125,7 +125,9 @@ def test_steps_against_numpy(clouds, name, num_rows):
             "momenta": 0.5 + 0.4 * progress,
         }
     else:
-        how = {"rows": [num_rows] * 2, "powers": [0.5] * 4, "momenta": [max(0, 1 - num_rows / 50)] * 4}
+        # The first step keeps nothing, the others what the sample lacks of the rows, and at most half.
+        momentum = min(0.5, max(0, 1 - num_rows / 50))
+        how = {"rows": [num_rows] * 2, "powers": [0.5] * 4, "momenta": [0, momentum, momentum, momentum]}
     key = jax.random.key(3)
     expected, objective = steps_in_numpy(key, x, y, start, num_neighbors=2, whitening=0.2, **how)
     found = FUNCTIONS[name](key, x, y, jnp.asarray(start, jnp.float32), config=config)
@@ -143,6 +145,41 @@ def test_few_rows_are_settled_with_more_neighbors_against_numpy(clouds):
     found = refine_csls(key, x, y, jnp.asarray(start, jnp.float32), config=config)
     np.testing.assert_allclose(found.matrix, expected, atol=1e-4)
     np.testing.assert_allclose(found.objective, objective, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["refine_csls", "refine_whole"])
+def test_settling_keeps_nothing_of_what_it_starts_from(clouds, run, name):
+    """Only how rows compare by it: its length says nothing, while a later step averages with it."""
+    x, y, planted = clouds
+    config = small_config(csls_rows=100, whole_rows=100)
+    start = jnp.asarray(planted, jnp.float32)
+
+    def settled(start, *steps):
+        return run[name](jax.random.key(1), x, y, start, config, jnp.array(steps)).matrix
+
+    np.testing.assert_allclose(settled(5 * start, 0), settled(start, 0), atol=1e-5)
+    later, longer = settled(start, 1), settled(5 * start, 1)
+    # A sample of less than half counts half.
+    np.testing.assert_allclose(longer - later, 0.5 * 4 * start, atol=1e-4)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_rounding_in_directions_that_were_not_searched_says_nothing(clouds, name, power):
+    """A search in fewer directions pairs none of the others: which of them belong together is not up to rounding."""
+    rng = np.random.default_rng(7)
+    with jax.enable_x64(True):
+        x, y = (jnp.asarray(rows, jnp.float64) for rows in clouds[:2])
+        axes = [np.linalg.svd(np.asarray(rows), full_matrices=False)[2][:4].T for rows in (x, y)]
+        start = axes[0] @ axes[0].T @ clouds[2] @ axes[1] @ axes[1].T
+        config = small_config(anneal_power=power, reliability_power=power, csls_rows=300, whole_rows=300)
+        first = jnp.arange(1)
+        found = [
+            FUNCTIONS[name](jax.random.key(1), x, y, jnp.asarray(start + noise), config=config, steps=first).matrix
+            for noise in (0, *(1e-16 * rng.normal(size=(3, 8, 6))))
+        ]
+        for other in found[1:]:
+            np.testing.assert_allclose(other, found[0], atol=1e-9)
 
 
 @pytest.mark.parametrize(

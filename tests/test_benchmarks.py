@@ -1,9 +1,12 @@
 """The benchmarks run, judge and remember; on sizes that take seconds. Nothing here looks at a clock."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import itertools
 import json
+import subprocess
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +17,10 @@ from safetensors.numpy import load, save
 from benchmarks import (
     ablation,
     common,
+    device,
     growth,
     make_bundled,
+    peers,
     planted,
     population,
     qap,
@@ -25,6 +30,7 @@ from benchmarks import (
     roofline,
     selection,
     speed,
+    startup,
     verdict,
     work,
 )
@@ -176,10 +182,9 @@ def test_quality_judges_medians_and_worst_seeds():
     assert judged(steady, {**whole, "rows": 59_999})[3:] == [None, None]
 
 
-def test_speed_times_every_stage(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(speed, "TIMED_PRESETS", ("default",))
+def test_speed_times_every_stage(tiny, tmp_path):
     file = tmp_path / "speed.json"
-    verdicts = speed.main([*ROWS, "--repeats", "1", "--json", str(file)])
+    verdicts = speed.main([*ROWS, "--repeats", "1", "--presets", "default", "--json", str(file)])
     found = json.loads(file.read_text())
     assert list(found["whole"]) == ["reference", "default"]
     assert list(found["stages"]["default"]) == [
@@ -194,6 +199,68 @@ def test_speed_times_every_stage(tiny, tmp_path, monkeypatch):
     ]
     assert max(run["mean_share"] for run in found["searches"].values()) <= 1
     assert all(verdict["passed"] is not None for verdict in verdicts)
+
+
+def test_speed_asks_for_quality_as_well(capsys):
+    whole = {"reference": {"steady": 100.0}, "fast": {"steady": 5.0, "compile": 20.0}}
+
+    def passed(top1):
+        scores = {"reference": {"top1": 0.5}, "fast": {"top1": top1}}
+        return [verdict["passed"] for verdict in speed.judge("fast", whole, scores)]
+
+    assert passed(0.5) == [True, False]
+    assert passed(0.4) == [False, False]
+    whole["fast"]["steady"] = 7.0
+    assert passed(0.6) == [False, False]
+    assert speed.judge("fast", {"fast": {"steady": 1.0, "compile": 1.0}}, {})[0]["passed"] is None
+
+
+def test_startup_times_processes_and_their_cache(tmp_path, monkeypatch):
+    file = tmp_path / "startup.json"
+    commands = []
+
+    def run(command, *, cwd, **_):
+        commands.append(command)
+        if "--compilation-cache" in command:
+            cache = cwd / "cache"
+            cache.mkdir(exist_ok=True)
+            (cache / "entry").write_bytes(b"12345")
+        assert np.load(cwd / "x.npy").shape[0] == 100
+        said = json.dumps({"compile_seconds": 10.0 / len(commands) ** 2, "seconds": 1.0})
+        return subprocess.CompletedProcess(command, 0, stdout=f"table\n{said}\n", stderr="")
+
+    monkeypatch.setattr(startup.subprocess, "run", run)
+    found = startup.main(["--rows", "100", "--json", str(file)])
+    assert [times["compile"] for times in found.values()] == [10.0, 2.5, pytest.approx(10 / 9)]
+    assert ["--compilation-cache" in command for command in commands] == [False, True, True]
+    stored = json.loads(file.read_text())
+    assert stored["cache_bytes"] == 5
+    assert stored["requirement"]["passed"]
+
+
+def test_device_prints_stages_restarts_and_quality(tiny, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(device, "PRESETS", PRESETS)
+    monkeypatch.setattr(device, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(device, "_NUM_EVAL", 50)
+    sizes = ["--rows", "200", "--dimensions", "12", "--counts", "1,2", "--batch-sizes", "1,2", "--repeats", "1"]
+    record = device.main([*sizes, "--presets", "default", "--json"])
+    (file,) = (tmp_path / "results").iterdir()
+    assert file.name.startswith("cpu-")
+    assert json.loads(file.read_text()) == record
+    found = record["presets"]["default"]
+    assert [(run["restarts"], run["batch"]) for run in found["restarts"]] == [(1, 1), (2, 1), (2, 2)]
+    assert found["restarts"][2]["temporary_bytes"] > found["restarts"][1]["temporary_bytes"] > 0
+    # One at a time or side by side is the same.
+    assert found["restarts"][2]["top1"] == pytest.approx(found["restarts"][1]["top1"], abs=0.1)
+    assert {verdict["passed"] for verdict in record["requirements"]} == {None}
+    assert "preprocess" in capsys.readouterr().out
+
+
+def test_device_judges_an_h100_alone():
+    runs = [{"restarts": 64, "steady": 20.0}, {"restarts": 64, "steady": 10.0}]
+    assert [verdict["passed"] for verdict in device.judge(2.0, runs, True)] == [False, True]
+    assert [verdict["passed"] for verdict in device.judge(0.5, [], True)] == [True, None]
+    assert [verdict["passed"] for verdict in device.judge(0.5, runs, False)] == [None, None]
 
 
 def make_fits(*, honest=True):
@@ -375,6 +442,9 @@ def test_restarts_are_counted(tiny, tmp_path, capsys):
     assert all(run["seconds"] > 0 for runs in found.values() for run in runs)
     assert json.loads(file.read_text())["data"]["eval"] == 40
     assert "100 rows a side, 2 seeds" in capsys.readouterr().out
+    assert json.loads(file.read_text())["requirement"]["passed"] is None
+    assert restarts.judge({1: [{"seconds": 2.0}], 8: [{"seconds": 7.0}]})["passed"]
+    assert not restarts.judge({1: [{"seconds": 2.0}], 8: [{"seconds": 9.0}]})["passed"]
     with pytest.raises(SystemExit):
         restarts.main(["--counts", "2,0"])
 
@@ -451,9 +521,16 @@ def test_roofline_says_every_stage(tiny, capsys, monkeypatch):
 
 
 def test_limit_is_the_longer_of_computing_and_moving():
-    peaks = {"flop_per_second": 10.0, "bytes_per_second": 2.0}
+    peaks = {"flop_per_second": 10.0, "half_flop_per_second": 20.0, "bytes_per_second": 2.0}
     assert roofline.limit_seconds(work.Work(matmul_flop=100, decomposition_flop=20, bytes=4), peaks) == 12
     assert roofline.limit_seconds(work.Work(matmul_flop=100, bytes=40), peaks) == 20
+    assert roofline.limit_seconds(work.Work(matmul_flop=100, half_flop=60, bytes=4), peaks) == 13
+
+
+def test_work_tells_half_precision_apart(rng):
+    a = jnp.asarray(rng.standard_normal((30, 20)), jnp.bfloat16)
+    found = work.count_work(lambda a: a @ a.T, a)
+    assert (found.half_flop, found.matmul_flop) == (2 * 30 * 20 * 30, 0)
 
 
 def test_planted_spaces_can_be_written_and_have_the_pairs_they_say(tmp_path):
@@ -484,3 +561,111 @@ def test_growth_fits_files_and_prints_exponents(monkeypatch, capsys, tmp_path):
 
 def test_growth_exponent():
     assert growth.exponent([10, 100, 1_000], [3.0, 300.0, 30_000.0]) == pytest.approx(2)
+
+
+@pytest.fixture
+def tiny_peers(monkeypatch, tiny):
+    """Every peer in this process instead of a child, in few steps."""
+
+    def run_here(command, **_):
+        assert command[1:3] == ["-m", "benchmarks.peers"]
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert peers.main(command[3:]) == []
+        return subprocess.CompletedProcess(command, 0, stdout=out.getvalue())
+
+    monkeypatch.setattr(peers.subprocess, "run", run_here)
+    monkeypatch.setattr(peers, "PRESETS", PRESETS)
+    monkeypatch.setattr(peers, "WASSERSTEIN", dataclasses.replace(SETTINGS, num_clusters=4, step_rows=60))
+    monkeypatch.setattr(peers, "GROMOV_STEPS", 5)
+
+
+def test_peers_in_one_table(tiny_peers, tmp_path, capsys):
+    pytest.importorskip("ot")
+    pytest.importorskip("ott")
+    file = tmp_path / "peers.json"
+    # Both presets go the same way, and compiling is what takes time here.
+    methods = [name for name in peers.METHODS if name != "default"]
+    arguments = ["--methods", ",".join(methods), "--wp-steps", "2", "--gw-rows", "50", "--json", str(file)]
+    verdicts = peers.main([*ROWS, *arguments])
+    found = json.loads(file.read_text())
+    assert list(found["runs"]) == methods
+    for name, run in found["runs"].items():
+        assert run["rows"] == (50 if name in ("pot", "ott") else 100)
+        assert 0 <= run["scores"]["top1"] <= 1
+        assert run["peak_bytes"] > 0
+        assert (run["compile_seconds"] is not None) == (name in ("ott", "muse", *peers.OURS))
+        assert (run["missing_seconds"] > 0) == (name == "wasserstein")
+    assert found["runs"]["wasserstein"]["steps"] == [2, 8]
+    assert {"pot", "ott-jax"} <= set(found["environment"])
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert "Wasserstein Procrustes ran 2 of 8 steps" in out
+    assert [verdict["passed"] is None for verdict in verdicts] == [False, True]
+
+
+def test_peers_can_be_chosen_and_missing_ones_are_named(tiny_peers, monkeypatch, capsys):
+    arguments = [*ROWS, "--wp-steps", "99", "--methods"]
+    assert [verdict["passed"] for verdict in peers.main([*arguments, "wasserstein"])] == [None, None]
+    out = capsys.readouterr().out
+    assert "extrapolated" not in out
+    assert "POT" not in out
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"OTT-JAX needs the package ott-jax: pip install 'mv2v_jax\[bench\]'"):
+        peers.main([*arguments, "ott"])
+    for wrong in (["--methods", "none"], ["--wp-steps", "0"]):
+        with pytest.raises(SystemExit, match="2"):
+            peers.main(wrong)
+
+
+def test_peers_judge_the_whole_of_wasserstein_procrustes():
+    def run(seconds, top1, missing=0.0):
+        steps = [3, 100] if missing else None
+        return {"seconds": seconds, "missing_seconds": missing, "steps": steps, "scores": {"top1": top1}}
+
+    def judged(**runs):
+        return [verdict["passed"] for verdict in peers.judge(runs)]
+
+    peer = run(100.0, 0.6, missing=1_900.0)
+    assert judged(wasserstein=peer, fast=run(10.0, 0.6), default=run(10.1, 0.7)) == [True, False]
+    assert judged(wasserstein=peer, fast=run(1.0, 0.59)) == [False, None]
+    assert judged(fast=run(1.0, 0.9), default=run(1.0, 0.9)) == [None, None]
+
+
+def make_pairs(rng, num_pairs):
+    """Unit rows and a rotation of them ``[num_pairs, 6]``, and the rotation."""
+    x = reference.unit_rows(rng.normal(size=(num_pairs, 6)))
+    rotation = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    return x, x @ rotation, rotation
+
+
+def test_peers_find_pairs_that_are_there(rng):
+    x, y, rotation = make_pairs(rng, 40)
+    order = rng.permutation(40)
+    found = peers.procrustes_one_to_one(x, y[order], x @ rotation @ y[order].T)
+    np.testing.assert_allclose(found, rotation, atol=1e-6)
+    plan = np.eye(40)[:, order] / 40
+    np.testing.assert_allclose(peers.procrustes_plan(x, y[order], plan), rotation, atol=1e-6)
+    rows, columns = peers.mutual_neighbors(y, y[order], 3)
+    np.testing.assert_array_equal(rows, np.arange(40))
+    np.testing.assert_array_equal(order[columns], rows)
+
+
+def test_peers_mutual_neighbors_are_those_of_all_similarities_at_once(rng):
+    x, y = (reference.unit_rows(rng.normal(size=(n, 5))) for n in (2 * reference.BLOCK_ROWS + 7, 300))
+    similarity = x @ y.T
+    density_x, density_y = (np.sort(s, axis=1)[:, -10:].mean(axis=1) for s in (similarity, similarity.T))
+    csls = 2 * similarity - density_x[:, None] - density_y
+    expected = [(i, j) for i, j in enumerate(csls.argmax(axis=1)) if csls[:, j].argmax() == i]
+    assert list(zip(*peers.mutual_neighbors(x, y, 10), strict=True)) == expected
+
+
+def test_peers_gromov_wasserstein_solve_the_same_problem(rng, monkeypatch):
+    pytest.importorskip("ot")
+    pytest.importorskip("ott")
+    monkeypatch.setattr(peers, "GROMOV_EPSILON", 0.05)
+    x, y, _ = make_pairs(rng, 30)
+    plan, compiling = peers.solve_ott(x.astype(np.float32), y[::-1].astype(np.float32))
+    assert compiling > 0
+    # Far from the uniform plan that both start from.
+    assert plan.max() > 2 / 30**2
+    np.testing.assert_allclose(plan, peers.solve_pot(x, y[::-1])[0], atol=1e-4)

@@ -374,3 +374,26 @@ def test_demo_succeeds_for_ten_seeds(folder):
         found = json.loads(done.stdout)
         assert found["mv2v"]["foscttm"] < 0.01
         assert found["mv2v"]["top1"] > 0.7 * found["oracle"]["top1"]
+
+
+@pytest.mark.parametrize("named_by", ["option", "variable"])
+def test_compiled_functions_are_kept_where_asked(folder, tmp_path, monkeypatch, named_by):
+    cache = tmp_path / "new" / "cache"
+    option = ["--compilation-cache", cache] if named_by == "option" else []
+    if named_by == "variable":
+        monkeypatch.setenv("MV2V_COMPILATION_CACHE", str(cache))
+    evaluate = ["evaluate", "map.safetensors", "x_eval.npy", "y_eval.npy", "--json"]
+    first = run(*option, *evaluate, cwd=folder)
+    assert first.returncode == 0, first.stderr
+    kept = {file.name for file in cache.iterdir()}
+    assert kept
+    assert run(*option, *evaluate, cwd=folder).stdout == first.stdout
+    assert {file.name for file in cache.iterdir() if file.name.endswith("-cache")} <= kept
+
+
+def test_a_cache_that_cannot_be_is_named(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("--compilation-cache", tmp_path / "file", "info", "map.safetensors", cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: --compilation-cache: ")
+    assert "Traceback" not in done.stderr

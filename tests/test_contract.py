@@ -19,8 +19,9 @@ from mv2v_jax.directions import map_from_cross, measure_spread
 from mv2v_jax.evidence import Evidence, HoldOut, gather_evidence, hold_out
 from mv2v_jax.kmeans import kmeans
 from mv2v_jax.matching import match_relative
-from mv2v_jax.neighbors import neighbor_means, top_neighbors
-from mv2v_jax.preprocess import fit_space
+from mv2v_jax.neighbors import largest, nearness, neighbor_means, top_neighbors
+from mv2v_jax.pipeline import prepare_search
+from mv2v_jax.preprocess import fit_space, unit_rows
 from mv2v_jax.procrustes import procrustes
 from mv2v_jax.qap import search_assignment
 from mv2v_jax.refine import refine_clusters, refine_matching
@@ -87,6 +88,22 @@ def fixed(fun: Callable[..., Any], *arguments: str, **static: Any) -> Stage:
     return Stage(lambda key, config, *args: fun(*args, **static), arguments)
 
 
+def many_rows(rows):
+    """Ten times as many unit rows, no two alike: with every shift of their numbers, and mirrored."""
+    shifted = jnp.concatenate([jnp.roll(rows, shift, axis=1) for shift in range(D_Y)])
+    return jnp.concatenate([shifted, shifted.at[:, 0].multiply(-1)])
+
+
+def match_many(key, config, x, y):
+    """As `match_csls` does it where rows are many: in groups."""
+    return match_csls(unit_rows(many_rows(x)), many_rows(y), num_neighbors=2)
+
+
+def in_fewer_directions(key, config, x, y):
+    config = dataclasses.replace(config, search_dims=4)
+    return prepare_search(fit_space(x), fit_space(y), config=config)
+
+
 def weighted_map(key, config, cross, x, y):
     spreads = (measure_spread(rows, config.whitening_power) for rows in (x, y))
     return map_from_cross(cross, *spreads, config.reliability_power)
@@ -107,12 +124,16 @@ STAGES = {
     "top_neighbors": fixed(top_neighbors, "x_to_y", "y", num_neighbors=4),
     "neighbor_means": fixed(neighbor_means, "x_to_y", "y", "y", num_neighbors=4),
     "match_csls": fixed(match_csls, "x_to_y", "y", num_neighbors=2),
+    "match_many": Stage(match_many, ("x_to_y", "y")),
+    "nearness": fixed(nearness, "x_to_y", "y", num_parts=4),
+    "largest": fixed(largest, "x", k=3),
     "procrustes": fixed(procrustes, "x", "x_to_y"),
     "refine_matching": drawing(refine_matching, *SPACES),
     "refine_annealed": drawing(refine_annealed, *SPACES),
     "refine_csls": drawing(refine_csls, *SPACES),
     "refine_whole": drawing(refine_whole, *SPACES),
     "refine_clusters": drawing(refine_clusters, *SPACES),
+    "prepare_search": Stage(in_fewer_directions, ("raw_x", "raw_y")),
     "hold_out": Stage(lambda key, config, x: hold_out(fit_space(x), 5), ("raw_x",)),
     "gather_evidence": Stage(
         lambda key, config, *args: gather_evidence(key, *args), ("part_x", "part_y", "W", "set_agreement"), draws=True
@@ -223,7 +244,9 @@ def test_iterations_are_scanned(name):
     assert any(equation.primitive.name == "scan" for equation in trace(name))
 
 
-@pytest.mark.parametrize("name", ["match_relative", "top_neighbors", "neighbor_means", "match_csls", "align"])
+@pytest.mark.parametrize(
+    "name", ["match_relative", "top_neighbors", "neighbor_means", "match_csls", "nearness", "align"]
+)
 def test_no_array_pairs_all_rows_of_both_spaces(name):
     shapes = {tuple(v.aval.shape) for e in trace(name) for v in (*e.invars, *e.outvars) if hasattr(v.aval, "shape")}
     assert any(N in shape for shape in shapes)

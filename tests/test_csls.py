@@ -1,11 +1,14 @@
 """CSLS against the whole n x m matrix."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import unit
 
-from mv2v_jax.csls import NUM_LOCAL, match_csls, mean_csls
+from mv2v_jax.candidates import find_candidates
+from mv2v_jax.csls import NUM_LOCAL, _local_density, match_csls, mean_csls
+from mv2v_jax.neighbors import Neighbors
 
 
 def clouds(seed, n, m, d=4):
@@ -20,8 +23,8 @@ def whole_csls(x, y, num_local):
     return 2 * similarity - density_x[:, None] - density_y[None]
 
 
-def match(x, y, k):
-    return match_csls(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), num_neighbors=k)
+def match(x, y, k, dtype=jnp.float32):
+    return match_csls(jnp.asarray(x, dtype), jnp.asarray(y, dtype), num_neighbors=k)
 
 
 # At most ten rows a side: the candidates are all rows, so nothing can be missed.
@@ -60,6 +63,107 @@ def test_a_hub_loses_its_followers():
     by_csls = np.asarray(match(x, y, 1).x_to_y.index)[:, 0]
     assert (by_cosine == hub).all()
     assert (by_csls == hub).sum() < (by_cosine == hub).sum()
+
+
+@pytest.mark.parametrize("num_candidates", [1, 7, 10, 19])
+def test_of_the_nearest_rows_the_first_are_local(rng, num_candidates):
+    similarity = -np.sort(-rng.normal(size=(5, num_candidates)), axis=1).astype(np.float32)
+    density = _local_density(Neighbors(similarity=jnp.asarray(similarity), index=None))
+    np.testing.assert_allclose(density, similarity[:, :NUM_LOCAL].mean(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_candidates", [20, 25, 39, 257])
+def test_of_many_groups_the_nearest_of_each_bundle_is_local(rng, num_candidates):
+    similarity = rng.normal(size=(5, num_candidates)).astype(np.float32)
+    density = _local_density(Neighbors(similarity=jnp.asarray(similarity), index=None))
+    used = similarity[:, : num_candidates // NUM_LOCAL * NUM_LOCAL]
+    bundles = [used[:, first::NUM_LOCAL].max(axis=1) for first in range(NUM_LOCAL)]
+    np.testing.assert_allclose(density, np.mean(bundles, axis=0), rtol=1e-5)
+    # Never more than the largest give, and the largest of all among what counts.
+    assert (density <= np.sort(similarity, axis=1)[:, -NUM_LOCAL:].mean(axis=1) + 1e-6).all()
+    # Of candidates that come best first it makes no difference that they are many.
+    best_first = -np.sort(-similarity, axis=1)
+    density = _local_density(Neighbors(similarity=jnp.asarray(best_first), index=None))
+    np.testing.assert_allclose(density, best_first[:, :NUM_LOCAL].mean(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 3, 4, 5, 16])
+def test_many_candidates_are_ordered_anew_against_numpy(k):
+    """Only the candidates are ours, which have tests of their own."""
+    with jax.enable_x64(True):
+        x, y = clouds(4, 700, 1_100, d=6)
+        candidates = find_candidates(jnp.asarray(x), jnp.asarray(y), num_neighbors=k, fewest=NUM_LOCAL)
+        found = match(x, y, k, jnp.float64)
+        index = [np.asarray(side.index) for side in (candidates.x_to_y, candidates.y_to_x)]
+        assert min(side.shape[1] for side in index) >= 256
+        cosines = [np.take_along_axis(s, i, 1) for s, i in zip((x @ y.T, y @ x.T), index, strict=True)]
+        density = []
+        for cosine in cosines:
+            used = cosine[:, : cosine.shape[1] // NUM_LOCAL * NUM_LOCAL]
+            density.append(np.mean([used[:, first::NUM_LOCAL].max(axis=1) for first in range(NUM_LOCAL)], axis=0))
+        sides = ((found.x_to_y, *density), (found.y_to_x, *density[::-1]))
+        for (side, own, other), cosine, among in zip(sides, cosines, index, strict=True):
+            scores = 2 * cosine - own[:, None] - other[among]
+            order = np.argsort(-scores, axis=1)[:, :k]
+            np.testing.assert_array_equal(side.index, np.take_along_axis(among, order, 1))
+            np.testing.assert_allclose(side.similarity, np.take_along_axis(scores, order, 1), atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_of_many_rows_nearly_all_are_matched_as_by_the_whole_matrix(dtype):
+    x, y = clouds(5, 900, 1_000, d=6)
+    csls = whole_csls(x, y, NUM_LOCAL)
+    with jax.enable_x64(dtype == np.float64):
+        found = match(x, y, 1, dtype)
+    for side, cosine, expected in ((found.x_to_y, x @ y.T, csls), (found.y_to_x, y @ x.T, csls.T)):
+        index, best = np.asarray(side.index)[:, 0], expected.max(axis=1)
+        lost, by_cosine = (best - expected[np.arange(len(best)), rows] for rows in (index, cosine.argmax(axis=1)))
+        assert (lost == 0).mean() > 0.86
+        assert (lost == 0).mean() > (by_cosine == 0).mean()
+        assert lost.mean() < 0.002
+        # Densities are of about as many rows, and a little less than those of the nearest ten.
+        assert 0 < (np.asarray(side.similarity)[:, 0] - best).mean() < 0.07
+
+
+def test_in_a_file_sorted_by_topic_as_many_rows_are_local(rng, monkeypatch):
+    """Rows that lie side by side are alike, and must not end in one bundle."""
+    monkeypatch.setattr("mv2v_jax.neighbors._BLOCK_ROWS", 40)
+    topics = np.repeat(rng.normal(size=(20, 32)), 32, axis=0)
+    x, y = (unit(topics + 0.3 * rng.normal(size=topics.shape)) for _ in range(2))
+    with jax.enable_x64(True):
+        found = find_candidates(jnp.asarray(x), jnp.asarray(y), num_neighbors=2, fewest=NUM_LOCAL)
+        for side, similarity in ((found.x_to_y, x @ y.T), (found.y_to_x, y @ x.T)):
+            nearest = np.sort(similarity, axis=1)[:, -NUM_LOCAL:].mean(axis=1)
+            assert side.index.shape[1] == 320
+            np.testing.assert_allclose(_local_density(side), nearest, atol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_partners_among_many_rows_find_each_other(rng, dtype):
+    x, _ = clouds(6, 800, 1, d=16)
+    order = rng.permutation(800)
+    y = unit(x + 0.05 * rng.normal(size=x.shape))[order]
+    with jax.enable_x64(dtype == np.float64):
+        found = match(x, y, 1, dtype)
+    np.testing.assert_array_equal(order[np.asarray(found.x_to_y.index)[:, 0]], np.arange(800))
+    np.testing.assert_array_equal(np.asarray(found.y_to_x.index)[:, 0], order)
+
+
+# As few as are searched exactly, and more; zero rows of the data, among them the first, and padding.
+@pytest.mark.parametrize("first", [0, 200, 577])
+@pytest.mark.parametrize("num_rows", [400, 577])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_without_length_are_nobodys_partners(rng, dtype, num_rows, first):
+    """Not even of a row that is far from everything, whose CSLS with what is nearest is low."""
+    topics = rng.normal(size=(40, 64))
+    x, y = (topics[rng.integers(40, size=num_rows)] + 0.05 * rng.normal(size=(num_rows, 64)) for _ in range(2))
+    x[:28] = rng.normal(size=(28, 64))
+    x, y = (np.insert(unit(rows - rows.mean(0)), [min(first, num_rows)] * 63, 0, axis=0) for rows in (x, y))
+    with jax.enable_x64(dtype == np.float64):
+        found = match(x, y, 2, dtype)
+    for side, own, other in ((found.x_to_y, x, y), (found.y_to_x, y, x)):
+        partners = np.asarray(side.index)[own.any(axis=1)]
+        assert other[partners].any(axis=2).all()
 
 
 def test_mean_is_over_both_directions():

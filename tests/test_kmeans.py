@@ -56,6 +56,33 @@ def test_lloyd_equals_scikit_learn_from_the_same_start():
     np.testing.assert_allclose(found.centers, expected.cluster_centers_, atol=1e-3)
 
 
+def lloyd_in_numpy(x, centers, num_steps):
+    """Row by row; the first of equal centres has a row, and rows of zeros belong to none."""
+    rows = x[x.any(axis=1)]
+    for _ in range(num_steps):
+        nearest = ((rows[:, None] - centers[None]) ** 2).sum(-1).argmin(1)
+        own = [rows[nearest == center] for center in range(len(centers))]
+        centers = np.stack([group.mean(0) if len(group) else old for group, old in zip(own, centers, strict=True)])
+    distances = ((rows[:, None] - centers[None]) ** 2).sum(-1)
+    return centers, np.bincount(distances.argmin(1), minlength=len(centers)), distances.min(1).sum()
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 6])
+def test_lloyd_against_numpy(num_steps):
+    with jax.enable_x64(True):
+        x = np.float64(make_blobs(3))
+        x[[4, 17, 200]] = 0
+        # A centre twice, and one where there is nothing.
+        start = np.concatenate([x[:4], x[1:2], [[90.0, 0.0, 0.0]]])
+        found = lloyd(jnp.asarray(x), jnp.asarray(start), num_steps=num_steps)
+    centers, counts, inertia = lloyd_in_numpy(x, start, num_steps)
+    assert 0 in counts
+    assert counts.sum() == 237
+    np.testing.assert_array_equal(found.counts, counts)
+    np.testing.assert_allclose(found.centers, centers, atol=1e-10)
+    np.testing.assert_allclose(found.inertia, inertia, rtol=1e-10)
+
+
 def test_seeds_are_rows_and_spread():
     x = make_blobs(1)
     centers = np.asarray(seed_centers(jax.random.key(0), jnp.asarray(x), num_clusters=NUM_CLUSTERS))

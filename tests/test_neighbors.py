@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import unit
+from conftest import rough_error, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mv2v_jax import neighbors
-from mv2v_jax.neighbors import neighbor_means, top_neighbors
+from mv2v_jax.neighbors import largest, nearness, neighbor_means, rough_product, top_neighbors
 
 
 def brute_force(queries, bank, k):
@@ -87,3 +87,94 @@ def test_a_long_bank_is_searched_in_groups_without_losing_any(rng, num_neighbors
     found = top_neighbors(jnp.asarray(queries), jnp.asarray(bank), num_neighbors=num_neighbors)
     np.testing.assert_allclose(found.similarity, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(similarity, np.asarray(found.index), 1), expected, atol=1e-5)
+
+
+both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+def unit_clouds(seed, n, m, d, dtype):
+    return tuple(rows.astype(dtype) for rows in clouds(seed, n, m, d)[:2])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("d", [1, 3, 64, 384])
+def test_a_rough_product_is_that_of_bfloat16_rows(d, compiled):
+    x, y = unit_clouds(5, 70, 90, d, np.float32)
+    product = (jax.jit(rough_product) if compiled else rough_product)(jnp.asarray(x), jnp.asarray(y))
+    exact = np.float64(x) @ np.float64(y).T
+    assert product.dtype == np.float32
+    assert (np.abs(product - exact) <= rough_error(x, y)).all()
+    # Errors are not all in one direction: the more numbers there are in a row, the smaller they are together.
+    assert np.sqrt(np.mean((product - exact) ** 2)) < 2.0**-8 / np.sqrt(d)
+    # Sums are no rougher than float32's: either of these rows or, where a compiler keeps more bits, of the given ones.
+    rounded = [np.float64(np.asarray(jnp.asarray(rows, jnp.bfloat16), np.float32)) for rows in (x, y)]
+    assert min(np.abs(product - oracle).max() for oracle in (rounded[0] @ rounded[1].T, exact)) < 1e-6
+
+
+def test_a_product_in_double_precision_is_not_rough():
+    with jax.enable_x64(True):
+        x, y = unit_clouds(6, 70, 90, 64, np.float64)
+        product = rough_product(jnp.asarray(x), jnp.asarray(y))
+        assert product.dtype == np.float64
+        np.testing.assert_allclose(product, x @ y.T, atol=1e-14)
+
+
+def nearness_in_numpy(queries, bank, num_parts):
+    """In float64: one maximum a part, parts one after the other; what is left over is left out."""
+    num_parts = min(num_parts, len(bank))
+    length = len(bank) // num_parts
+    parts = [np.float64(bank)[first * length : (first + 1) * length] for first in range(num_parts)]
+    return np.mean([(np.float64(queries) @ part.T).max(axis=1) for part in parts], axis=0)
+
+
+# Parts that come out even, and that leave nine rows over; more parts than rows; several blocks of queries.
+@pytest.mark.parametrize(
+    ("n", "m", "num_parts"), [(7, 40, 10), (7, 49, 10), (1, 1, 10), (5, 4, 10), (5, 10, 10), (9, 31, 1), (1_100, 57, 5)]
+)
+@both_dtypes
+def test_nearness_against_numpy(n, m, num_parts, dtype):
+    with jax.enable_x64(dtype == np.float64):
+        queries, bank = unit_clouds(7, n, m, 8, dtype)
+        found = jax.jit(nearness, static_argnames="num_parts")(queries, bank, num_parts=num_parts)
+    assert (found.shape, found.dtype) == ((n,), dtype)
+    expected = nearness_in_numpy(queries, bank, num_parts)
+    # A maximum is off by no more than what it is taken of.
+    assert (np.abs(found - expected) <= rough_error(queries, bank).max(axis=1)).all()
+    if dtype == np.float64:
+        np.testing.assert_allclose(found, expected, atol=1e-14)
+
+
+def test_nearness_is_about_the_mean_of_the_nearest(rng):
+    """Never more, and hardly less where rows are many and in no order."""
+    with jax.enable_x64(True):
+        queries, bank = unit_clouds(8, 50, 4_000, 8, np.float64)
+        found = nearness(jnp.asarray(queries), jnp.asarray(bank), num_parts=10)
+    nearest = np.sort(queries @ bank.T, axis=1)[:, -10:].mean(axis=1)
+    assert (found <= nearest + 1e-12).all()
+    assert np.mean(nearest - found) < 0.03
+    assert np.mean(nearest - (queries @ bank.T).mean(axis=1)) > 0.5
+
+
+@pytest.mark.parametrize("k", [1, 2, neighbors._MOST_MAXIMA, neighbors._MOST_MAXIMA + 1, 11, 12])
+@both_dtypes
+def test_the_largest_against_numpy(rng, k, dtype):
+    values = rng.normal(size=(9, 12)).astype(dtype)
+    with jax.enable_x64(dtype == np.float64):
+        found, index = jax.jit(largest, static_argnums=1)(jnp.asarray(values), k)
+    assert (found.shape, found.dtype, index.dtype) == ((9, k), dtype, np.int32)
+    np.testing.assert_array_equal(found, -np.sort(-values, axis=1)[:, :k])
+    np.testing.assert_array_equal(index, np.argsort(-values, axis=1)[:, :k])
+
+
+@pytest.mark.parametrize("k", range(1, neighbors._MOST_MAXIMA + 3))
+def test_the_largest_of_equals_are_different_ones(rng, k):
+    """The first of them, and never one twice."""
+    values = np.concatenate([rng.integers(-1, 2, size=(30, 8)), np.zeros((1, 8)), np.full((1, 8), -3)]).astype(
+        np.float32
+    )
+    found, index = largest(jnp.asarray(values), k)
+    np.testing.assert_array_equal(index, np.argsort(-values, axis=1, kind="stable")[:, :k])
+    np.testing.assert_array_equal(found, np.take_along_axis(values, np.asarray(index), axis=1))
+    assert all(len(set(row)) == k for row in np.asarray(index))
+    for ours, theirs in zip((found, index), jax.lax.top_k(jnp.asarray(values), k), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

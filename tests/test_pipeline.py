@@ -205,8 +205,8 @@ def test_the_evidence_is_that_of_the_searched_map_on_rows_it_has_not_seen():
 
 def test_every_key_is_scored_on_the_same_rows():
     _, results = all_solved(8, 8)
-    # A rotation keeps the cosines within a space, so this differs only where the rows do.
-    np.testing.assert_allclose([result.evidence.within for result in results], results[0].evidence.within, rtol=1e-4)
+    # A rotation keeps the cosines within a space, so this differs only where the rows do, and by their rounding.
+    np.testing.assert_allclose([result.evidence.within for result in results], results[0].evidence.within, rtol=5e-4)
     assert len({float(result.evidence.cross) for result in results}) > 1
 
 

@@ -13,9 +13,10 @@ SETTLING = ["refine_annealed_again", "refine_csls"]
 SEARCH = ["anchors", "refine_matching", "refine_clusters", "refine_annealed"]
 
 
-@pytest.mark.parametrize("num_restarts", [1, 2])
-def test_pieces_equal_the_whole(quick_compile, num_restarts):
-    config = small_config()
+# Searched in all directions, and in fewer than x has.
+@pytest.mark.parametrize(("num_restarts", "search_dims"), [(1, 0), (2, 7)])
+def test_pieces_equal_the_whole(quick_compile, num_restarts, search_dims):
+    config = small_config(search_dims=search_dims)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(90, 8)).astype(np.float32), rng.normal(size=(95, 6)).astype(np.float32)
     key = jax.random.key(0)

@@ -10,8 +10,8 @@ import pytest
 from conftest import assert_trees_close, count_compilations, planted_clouds, small_config
 
 from mv2v_jax import align, align_restarts, select
-from mv2v_jax.evidence import Evidence, hold_out
-from mv2v_jax.pipeline import Searched, search_map, settle_map
+from mv2v_jax.evidence import Evidence
+from mv2v_jax.pipeline import Searched, prepare_search, search_map, settle_map
 from mv2v_jax.preprocess import fit_space
 from mv2v_jax.restarts import check_restarts, join_searches, map_agreement
 from mv2v_jax.sizes import size_rows
@@ -20,8 +20,9 @@ from mv2v_jax.validate import InputError
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 NUM = 3
-# Fewer stages, for there is less to compile; whitening, to see that only the best is whitened.
-CONFIG = small_config(match_steps=0, cluster_steps=0, whitening_power=0.1)
+# Fewer stages, for there is less to compile; whitening, to see that only the best is whitened; and fewer directions
+# than either space has.
+CONFIG = small_config(match_steps=0, cluster_steps=0, whitening_power=0.1, search_dims=4)
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +52,18 @@ def one_by_one():
 
 
 @functools.cache
+def spaces():
+    return [fit_space(*size_rows(rows, CONFIG.most_rows)) for rows in clouds()]
+
+
+@functools.cache
+def searched_rows():
+    return prepare_search(*spaces(), config=CONFIG)
+
+
+@functools.cache
 def searches():
-    parts = [hold_out(fit_space(*size_rows(rows, CONFIG.most_rows)), CONFIG.held_out_rows) for rows in clouds()]
+    parts = searched_rows().x, searched_rows().y
     search = jax.jit(lambda key, x, y: search_map(key, x, y, config=CONFIG))
     # What is searched for depends on the fitted rows alone.
     others = [part.replace(held_out=part.held_out[::-1] ** 2) for part in parts]
@@ -78,11 +89,13 @@ def test_the_best_is_kept_and_one_restart_alone_is_align():
 
 def test_what_is_settled_is_the_average_of_what_agrees():
     found, key = restarts(), jax.random.fold_in(root(), int(restarts().chosen))
-    spaces = [fit_space(*size_rows(rows, CONFIG.most_rows)) for rows in clouds()]
     weights = np.maximum(np.asarray(found.agreement)[int(found.chosen)], 0) ** 2
     matrix = np.einsum("r,rab->ab", weights, [searched.matrix for searched in searches()[0]]) / weights.sum()
     searched = searches()[0][int(found.chosen)]
-    settle = jax.jit(lambda matrix: settle_map(key, *spaces, searched.replace(matrix=matrix), config=CONFIG))
+    assert matrix.shape == (4, 4)
+    settle = jax.jit(
+        lambda matrix: settle_map(key, *spaces(), searched_rows(), searched.replace(matrix=matrix), config=CONFIG)
+    )
     np.testing.assert_allclose(found.best.map.W, settle(jnp.asarray(matrix)).map.W, atol=1e-8)
     assert np.abs(np.asarray(searched.matrix) - matrix).max() > 0.01
 
@@ -134,7 +147,9 @@ def test_agreement_is_that_of_the_searched_maps():
     for searched in searches()[0]:
         left, _, right = np.linalg.svd(searched.matrix, full_matrices=False)
         maps.append(left @ right)
-    rows = np.asarray(fit_space(*size_rows(clouds()[0], CONFIG.most_rows)).rows)
+    # On the fitted rows, in the directions in which they were searched.
+    rows = np.asarray(searched_rows().x.fitted)
+    assert rows.shape == (64 - 5, 4)
     np.testing.assert_allclose(agreement, agreement_in_numpy(maps, rows), atol=1e-7)
     assert (agreement[np.triu_indices(NUM, 1)] < 0.999).all()
 
