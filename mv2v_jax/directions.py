@@ -17,6 +17,8 @@ from mv2v_jax.pytree import pytree
 
 # Directions with less than this share of the largest variance are noise; lifting them further would only amplify it.
 _LEAST_VARIANCE = 1e-3
+# Correlations below so many rounding errors, the largest being 1, are nothing but rounding.
+_LEAST_CORRELATION = 1e3
 
 
 @pytree
@@ -100,7 +102,10 @@ def weigh_directions(
         exact: false to take `svd_from_gram`, where the directions are on their way and digits do not matter.
     """
     u, singular, vt = jnp.linalg.svd(cross, full_matrices=False) if exact else svd_from_gram(cross)
-    weights = _correlations(u, singular, vt.T, x, y) ** jnp.asarray(reliability_power / 2, cross.dtype)
+    correlations = _correlations(u, singular, vt.T, x, y)
+    # A search in fewer directions says nothing about the others: they are rounding, and no power may make them count.
+    says_something = correlations > _LEAST_CORRELATION * jnp.finfo(cross.dtype).eps
+    weights = jnp.where(says_something, correlations ** jnp.asarray(reliability_power / 2, cross.dtype), 0)
     return Directions(x=x.whitener @ (u * weights[None]), y=y.whitener @ (vt.T * weights[None]))
 
 

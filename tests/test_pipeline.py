@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, planted_clouds, small_config
+from conftest import assert_trees_close, planted_clouds, small_config, unit
 
 from mv2v_jax import Config, align, apply
 from mv2v_jax.anneal import refine_annealed
@@ -217,6 +217,22 @@ def test_every_key_is_scored_on_the_same_rows():
 def test_annealing_goes_on_where_many_rows_were_held_out(num_rows, held_out, steps, expected):
     config = small_config(held_out_rows=held_out, anneal_steps=steps, anneal_rows=40)
     assert again_steps(config, num_rows) == expected
+
+
+def test_annealing_again_sees_twice_the_directions_of_the_search():
+    planted, key, config = small_clouds(), jax.random.key(2), small_config(search_dims=2, anneal_power=0.5)
+    again = {stage.name: stage.run for stage in SETTLING}["refine_annealed_again"]
+    with jax.enable_x64(True):
+        x, y = (unit(np.float64(rows - rows.mean(0))) for rows in (planted.x, planted.y))
+        # Of different lengths: directions that are as long as each other could be any.
+        start = planted.W * np.linspace(1, 0.5, 5)
+        found = again(key, jnp.asarray(x), jnp.asarray(y), jnp.asarray(start), config=config)
+        axes_x, axes_y = (np.linalg.svd(rows)[2][:4].T for rows in (x, y))
+        lowered = axes_x.T @ start @ axes_y
+        seen = (jnp.asarray(unit(rows @ axes)) for rows, axes in ((x, axes_x), (y, axes_y)))
+        expected = refine_annealed(key, *seen, jnp.asarray(lowered), config=config, steps=jnp.array([4, 5, 6, 7]))
+    np.testing.assert_allclose(found.matrix, axes_x @ np.asarray(expected.matrix) @ axes_y.T, atol=1e-8)
+    np.testing.assert_allclose(found.objective, expected.objective, atol=1e-8)
 
 
 def test_annealing_again_is_the_second_half():
