@@ -16,11 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.neighbors import Neighbors, block_rows, rough_product, top_neighbors
+from mv2v_jax.preprocess import present_rows
 from mv2v_jax.pytree import pytree
 
 # So many groups that few of the nearest rows share one, and so few that looking through their maxima costs little.
 _FEWEST_GROUPS = 256
 _GROUPS_PER_NEIGHBOR = 16
+# Less than the inner product of any two rows of unit length.
+_NOBODY = -2.0
 
 
 @pytree
@@ -36,34 +39,47 @@ class Matches:
     y_to_x: Neighbors
 
 
-def _write_place(similarity: jax.Array, place: int, num_places: int) -> jax.Array:
-    """Numbers with ``place`` in their last bits, as many as ``num_places`` need."""
+def _integers(dtype) -> jnp.dtype:
+    return jnp.int64 if dtype == jnp.float64 else jnp.int32
+
+
+def _write_place(similarity: jax.Array, place: int, num_places: int, present: jax.Array) -> jax.Array:
+    """Numbers with ``place`` in their last bits, as many as ``num_places`` need.
+
+    What is not ``present`` has a similarity of zero, whose bits are all zero: writing those of `_NOBODY` to them as
+    well costs nothing. A zero that is one by chance stays one, and says nothing about its place.
+    """
     bits = (num_places - 1).bit_length()
-    integer = jnp.int64 if similarity.dtype == jnp.float64 else jnp.int32
-    number = jax.lax.bitcast_convert_type(similarity, integer)
-    return jax.lax.bitcast_convert_type((number & -(1 << bits)) | place, similarity.dtype)
+    as_integer = functools.partial(jax.lax.bitcast_convert_type, new_dtype=_integers(similarity.dtype))
+    written = jnp.where(present, 0, as_integer(jnp.asarray(_NOBODY, similarity.dtype))) | place
+    return jax.lax.bitcast_convert_type((as_integer(similarity) & -(1 << bits)) | written, similarity.dtype)
 
 
 def _read_place(similarity: jax.Array, num_places: int) -> jax.Array:
     bits = (num_places - 1).bit_length()
-    integer = jnp.int64 if similarity.dtype == jnp.float64 else jnp.int32
-    number = jax.lax.bitcast_convert_type(similarity, integer)
+    number = jax.lax.bitcast_convert_type(similarity, _integers(similarity.dtype))
     return (number & ((1 << bits) - 1)).astype(jnp.int32)
 
 
-def _group_maxima(similarity: jax.Array, group: int) -> jax.Array:
-    """Largest entries of groups of columns, ``[b, m]`` to ``[b, ceil(m / group)]``, with their places written in.
+def _group_maxima(similarity: jax.Array, present: jax.Array, group: int, axis: int) -> jax.Array:
+    """Largest entries of groups of rows (axis 0) or columns (1) of ``similarity [b, m]``, with their places written in.
 
-    Entry ``j`` of group ``i`` is column ``j * num_groups + i``. A maximum over slices is elementwise, unlike a
+    Member ``j`` of group ``i`` is row or column ``j * num_groups + i``, with ``num_groups = ceil(size / group)``; which
+    of them are rows with a length is ``present``, ``[b]`` or ``[m]``. A maximum over slices is elementwise, unlike a
     reduction, and vectorises.
     """
-    num_groups = -(-similarity.shape[1] // group)
-    slices = [similarity[:, j * num_groups : (j + 1) * num_groups] for j in range(group)]
-    written = [_write_place(entries, place, group) for place, entries in enumerate(slices)]
-    padded = [
-        jnp.pad(entries, ((0, 0), (0, num_groups - entries.shape[1])), constant_values=-jnp.inf) for entries in written
-    ]
-    return functools.reduce(jnp.maximum, padded)
+    size = similarity.shape[axis]
+    num_groups = -(-size // group)
+    present = jnp.expand_dims(present, 1 - axis)
+
+    def members(place):
+        first, last = min(place * num_groups, size), min((place + 1) * num_groups, size)
+        entries, here = (jax.lax.slice_in_dim(array, first, last, axis=axis) for array in (similarity, present))
+        padding = [(0, 0), (0, 0)]
+        padding[axis] = (0, num_groups - (last - first))
+        return jnp.pad(_write_place(entries, place, group, here), padding, constant_values=-jnp.inf)
+
+    return functools.reduce(jnp.maximum, map(members, range(group)))
 
 
 def _group_size(num_rows: int, num_neighbors: int) -> int:
@@ -73,6 +89,7 @@ def _group_size(num_rows: int, num_neighbors: int) -> int:
 def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int, fewest: int) -> Matches:
     """Rows of ``y [m, d]`` of large inner product for every row of ``x [n, d]``, and back: more than are wanted.
 
+    All rows are of unit length; those without length, which padding is, are nobody's candidates while there are others.
     Where both sides are large, the nearest row of each of some hundred groups, in no order: the nearest of all is among
     them, and few of the next ``num_neighbors`` are missed. Else exactly the ``max(num_neighbors, fewest)`` nearest,
     best first.
@@ -95,28 +112,19 @@ def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int, fewest: i
     # Block b has the rows b, b + num_blocks, ...: rows that lie side by side in a file are often alike, and would lose
     # each other in a group.
     padded = jnp.pad(x, ((0, num_blocks * block - num_x), (0, 0))).reshape(block, num_blocks, -1)
+    present_y = present_rows(y)
 
     def search(number):
-        similarity = rough_product(padded[:, number], y)
-        # Rows that only fill the last block are nobody's neighbours.
-        present = (jnp.arange(block) * num_blocks + number < num_x)[:, None]
-        slices = [
-            jnp.where(
-                present[j * groups_per_block : (j + 1) * groups_per_block],
-                _write_place(similarity[j * groups_per_block : (j + 1) * groups_per_block], j, group_x),
-                -jnp.inf,
-            )
-            for j in range(group_x)
-        ]
-        return _group_maxima(similarity, group_y), functools.reduce(jnp.maximum, slices)
+        rows = padded[:, number]
+        similarity = rough_product(rows, y)
+        return _group_maxima(similarity, present_y, group_y, 1), _group_maxima(similarity, present_rows(rows), group_x, 0)
+
+    def named(maxima, group_size):
+        group = jnp.arange(maxima.shape[1], dtype=jnp.int32)[None]
+        return Neighbors(similarity=maxima, index=_read_place(maxima, group_size) * maxima.shape[1] + group)
 
     forward, backward = jax.lax.map(search, jnp.arange(num_blocks))
     forward = forward.swapaxes(0, 1).reshape(num_blocks * block, -1)[:num_x]
-    group = jnp.arange(forward.shape[1], dtype=jnp.int32)[None]
-    x_to_y = Neighbors(similarity=forward, index=_read_place(forward, group_y) * forward.shape[1] + group)
-    backward = backward.reshape(-1, num_y).T
-    # Groups are numbered block by block.
-    group = jnp.arange(backward.shape[1], dtype=jnp.int32)[None]
-    place = _read_place(backward, group_x) * groups_per_block + group % groups_per_block
-    y_to_x = Neighbors(similarity=backward, index=place * num_blocks + group // groups_per_block)
-    return Matches(x_to_y=x_to_y, y_to_x=y_to_x)
+    # Groups in the order of their first rows, as those of Y are: whoever bundles them may count on it.
+    backward = backward.transpose(2, 1, 0).reshape(num_y, -1)
+    return Matches(x_to_y=named(forward, group_y), y_to_x=named(backward, group_x))

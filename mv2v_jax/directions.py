@@ -17,8 +17,8 @@ from mv2v_jax.pytree import pytree
 
 # Directions with less than this share of the largest variance are noise; lifting them further would only amplify it.
 _LEAST_VARIANCE = 1e-3
-# Correlations below so many rounding errors, the largest being 1, are nothing but rounding.
-_LEAST_CORRELATION = 1e3
+# What a decomposition gives below so many rounding errors, relative to the largest, is nothing but rounding.
+_ROUNDING = 30
 
 
 @pytree
@@ -87,12 +87,16 @@ def svd_from_gram(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return (matrix @ v) / singular[None], singular, v.T
 
 
+def _scaled(u: jax.Array, vt: jax.Array, weights: jax.Array, x: Spread, y: Spread) -> Directions:
+    # Half of the power is on each side, so that unit length can be taken where rows are compared.
+    half = jnp.sqrt(weights)[None]
+    return Directions(x=x.whitener @ (u * half), y=y.whitener @ (vt.T * half))
+
+
 def weigh_directions(
     cross: jax.Array, x: Spread, y: Spread, reliability_power: float | jax.Array, *, exact: bool = True
 ) -> Directions:
     """Singular directions of a cross-covariance, each weighted by a power of its correlation, in whitened spaces.
-
-    Half of the power is on each side, so that unit length can be taken where rows are compared.
 
     Args:
         cross: ``[d_x, d_y]`` cross-covariance of pseudo-pairs, of any length.
@@ -102,16 +106,20 @@ def weigh_directions(
         exact: false to take `svd_from_gram`, where the directions are on their way and digits do not matter.
     """
     u, singular, vt = jnp.linalg.svd(cross, full_matrices=False) if exact else svd_from_gram(cross)
-    correlations = _correlations(u, singular, vt.T, x, y)
+    weights = _correlations(u, singular, vt.T, x, y) ** jnp.asarray(reliability_power, cross.dtype)
     # A search in fewer directions says nothing about the others: they are rounding, and no power may make them count.
-    says_something = correlations > _LEAST_CORRELATION * jnp.finfo(cross.dtype).eps
-    weights = jnp.where(says_something, correlations ** jnp.asarray(reliability_power / 2, cross.dtype), 0)
-    return Directions(x=x.whitener @ (u * weights[None]), y=y.whitener @ (vt.T * weights[None]))
+    rounding = (_ROUNDING * jnp.finfo(cross.dtype).eps) ** (1 if exact else 0.5)
+    return _scaled(u, vt, jnp.where(singular > rounding * singular[0], weights, 0), x, y)
 
 
 def map_from_cross(cross: jax.Array, x: Spread, y: Spread, reliability_power: float | jax.Array) -> jax.Array:
-    """The map ``[d_x, d_y]`` that compares rows as `weigh_directions` says, of the length of a rotation."""
-    directions = weigh_directions(cross, x, y, reliability_power)
+    """The map ``[d_x, d_y]`` that compares rows as `weigh_directions` says, of the length of a rotation.
+
+    A power of 0 gives a whole rotation: what rows do not lie in is turned with the rest.
+    """
+    u, singular, vt = jnp.linalg.svd(cross, full_matrices=False)
+    weights = _correlations(u, singular, vt.T, x, y) ** jnp.asarray(reliability_power, cross.dtype)
+    directions = _scaled(u, vt, weights, x, y)
     return _of_length(directions.x @ directions.y.T, min(cross.shape) ** 0.5)
 
 

@@ -51,6 +51,13 @@ def small_config(**changes) -> Config:
     return dataclasses.replace(_SMALL, **changes)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_what_was_compiled():
+    """Every compiled function keeps some memory maps, of which a process has 65,530: XLA crashes for want of one."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def quick_compile():
     """Compile with little optimisation: for tests that compare the same program with itself, compiling is the cost."""

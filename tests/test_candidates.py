@@ -98,10 +98,13 @@ def test_every_candidate_is_the_nearest_of_a_group_and_groups_have_every_row_onc
             groups = [np.unique(column) for column in index.T]
             np.testing.assert_array_equal(np.sort(np.concatenate(groups)), np.arange(similarity.shape[1]))
             assert max(map(len, groups)) <= similarity.shape[1] // 256
-            for column, group in zip(index.T, groups, strict=True):
+            for column, own, group in zip(index.T, np.asarray(side.similarity).T, groups, strict=True):
                 nearest = similarity[:, group].max(axis=1)
                 slack = 2 * error[:, group].max(axis=1)
-                assert (nearest - at(similarity, column[:, None])[:, 0] <= slack).all()
+                # A product that is zero by chance may be that of another of the group.
+                by_chance = (nearest <= slack) & (own == 0)
+                assert ((nearest - at(similarity, column[:, None])[:, 0] <= slack) | by_chance).all()
+                assert by_chance.mean() < 0.01
 
 
 def test_alike_rows_that_lie_side_by_side_are_found(monkeypatch):
