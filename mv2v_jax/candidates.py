@@ -117,7 +117,9 @@ def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int, fewest: i
     def search(number):
         rows = padded[:, number]
         similarity = rough_product(rows, y)
-        return _group_maxima(similarity, present_y, group_y, 1), _group_maxima(similarity, present_rows(rows), group_x, 0)
+        return _group_maxima(similarity, present_y, group_y, 1), _group_maxima(
+            similarity, present_rows(rows), group_x, 0
+        )
 
     def named(maxima, group_size):
         group = jnp.arange(maxima.shape[1], dtype=jnp.int32)[None]
