@@ -109,9 +109,6 @@ def fast() -> Config:
     return Config(
         most_rows=32_768,
         num_anchor_sets=20,
-        num_clusters=20,
-        anchor_rows=4_096,
-        num_starts=4,
         kept_sets=10,
         anneal_steps=60,
         csls_rows=4_096,
