@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.neighbors import Neighbors, block_rows, rough_product, top_neighbors
-from mv2v_jax.preprocess import present_rows
 from mv2v_jax.pytree import pytree
 
 # So many groups that few of the nearest rows share one, and so few that looking through their maxima costs little.
@@ -39,47 +38,50 @@ class Matches:
     y_to_x: Neighbors
 
 
-def _integers(dtype) -> jnp.dtype:
-    return jnp.int64 if dtype == jnp.float64 else jnp.int32
-
-
-def _write_place(similarity: jax.Array, place: int, num_places: int, present: jax.Array) -> jax.Array:
-    """Numbers with ``place`` in their last bits, as many as ``num_places`` need.
-
-    What is not ``present`` has a similarity of zero, whose bits are all zero: writing those of `_NOBODY` to them as
-    well costs nothing. A zero that is one by chance stays one, and says nothing about its place.
-    """
+def _write_place(similarity: jax.Array, place: int, num_places: int) -> jax.Array:
+    """Numbers with ``place`` in their last bits, as many as ``num_places`` need."""
     bits = (num_places - 1).bit_length()
-    as_integer = functools.partial(jax.lax.bitcast_convert_type, new_dtype=_integers(similarity.dtype))
-    written = jnp.where(present, 0, as_integer(jnp.asarray(_NOBODY, similarity.dtype))) | place
-    return jax.lax.bitcast_convert_type((as_integer(similarity) & -(1 << bits)) | written, similarity.dtype)
+    integer = jnp.int64 if similarity.dtype == jnp.float64 else jnp.int32
+    number = jax.lax.bitcast_convert_type(similarity, integer)
+    return jax.lax.bitcast_convert_type((number & -(1 << bits)) | place, similarity.dtype)
 
 
 def _read_place(similarity: jax.Array, num_places: int) -> jax.Array:
     bits = (num_places - 1).bit_length()
-    number = jax.lax.bitcast_convert_type(similarity, _integers(similarity.dtype))
+    integer = jnp.int64 if similarity.dtype == jnp.float64 else jnp.int32
+    number = jax.lax.bitcast_convert_type(similarity, integer)
     return (number & ((1 << bits) - 1)).astype(jnp.int32)
 
 
-def _group_maxima(similarity: jax.Array, present: jax.Array, group: int, axis: int) -> jax.Array:
+def _group_maxima(similarity: jax.Array, group: int, axis: int) -> jax.Array:
     """Largest entries of groups of rows (axis 0) or columns (1) of ``similarity [b, m]``, with their places written in.
 
-    Member ``j`` of group ``i`` is row or column ``j * num_groups + i``, with ``num_groups = ceil(size / group)``; which
-    of them are rows with a length is ``present``, ``[b]`` or ``[m]``. A maximum over slices is elementwise, unlike a
-    reduction, and vectorises.
+    Member ``j`` of group ``i`` is row or column ``j * num_groups + i``, with ``num_groups = ceil(size / group)``. A
+    maximum over slices is elementwise, unlike a reduction, and vectorises.
     """
     size = similarity.shape[axis]
     num_groups = -(-size // group)
-    present = jnp.expand_dims(present, 1 - axis)
 
     def members(place):
         first, last = min(place * num_groups, size), min((place + 1) * num_groups, size)
-        entries, here = (jax.lax.slice_in_dim(array, first, last, axis=axis) for array in (similarity, present))
+        entries = jax.lax.slice_in_dim(similarity, first, last, axis=axis)
         padding = [(0, 0), (0, 0)]
         padding[axis] = (0, num_groups - (last - first))
-        return jnp.pad(_write_place(entries, place, group, here), padding, constant_values=-jnp.inf)
+        return jnp.pad(_write_place(entries, place, group), padding, constant_values=-jnp.inf)
 
     return functools.reduce(jnp.maximum, map(members, range(group)))
+
+
+def _named(maxima: jax.Array, group: int) -> Neighbors:
+    """Maxima of groups ``[n, num_groups]`` with the rows they belong to.
+
+    A maximum of zero is that of a row without length. It has no bits for a place and counts as nobody's; the group's
+    other rows are no nearer than a right angle, and nobody misses them.
+    """
+    number = jnp.arange(maxima.shape[1], dtype=jnp.int32)[None]
+    index = _read_place(maxima, group) * maxima.shape[1] + number
+    is_zero = jnp.abs(maxima) < jnp.finfo(maxima.dtype).tiny
+    return Neighbors(similarity=jnp.where(is_zero, _NOBODY, maxima), index=jnp.where(is_zero, number, index))
 
 
 def _group_size(num_rows: int, num_neighbors: int) -> int:
@@ -112,21 +114,13 @@ def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int, fewest: i
     # Block b has the rows b, b + num_blocks, ...: rows that lie side by side in a file are often alike, and would lose
     # each other in a group.
     padded = jnp.pad(x, ((0, num_blocks * block - num_x), (0, 0))).reshape(block, num_blocks, -1)
-    present_y = present_rows(y)
 
     def search(number):
-        rows = padded[:, number]
-        similarity = rough_product(rows, y)
-        return _group_maxima(similarity, present_y, group_y, 1), _group_maxima(
-            similarity, present_rows(rows), group_x, 0
-        )
-
-    def named(maxima, group_size):
-        group = jnp.arange(maxima.shape[1], dtype=jnp.int32)[None]
-        return Neighbors(similarity=maxima, index=_read_place(maxima, group_size) * maxima.shape[1] + group)
+        similarity = rough_product(padded[:, number], y)
+        return _group_maxima(similarity, group_y, 1), _group_maxima(similarity, group_x, 0)
 
     forward, backward = jax.lax.map(search, jnp.arange(num_blocks))
     forward = forward.swapaxes(0, 1).reshape(num_blocks * block, -1)[:num_x]
     # Groups in the order of their first rows, as those of Y are: whoever bundles them may count on it.
     backward = backward.transpose(2, 1, 0).reshape(num_y, -1)
-    return Matches(x_to_y=named(forward, group_y), y_to_x=named(backward, group_x))
+    return Matches(x_to_y=_named(forward, group_y), y_to_x=_named(backward, group_x))
