@@ -3,6 +3,7 @@
 from mv2v_jax.linear_map import apply, invert
 from mv2v_jax.pipeline import align
 from mv2v_jax.restarts import Restarts, align_restarts, select
+from mv2v_jax.stability import Stability, stability
 from mv2v_jax.types import PRESETS, AlignResult, Config, LinearMap, fast, notebook, paper
 from mv2v_jax.verdict import Verdict
 
@@ -14,6 +15,7 @@ __all__ = [
     "Config",
     "LinearMap",
     "Restarts",
+    "Stability",
     "Verdict",
     "align",
     "align_restarts",
@@ -23,4 +25,5 @@ __all__ = [
     "notebook",
     "paper",
     "select",
+    "stability",
 ]

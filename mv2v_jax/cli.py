@@ -1,4 +1,4 @@
-"""The command line: ``mv2v demo | align | apply | evaluate | info``."""
+"""The command line: ``mv2v demo | align | stability | apply | evaluate | info``."""
 
 import dataclasses
 import json
@@ -25,8 +25,11 @@ from mv2v_jax.io import (
 )
 from mv2v_jax.linear_map import Frame
 from mv2v_jax.metrics import Metrics, evaluate, oracle
+from mv2v_jax.plots import check_plotting, plot_study
 from mv2v_jax.progress import TimedFit, align_with_progress
 from mv2v_jax.report import describe_verdict, print_facts, print_table, progress_bar
+from mv2v_jax.restarts import check_restarts
+from mv2v_jax.study import Plan, run_study, write_study
 from mv2v_jax.types import Config, LinearMap
 from mv2v_jax.validate import InputError, check_config, check_finite, check_fitting_rows, check_shape
 from mv2v_jax.verdict import Verdict
@@ -98,6 +101,14 @@ def _config_flags(command):
         else:
             command = click.option(f"--{flag}", type=field.type, **options)(command)
     return command
+
+
+def _config(preset: str, flags: dict[str, Any]) -> Config:
+    """A preset with the fields changed that were given as flags."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    config = dataclasses.replace(PRESETS[preset](), **given)
+    check_config(config)
+    return config
 
 
 def _fit(x: np.ndarray, y: np.ndarray, config: Config, seed: int, restarts: int) -> TimedFit:
@@ -200,9 +211,7 @@ def align(
 
     The map is written with a verdict, which no label goes into. Exit code 3 where the verdict is not_aligned.
     """
-    given = {name: value for name, value in flags.items() if value is not None}
-    config = dataclasses.replace(PRESETS[preset](), **given)
-    check_config(config)
+    config = _config(preset, flags)
     check_writable(output)
     x, y = (check_fitting_rows(load_embeddings(file), file, config) for file in (x_file, y_file))
     fit = _fit(x, y, config, seed, restarts)
@@ -232,6 +241,90 @@ def align(
     print(f"Warning: {describe_verdict(judged)}", file=sys.stderr)
     if judged["verdict"] == Verdict.not_aligned.name:
         raise NotAligned
+
+
+@cli.command()
+@click.argument("x_file", metavar="X")
+@click.argument("y_file", metavar="Y")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option(
+    "--restarts", type=click.IntRange(2, 100_000), default=32, show_default=True, help="Searches on all rows."
+)
+@click.option("--chunk", type=click.IntRange(1, 100_000), default=8, show_default=True, help="Restarts a file.")
+@click.option(
+    "--sizes", metavar="N,N,...", help="Rows a side of the curve over sizes.  [default: 1/8, 1/4, 1/2 of all]"
+)
+@click.option("--size-restarts", type=click.IntRange(2, 10_000), default=8, show_default=True, help="At each of them.")
+@click.option(
+    "--bootstraps", type=click.IntRange(0, 10_000), default=4, show_default=True, help="Resamples of the rows."
+)
+@click.option("--resume", is_flag=True, help="Go on with the study that is in the folder; what is there is kept.")
+@click.option("--plots/--no-plots", default=True, show_default=True, help="Also write pictures; needs matplotlib.")
+@click.option("--preset", type=click.Choice(sorted(PRESETS)), default="default", show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of tables.")
+@_config_flags
+def stability(
+    x_file: str,
+    y_file: str,
+    output: Path,
+    restarts: int,
+    chunk: int,
+    sizes: str | None,
+    size_restarts: int,
+    bootstraps: int,
+    resume: bool,
+    plots: bool,
+    preset: str,
+    seed: int,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Search many times and see how far the answers agree: basins, stable rows, sizes that suffice.
+
+    Finished chunks are on disk: killed at any moment, the same command with --resume goes on and ends the same.
+    """
+    if plots:
+        check_plotting()
+    config = _config(preset, flags)
+    x, y = (check_fitting_rows(load_embeddings(file), file, config) for file in (x_file, y_file))
+    num_rows = min(len(x), len(y))
+    plan = Plan(
+        seed=seed,
+        restarts=restarts,
+        chunk=chunk,
+        sizes=_sizes(sizes, num_rows, config),
+        size_restarts=size_restarts,
+        bootstraps=bootstraps,
+    )
+    check_restarts(restarts, num_rows, config)
+    with progress_bar() as on_step:
+        study = run_study(x, y, config, plan, output, on_step, resume=resume)
+    write_study(study, output)
+    if plots:
+        plot_study(study, output)
+    if as_json:
+        print(json.dumps(study.facts))
+        return
+    basins = [[f"basin {basin['basin']}", basin["size"], *basin["score"].values()] for basin in study.facts["basins"]]
+    print_table(["", "restarts", "score, median", "lowest", "highest"], basins[:10])
+    curve = [[f"{size['rows']:,}", size["aligned"], size["score"]["median"]] for size in study.facts["sizes"]]
+    print_table(["rows a side", "share called aligned", "score, median"], curve)
+    print(f"{describe_verdict(study.facts)}")
+    print(f"written: {output}")
+
+
+def _sizes(text: str | None, num_rows: int, config: Config) -> tuple[int, ...]:
+    """Rows a side of the curve, in order; by default those parts of the data that can be clustered."""
+    if text is None:
+        return tuple(size for size in (num_rows // 8, num_rows // 4, num_rows // 2) if size >= 10 * config.num_clusters)
+    try:
+        sizes = sorted({int(size) for size in text.split(",")})
+    except ValueError:
+        raise InputError(f"--sizes must be whole numbers with commas between, found {text!r}") from None
+    if sizes[0] < config.num_clusters:
+        raise InputError(f"--sizes must be at least num_clusters ({config.num_clusters}), found {sizes[0]}")
+    return tuple(sizes)
 
 
 @cli.command("apply")

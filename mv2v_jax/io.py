@@ -223,6 +223,28 @@ def npy_writer(final: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterator
         rows.flush()
 
 
+def save_arrays(path: Path, arrays: list[np.ndarray]) -> None:
+    """Write arrays as safetensors, named by their place; the file appears whole or not at all."""
+    with atomic_path(path) as temporary:
+        save_file({str(place): array for place, array in enumerate(arrays)}, temporary)
+
+
+def load_arrays(path: Path, shapes: list[tuple[tuple[int, ...], Any]]) -> list[np.ndarray]:
+    """Read what `save_arrays` wrote, of known shapes and dtypes.
+
+    Raises:
+        InputError: the file is damaged, or holds something else.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = [file.get_tensor(str(place)) for place in range(len(shapes))]
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({_first_line(error)}); remove it and resume") from error
+    if [(array.shape, array.dtype) for array in arrays] != [(shape, np.dtype(dtype)) for shape, dtype in shapes]:
+        raise InputError(f"{path} must hold searches of this study, found other shapes; remove it and resume")
+    return arrays
+
+
 def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] | None = None) -> None:
     """Write a map as safetensors: one tensor per field of `LinearMap`, provenance in the metadata.
 

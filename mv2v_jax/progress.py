@@ -184,7 +184,14 @@ def align_with_progress(
     matrix = watch.run(lift_search, best.matrix, rows)
     matrix, trajectory = fit.refine(settle_keys, SETTLING, space_x.rows, space_y.rows, matrix, "")
     result = watch.run(_finish, space_x, space_y, matrix, best, trajectory, joined.with_others, config)
-    restarts = Restarts(best=result, chosen=joined.chosen, evidence=stacked.evidence, agreement=joined.agreement)
+    restarts = Restarts(
+        best=result,
+        chosen=joined.chosen,
+        evidence=stacked.evidence,
+        agreement=joined.agreement,
+        trajectory=stacked.trajectory,
+        maps=None,
+    )
     return TimedFit(result=restarts, compile_seconds=watch.compile_seconds, seconds=watch.seconds)
 
 

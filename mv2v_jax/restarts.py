@@ -6,18 +6,20 @@ settled, from what the searches agree on, which is half of the work.
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 
 from mv2v_jax.evidence import num_held_out
-from mv2v_jax.pipeline import Searched, as_map, prepare_search, search_map, settle_map
-from mv2v_jax.preprocess import fit_space
+from mv2v_jax.pipeline import Searched, SearchRows, as_map, lift_search, prepare_search, search_map, settle_map
+from mv2v_jax.preprocess import Space, fit_space
 from mv2v_jax.pytree import pytree
 from mv2v_jax.sizes import SizedRows, size_rows
-from mv2v_jax.types import AlignResult, Config, Evidence
+from mv2v_jax.types import AlignResult, Config, Evidence, LinearMap
 from mv2v_jax.validate import InputError, check_config, check_fitting_rows
+
+Keep = Literal["best", "summary", "all"]
 
 
 @pytree
@@ -30,12 +32,17 @@ class Restarts:
         chosen: int32 scalar, which restart it is; its key was ``fold_in(key, chosen)``.
         evidence: `Evidence` of every restart, each field ``[r]``.
         agreement: ``[r, r]``, cosine of the restarts' maps with each other on the directions of the data.
+        trajectory: per stage of the search, its label-free objective, ``[r, steps]``; ``None`` unless kept.
+        maps: `LinearMap` of every restart before it was settled, in the directions that were searched, each field
+            ``[r, ...]``; ``None`` unless kept.
     """
 
     best: AlignResult
     chosen: jax.Array
     evidence: Evidence
     agreement: jax.Array
+    trajectory: dict[str, jax.Array] | None
+    maps: LinearMap | None
 
 
 @pytree
@@ -104,22 +111,56 @@ def join_searches(searches: Searched, x: jax.Array, *, config: Config) -> Joined
     )
 
 
-@functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size"))
-def _align_restarts(key, x: SizedRows, y: SizedRows, config: Config, num_restarts: int, batch_size: int) -> Restarts:
+def restart_keys(key: jax.Array, first: int, num_restarts: int) -> jax.Array:
+    """Keys of the restarts ``first``, ``first + 1``, ...: a restart's key depends on its number alone."""
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(first + jnp.arange(num_restarts))
+
+
+def search_restarts(keys: jax.Array, rows: SearchRows, *, config: Config, batch_size: int = 1) -> Searched:
+    """Search once for every one of ``keys [r]``, ``batch_size`` of them side by side; every leaf is ``[r, ...]``."""
+    return jax.lax.map(lambda key: search_map(key, rows.x, rows.y, config=config), keys, batch_size=batch_size)
+
+
+def searched_maps(
+    matrices: jax.Array, space_x: Space, space_y: Space, rows: SearchRows, *, config: Config
+) -> LinearMap:
+    """The maps ``[r, d_x, d_y]`` that searches found, before they are settled, as a `LinearMap` of ``[r, ...]``."""
+    W = jax.vmap(lambda matrix: lift_search(as_map(matrix, config=config), rows))(matrices)
+    sides = (space_x.mean, space_y.mean, space_x.scale, space_y.scale)
+    mean_x, mean_y, scale_x, scale_y = (jnp.broadcast_to(part, (len(matrices), *part.shape)) for part in sides)
+    return LinearMap(W=W, mean_x=mean_x, mean_y=mean_y, scale_x=scale_x, scale_y=scale_y)
+
+
+@functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size", "keep"))
+def _align_restarts(
+    key, x: SizedRows, y: SizedRows, config: Config, num_restarts: int, batch_size: int, keep: Keep
+) -> Restarts:
     space_x, space_y = fit_space(*x), fit_space(*y)
     rows = prepare_search(space_x, space_y, config=config)
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(jnp.arange(num_restarts))
-    searches = jax.lax.map(
-        lambda restart: search_map(restart, rows.x, rows.y, config=config), keys, batch_size=batch_size
-    )
+    keys = restart_keys(key, 0, num_restarts)
+    searches = search_restarts(keys, rows, config=config, batch_size=batch_size)
     joined = join_searches(searches, rows.x.fitted, config=config)
     key = keys[joined.chosen]
     best = settle_map(key, space_x, space_y, rows, joined.searched, joined.with_others, config=config)
-    return Restarts(best=best, chosen=joined.chosen, evidence=searches.evidence, agreement=joined.agreement)
+    return Restarts(
+        best=best,
+        chosen=joined.chosen,
+        evidence=searches.evidence,
+        agreement=joined.agreement,
+        trajectory=None if keep == "best" else searches.trajectory,
+        maps=searched_maps(searches.matrix, space_x, space_y, rows, config=config) if keep == "all" else None,
+    )
 
 
 def align_restarts(
-    key: jax.Array, x: Any, y: Any, num_restarts: int, config: Config | None = None, *, batch_size: int = 1
+    key: jax.Array,
+    x: Any,
+    y: Any,
+    num_restarts: int,
+    config: Config | None = None,
+    *,
+    batch_size: int = 1,
+    keep: Keep = "summary",
 ) -> Restarts:
     """Search several times from different draws, and settle the best search (`Evidence`) and those that agree with it.
 
@@ -131,16 +172,20 @@ def align_restarts(
         config: a `Config`; the default preset if none. It must hold rows out.
         batch_size: restarts searched side by side. One after the other is faster on CPU; an accelerator wants more, as
             far as its memory goes.
+        keep: what to return of every restart besides its evidence and its agreement with the others: ``"best"``
+            nothing, ``"summary"`` its trajectory, ``"all"`` its trajectory and its map (``d_x * d_y`` numbers each).
 
     Raises:
-        InputError: as `align`, and where nothing is held out to choose by.
+        InputError: as `align`, where nothing is held out to choose by, and where ``keep`` is none of the three.
     """
     config = Config() if config is None else config
     check_config(config)
+    if keep not in get_args(Keep):
+        raise InputError(f"keep must be one of {', '.join(get_args(Keep))}, found {keep!r}")
     x, y = check_fitting_rows(x, "x", config), check_fitting_rows(y, "y", config)
     check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config)
     x, y = (size_rows(rows, config.most_rows) for rows in (x, y))
-    return _align_restarts(key, x, y, config, num_restarts, batch_size)
+    return _align_restarts(key, x, y, config, num_restarts, batch_size, keep)
 
 
 def check_restarts(num_restarts: int, num_rows: int, config: Config) -> None:

@@ -1,0 +1,108 @@
+"""What joining restarts that agree is worth: the chosen restart alone, joined with those that agree, with all of them.
+
+python -m benchmarks.consensus [--data DIR] [--source NAME --target NAME] [--rows 7600 --eval 1600] [--restarts 8]
+    [--seeds 5] [--json FILE]
+
+The three differ in the matrix that is settled, and in nothing else: same searches, same draws. With each seed's table
+row comes how the restarts fell into basins.
+"""
+
+import argparse
+import functools
+import statistics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.common import (
+    Split,
+    add_data_options,
+    evaluate,
+    load_split,
+    print_environment,
+    print_requirement,
+    print_table,
+    write_json,
+)
+from mv2v_jax import Config
+from mv2v_jax.pipeline import prepare_search, settle_map
+from mv2v_jax.preprocess import fit_space
+from mv2v_jax.restarts import join_searches, restart_keys, search_restarts
+from mv2v_jax.sizes import size_rows
+from mv2v_jax.stability import find_basins
+
+METHODS = ("chosen alone", "joined", "all averaged")
+# The joined map may be worse than the chosen one by so much, and must be better on average.
+MOST_LOST = 0.005
+
+
+@functools.partial(jax.jit, static_argnames="num_restarts")
+def _settle_each_way(key, x, y, config: Config, num_restarts: int):
+    space_x, space_y = fit_space(*x), fit_space(*y)
+    rows = prepare_search(space_x, space_y, config=config)
+    keys = restart_keys(key, 0, num_restarts)
+    searches = search_restarts(keys, rows, config=config)
+    joined = join_searches(searches, rows.x.fitted, config=config)
+    chosen, own = joined.chosen, searches.matrix[joined.chosen]
+    matrices = jnp.stack([own, joined.searched.matrix, searches.matrix.mean(axis=0)])
+
+    def settle(matrix):
+        searched = joined.searched.replace(matrix=matrix)
+        return settle_map(keys[chosen], space_x, space_y, rows, searched, joined.with_others, config=config).map
+
+    return jax.lax.map(settle, matrices), find_basins(joined.agreement)[1]
+
+
+def compare(split: Split, num_restarts: int, seeds: int) -> list[dict[str, Any]]:
+    """Top-1 of every method, and the sizes of the basins, one dict a seed."""
+    config = Config()
+    x, y = (size_rows(jnp.asarray(rows), config.most_rows) for rows in (split.x, split.y))
+    runs = []
+    for seed in range(seeds):
+        maps, sizes = _settle_each_way(jax.random.key(seed), x, y, config, num_restarts)
+        top1 = [evaluate(jax.tree.map(lambda leaf, i=i: leaf[i], maps), split)["top1"] for i in range(len(METHODS))]
+        basins = [int(size) for size in np.asarray(sizes) if size]
+        runs.append({"seed": seed, "basins": basins, **dict(zip(METHODS, top1, strict=True))})
+    return runs
+
+
+def judge(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The two requirements on the joined map."""
+    gains = [run["joined"] - run["chosen alone"] for run in runs]
+    mean = statistics.mean(gains)
+    return [
+        print_requirement(f"joined at most {MOST_LOST} below the chosen: {min(gains):+.4f}", min(gains) >= -MOST_LOST),
+        print_requirement(f"joined better than the chosen on average: {mean:+.4f}", mean > 0),
+    ]
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Read the arguments, fit, print the table; returns one dict a seed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_options(parser)
+    parser.add_argument("--restarts", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    if options.seeds < 1 or options.restarts < 2:
+        parser.error("--seeds must be at least 1 and --restarts at least 2")
+    environment = print_environment()
+    split, data = load_split(options)
+    runs = compare(split, options.restarts, options.seeds)
+    means = ["mean", *(f"{statistics.mean(run[name] for run in runs):.4f}" for name in METHODS), ""]
+    print_table(
+        f"top-1, {split.x.shape[0]:,} rows a side, {options.restarts} restarts",
+        ["seed", *METHODS, "basins"],
+        [
+            [str(run["seed"]), *(f"{run[name]:.4f}" for name in METHODS), ", ".join(map(str, run["basins"]))]
+            for run in runs
+        ]
+        + [means],
+    )
+    write_json(options.json, {"environment": environment, "data": data, "runs": runs, "requirements": judge(runs)})
+    return runs
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,338 @@
+"""A stability study on disk: many restarts in chunks, each a file, so that an interruption costs at most a chunk.
+
+A restart depends on its number alone, and every chunk runs in one compiled function of one size. So a study that was
+killed and resumed ends with the same bits as one that was not.
+"""
+
+import csv
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mv2v_jax.io import atomic_path, digest, load_arrays, save_arrays, save_map
+from mv2v_jax.pipeline import Searched, SearchRows, as_map, lift_search, prepare_search, settle_map
+from mv2v_jax.preprocess import Space, fit_space
+from mv2v_jax.principal import in_directions
+from mv2v_jax.restarts import Joined, agreement_with_others, join_searches, map_agreement, restart_keys, search_restarts
+from mv2v_jax.sizes import size_rows
+from mv2v_jax.stability import Stability, measure_stability
+from mv2v_jax.types import AlignResult, Config
+from mv2v_jax.validate import InputError
+from mv2v_jax.verdict import Verdict, judge
+
+OnStep = Callable[[str, int, int], None]
+_MANIFEST = "study.json"
+# Rows of Y among which `measure_stability` looks.
+_BANK_ROWS = 8_192
+
+
+class Plan(NamedTuple):
+    """What a study runs.
+
+    Attributes:
+        seed: of all of it.
+        restarts: restarts on all rows.
+        chunk: restarts in one file, and in one call of a compiled function.
+        sizes: numbers of rows a side at which fewer restarts run, for the curve over sizes.
+        size_restarts: how many at each of them.
+        bootstraps: resamples of the rows, with replacement, one restart each.
+    """
+
+    seed: int
+    restarts: int
+    chunk: int
+    sizes: tuple[int, ...]
+    size_restarts: int
+    bootstraps: int
+
+
+class Study(NamedTuple):
+    """What came out.
+
+    Attributes:
+        result: `AlignResult`, the best restart settled with those that agree with it.
+        facts: what `write_study` writes as JSON.
+        restarts: one dict a restart, the rows of the CSV.
+        stability: `Stability` of the restarts on all rows.
+        trajectory: per stage, ``[r, steps]``.
+    """
+
+    result: AlignResult
+    facts: dict[str, Any]
+    restarts: list[dict[str, Any]]
+    stability: Stability
+    trajectory: dict[str, np.ndarray]
+
+
+@jax.jit
+def _prepare(x, y, config: Config) -> tuple[Space, Space, SearchRows]:
+    space_x, space_y = fit_space(*x), fit_space(*y)
+    return space_x, space_y, prepare_search(space_x, space_y, config=config)
+
+
+@jax.jit
+def _search_chunk(keys: jax.Array, rows: SearchRows, config: Config) -> Searched:
+    return search_restarts(keys, rows, config=config)
+
+
+@jax.jit
+def _join(searches: Searched, rows: SearchRows, config: Config) -> Joined:
+    return join_searches(searches, rows.x.fitted, config=config)
+
+
+@jax.jit
+def _settle(key, space_x: Space, space_y: Space, rows: SearchRows, joined: Joined, config: Config) -> AlignResult:
+    return settle_map(key, space_x, space_y, rows, joined.searched, joined.with_others, config=config)
+
+
+@jax.jit
+def _stability(matrices, space_x: Space, space_y: Space, rows: SearchRows, config: Config) -> Stability:
+    """In the directions that were searched, on the rows in the order of the data."""
+    maps = jax.vmap(lambda matrix: as_map(matrix, config=config))(matrices)
+    x = in_directions(space_x.rows, rows.directions_x)
+    return measure_stability(maps, x, in_directions(space_y.rows[:_BANK_ROWS], rows.directions_y))
+
+
+@jax.jit
+def _judge_all(searches: Searched, agreement: jax.Array):
+    """Confidence and verdict of every restart, as if it had been the chosen one: ``[r]`` each."""
+
+    def one(evidence, index):
+        return judge(evidence, agreement_with_others(agreement, index))
+
+    return jax.vmap(one)(searches.evidence, jnp.arange(agreement.shape[0]))
+
+
+@jax.jit
+def _agreement_with_joined(matrix, rows: SearchRows, joined, joined_rows: SearchRows, space_x: Space, config: Config):
+    """Cosine of a search of resampled rows with the joined one, each in its own directions, on the rows of the data."""
+    both = (matrix, rows), (joined, joined_rows)
+    maps = jnp.stack([lift_search(as_map(found, config=config), where) for found, where in both])
+    return map_agreement(maps, space_x.rows)[0, 1]
+
+
+def check_plan(plan: Plan, num_rows: int) -> None:
+    """Raise `InputError` where a size is no part of the data, or there are too few restarts to compare."""
+    if plan.restarts < 2:
+        raise InputError(f"a study must have at least 2 restarts to compare, found {plan.restarts}")
+    for size in plan.sizes:
+        if size >= num_rows:
+            raise InputError(f"sizes must be smaller than the smaller side, of {num_rows} rows, found {size}")
+
+
+def open_study(folder: Path, x: np.ndarray, y: np.ndarray, config: Config, plan: Plan, *, resume: bool) -> Path:
+    """Make the folder of a study, or find it as it was left; returns the folder of its chunks.
+
+    Raises:
+        InputError: there is a study already and ``resume`` is not given, or it is one of other rows, another config or
+            another plan, or the folder cannot be written to.
+    """
+    from mv2v_jax import __version__
+
+    wanted = {
+        "mv2v_jax_version": __version__,
+        "jax_version": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "config": dataclasses.asdict(config),
+        "plan": plan._asdict() | {"sizes": list(plan.sizes)},
+        "digest_x": digest(x),
+        "digest_y": digest(y),
+    }
+    manifest, chunks = folder / _MANIFEST, folder / "chunks"
+    if manifest.is_file():
+        try:
+            found = json.loads(manifest.read_text())
+        except ValueError as error:
+            raise InputError(f"{manifest} must be that of a study, found damaged JSON; use another folder") from error
+        if found != wanted:
+            other = sorted(name for name in wanted if found.get(name) != wanted[name])
+            raise InputError(f"{folder} holds a study with another {', '.join(other)}; use another folder")
+        if not resume:
+            raise InputError(f"{folder} holds a study already; go on with it by --resume or use another folder")
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} must be empty or hold a study, found other files")
+    try:
+        chunks.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made: {error.strerror}") from error
+    # What a killed process left half-written.
+    for left in chunks.glob(".*.part"):
+        left.unlink()
+    if not manifest.is_file():
+        with atomic_path(manifest) as temporary:
+            temporary.write_text(json.dumps(wanted))
+    return chunks
+
+
+def _sample(seed: int, size: int, num_rows: int) -> np.ndarray:
+    """``size`` rows, in their order."""
+    return np.sort(np.random.default_rng([seed, size, num_rows]).choice(num_rows, size, replace=False))
+
+
+def _resample(seed: int, index: int, num_rows: int) -> np.ndarray:
+    """As many rows as there are, with replacement."""
+    return np.random.default_rng([seed, index, num_rows, 1]).integers(num_rows, size=num_rows)
+
+
+class _Runner:
+    """Runs parts of a study: restarts that share their rows. What its calls share."""
+
+    def __init__(self, x: np.ndarray, y: np.ndarray, config: Config, plan: Plan, chunks: Path, on_step: OnStep) -> None:
+        self.x, self.y, self.config, self.plan = x, y, config, plan
+        self.chunks, self.on_step = chunks, on_step
+
+    def prepare(self, draw: Callable[[int], np.ndarray] | None) -> tuple[Space, Space, SearchRows]:
+        """Both spaces and their searched rows; ``draw`` says which of ``n`` rows take part, all where it is none."""
+        sides = (rows if draw is None else rows[draw(rows.shape[0])] for rows in (self.x, self.y))
+        return _prepare(*(size_rows(rows, self.config.most_rows) for rows in sides), self.config)
+
+    def search(self, name: str, restarts: int, rows: SearchRows) -> Searched:
+        """Restarts ``0 .. restarts - 1`` on some rows: from their files where these exist, else run and written."""
+        key, chunk = jax.random.key(self.plan.seed), min(self.plan.chunk, restarts)
+        shapes = jax.eval_shape(_search_chunk, restart_keys(key, 0, chunk), rows, self.config)
+        leaves, structure = jax.tree.flatten(shapes)
+        self.on_step(name, 0, restarts)
+        found = []
+        for first in range(0, restarts, chunk):
+            path = self.chunks / f"{name}-{first:06d}.safetensors"
+            if not path.is_file():
+                # The last chunk is a whole one as well, so that it runs in the same function.
+                searched = _search_chunk(restart_keys(key, first, chunk), rows, self.config)
+                save_arrays(path, [np.asarray(leaf) for leaf in jax.tree.leaves(searched)])
+            # Read back even where just written: a resumed study sees the same.
+            arrays = load_arrays(path, [(leaf.shape, leaf.dtype) for leaf in leaves])
+            wanted = min(chunk, restarts - first)
+            found.append([array[:wanted] for array in arrays])
+            self.on_step(name, first + wanted, restarts)
+        return jax.tree.unflatten(structure, [jnp.concatenate(parts) for parts in zip(*found, strict=True)])
+
+
+def _summary(values: np.ndarray) -> dict[str, float]:
+    return {"median": float(np.median(values)), "lowest": float(values.min()), "highest": float(values.max())}
+
+
+def run_study(
+    x: np.ndarray, y: np.ndarray, config: Config, plan: Plan, folder: Path, on_step: OnStep, *, resume: bool = False
+) -> Study:
+    """Run what is not in the folder yet, and compare: nothing that goes into the result depends on the time.
+
+    Args:
+        x: ``[n, d_x]`` raw rows of the source.
+        y: ``[m, d_y]`` raw rows of the target.
+        config: as for `align_restarts`.
+        plan: what to run.
+        folder: where chunks are kept.
+        on_step: called with the name of a part, the restarts done and the restarts to do.
+        resume: whether a study may be there already.
+    """
+    num_rows = min(x.shape[0], y.shape[0])
+    check_plan(plan, num_rows)
+    chunks = open_study(folder, x, y, config, plan, resume=resume)
+    runner = _Runner(x, y, config, plan, chunks, on_step)
+
+    space_x, space_y, rows = runner.prepare(None)
+    searches = runner.search("restarts", plan.restarts, rows)
+    joined = _join(searches, rows, config)
+    key = restart_keys(jax.random.key(plan.seed), int(joined.chosen), 1)[0]
+    result = _settle(key, space_x, space_y, rows, joined, config)
+    found = _stability(searches.matrix, space_x, space_y, rows, config)
+    # Without the padding.
+    found = found.replace(row_stability=found.row_stability[: x.shape[0]])
+    listed = _list_restarts(searches, joined, np.asarray(found.basin))
+
+    curve = []
+    for size in plan.sizes:
+        _, _, some = runner.prepare(functools.partial(_sample, plan.seed, size))
+        smaller = runner.search(f"rows-{size}", plan.size_restarts, some)
+        curve.append({"rows": size, **_success(_list_restarts(smaller, _join(smaller, some, config)))})
+    curve.append({"rows": num_rows, **_success(listed)})
+
+    resampled = []
+    for index in range(plan.bootstraps):
+        _, _, some = runner.prepare(functools.partial(_resample, plan.seed, index))
+        matrix = runner.search(f"bootstrap-{index}", 1, some).matrix[0]
+        agreement = _agreement_with_joined(matrix, some, joined.searched.matrix, rows, space_x, config)
+        resampled.append(float(agreement))
+
+    pairs = {name: _off_diagonal(getattr(found, name)) for name in ("agreement", "distance", "angle", "neighbors")}
+    facts = {
+        "restarts": plan.restarts,
+        "verdict": Verdict(int(result.verdict)).name,
+        "confidence": float(result.confidence),
+        "estimated_top1": float(result.estimated_top1),
+        "chosen": int(joined.chosen),
+        "basins": _list_basins(listed),
+        **{name: _summary(values) for name, values in pairs.items()},
+        "row_stability": _summary(np.asarray(found.row_stability)),
+        "sizes": curve,
+        "bootstrap_agreement": _summary(np.asarray(resampled)) if resampled else None,
+    }
+    trajectory = {name: np.asarray(values) for name, values in searches.trajectory.items()}
+    return Study(result=result, facts=facts, restarts=listed, stability=found, trajectory=trajectory)
+
+
+def _off_diagonal(pairs: jax.Array) -> np.ndarray:
+    return np.asarray(pairs)[~np.eye(len(pairs), dtype=bool)]
+
+
+def _list_restarts(searches: Searched, joined: Joined, basins: np.ndarray | None = None) -> list[dict[str, Any]]:
+    """One dict a restart: its scores, and the verdict on it as if it had been the chosen one."""
+    judged = _judge_all(searches, joined.agreement)
+    columns = {
+        "score": searches.evidence.score,
+        "closeness": searches.evidence.closeness,
+        "anchor_agreement": searches.evidence.anchor_agreement,
+        "confidence": judged.confidence,
+        "agreement_with_chosen": joined.agreement[joined.chosen],
+    }
+    values = {name: np.asarray(column, np.float64) for name, column in columns.items()}
+    return [
+        {
+            "restart": index,
+            **({} if basins is None else {"basin": int(basins[index])}),
+            "verdict": Verdict(int(verdict)).name,
+            **{name: float(column[index]) for name, column in values.items()},
+        }
+        for index, verdict in enumerate(np.asarray(judged.verdict))
+    ]
+
+
+def _list_basins(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    basins = sorted({row["basin"] for row in listed})
+    scores = [np.array([row["score"] for row in listed if row["basin"] == basin]) for basin in basins]
+    return [
+        {"basin": basin, "size": len(found), "score": _summary(found)}
+        for basin, found in zip(basins, scores, strict=True)
+    ]
+
+
+def _success(listed: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "restarts": len(listed),
+        "aligned": sum(row["verdict"] == Verdict.aligned.name for row in listed) / len(listed),
+        "score": _summary(np.array([row["score"] for row in listed])),
+    }
+
+
+def write_study(study: Study, folder: Path) -> None:
+    """Write ``map.safetensors``, ``stability.json``, ``restarts.csv`` and ``rows.csv``, each whole or not at all."""
+    save_map(folder / "map.safetensors", study.result.map, study.facts)
+    with atomic_path(folder / "stability.json") as temporary:
+        temporary.write_text(json.dumps(study.facts, indent=2) + "\n")
+    _write_csv(folder / "restarts.csv", study.restarts)
+    stable = np.asarray(study.stability.row_stability)
+    _write_csv(folder / "rows.csv", [{"row": row, "stability": float(share)} for row, share in enumerate(stable)])
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
