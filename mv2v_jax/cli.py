@@ -43,8 +43,13 @@ _restarts_option = click.option(
     type=click.IntRange(1, 10_000),
     default=_DEFAULT_RESTARTS,
     show_default=True,
-    help="Searches from different draws; the best, joined with those that agree with it, is kept. No label is used.",
+    help="Searches from different draws, of which the best is kept. No label is used.",
 )
+
+
+def _settled_option(default: int):
+    text = "Of the best restarts so many are settled and averaged, as far as they agree: better, and slower."
+    return click.option("--settled", type=click.IntRange(1, 10_000), default=default, show_default=True, help=text)
 
 
 @click.group(
@@ -111,9 +116,9 @@ def _config(preset: str, flags: dict[str, Any]) -> Config:
     return config
 
 
-def _fit(x: np.ndarray, y: np.ndarray, config: Config, seed: int, restarts: int) -> TimedFit:
+def _fit(x: np.ndarray, y: np.ndarray, config: Config, seed: int, restarts: int, settled: int = 1) -> TimedFit:
     with progress_bar() as on_step:
-        return align_with_progress(jax.random.key(seed), x, y, config, on_step, restarts)
+        return align_with_progress(jax.random.key(seed), x, y, config, on_step, restarts, settled)
 
 
 def _judged(fit: TimedFit) -> dict[str, Any]:
@@ -193,6 +198,7 @@ def _device() -> str:
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), default="default", show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed.")
 @_restarts_option
+@_settled_option(1)
 @click.option("--accept", is_flag=True, help="Take the map whatever the verdict: no warning, exit code 0.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON line.")
 @_config_flags
@@ -203,6 +209,7 @@ def align(
     preset: str,
     seed: int,
     restarts: int,
+    settled: int,
     accept: bool,
     as_json: bool,
     **flags: Any,
@@ -214,13 +221,13 @@ def align(
     config = _config(preset, flags)
     check_writable(output)
     x, y = (check_fitting_rows(load_embeddings(file), file, config) for file in (x_file, y_file))
-    fit = _fit(x, y, config, seed, restarts)
+    fit = _fit(x, y, config, seed, restarts, settled)
     info = fit.result.best.info
     if not bool(info.all_finite):
         raise InputError(f"{x_file} and {y_file} must be in a range float32 can square, found a map that is not finite")
     shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
     judged = _judged(fit)
-    run = {"preset": preset, "seed": seed, **judged, "device": _device()}
+    run = {"preset": preset, "seed": seed, **judged, "settled": min(settled, restarts), "device": _device()}
     provenance = {"config": dataclasses.asdict(config), "digest_x": digest(x), "digest_y": digest(y)}
     save_map(output, fit.result.best.map, {**shapes, **run, **provenance})
     odd_rows = {
@@ -254,6 +261,7 @@ def align(
 @click.option(
     "--sizes", metavar="N,N,...", help="Rows a side of the curve over sizes.  [default: 1/8, 1/4, 1/2 of all]"
 )
+@_settled_option(8)
 @click.option("--size-restarts", type=click.IntRange(2, 10_000), default=8, show_default=True, help="At each of them.")
 @click.option(
     "--bootstraps", type=click.IntRange(0, 10_000), default=4, show_default=True, help="Resamples of the rows."
@@ -269,6 +277,7 @@ def stability(
     y_file: str,
     output: Path,
     restarts: int,
+    settled: int,
     chunk: int,
     sizes: str | None,
     size_restarts: int,
@@ -292,6 +301,7 @@ def stability(
     plan = Plan(
         seed=seed,
         restarts=restarts,
+        settled=settled,
         chunk=chunk,
         sizes=_sizes(sizes, num_rows, config),
         size_restarts=size_restarts,

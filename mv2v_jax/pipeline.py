@@ -226,20 +226,10 @@ def lift_search(matrix: jax.Array, rows: SearchRows) -> jax.Array:
     return lift(matrix, rows.directions_x, rows.directions_y)
 
 
-def settle_map(
-    key: jax.Array,
-    space_x: Space,
-    space_y: Space,
-    rows: SearchRows,
-    searched: Searched,
-    agreement=None,
-    *,
-    config: Config,
-) -> AlignResult:
-    """Settle a search on all rows, in all directions, and pack the result."""
-    matrix = lift_search(searched.matrix, rows)
-    matrix, trajectory = refine(split_keys(key), SETTLING, space_x.rows, space_y.rows, matrix, config=config)
-    return finish(space_x, space_y, matrix, searched, trajectory, agreement, config=config)
+def settle(key: jax.Array, space_x: Space, space_y: Space, rows: SearchRows, matrix: jax.Array, *, config: Config):
+    """Settle the matrix of a search on all rows, in all directions: a matrix ``[d_x, d_y]`` and its trajectory."""
+    lifted = lift_search(matrix, rows)
+    return refine(split_keys(key), SETTLING, space_x.rows, space_y.rows, lifted, config=config)
 
 
 @jax.jit
@@ -247,7 +237,8 @@ def _align(key: jax.Array, x: SizedRows, y: SizedRows, config: Config) -> AlignR
     space_x, space_y = fit_space(*x), fit_space(*y)
     rows = prepare_search(space_x, space_y, config=config)
     searched = search_map(key, rows.x, rows.y, config=config)
-    return settle_map(key, space_x, space_y, rows, searched, config=config)
+    matrix, trajectory = settle(key, space_x, space_y, rows, searched.matrix, config=config)
+    return finish(space_x, space_y, matrix, searched, trajectory, config=config)
 
 
 def align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config | None = None) -> AlignResult:

@@ -28,7 +28,7 @@ from mv2v_jax.pipeline import (
     weigh,
 )
 from mv2v_jax.preprocess import fit_space
-from mv2v_jax.restarts import Restarts, check_restarts, join_searches
+from mv2v_jax.restarts import Restarts, average, check_restarts, choose, num_averaged, restart_keys
 from mv2v_jax.sizes import size_rows
 from mv2v_jax.types import Config
 from mv2v_jax.validate import check_config, check_fitting_rows
@@ -93,8 +93,12 @@ def _searched(key, rows, matrix, trajectory, sets, anchors, config):
     return weigh(key, rows.x, rows.y, matrix, trajectory, sets, anchors, config=config)
 
 
-def _join(searches, rows_x, config):
-    return join_searches(searches, rows_x, config=config)
+def _choose(searches, rows_x, config):
+    return choose(searches, rows_x, config=config)
+
+
+def _average(matrices, weights):
+    return average(jnp.stack(matrices), weights)
 
 
 def _finish(space_x, space_y, matrix, searched, trajectory, agreement, config):
@@ -146,7 +150,13 @@ class _Fit:
 
 
 def align_with_progress(
-    key: jax.Array, x: Any, y: Any, config: Config, on_step: OnStep, num_restarts: int = 1
+    key: jax.Array,
+    x: Any,
+    y: Any,
+    config: Config,
+    on_step: OnStep,
+    num_restarts: int = 1,
+    num_settled: int = 1,
 ) -> TimedFit:
     """Fit as `mv2v_jax.align_restarts` does, telling ``on_step(stage, done, total)`` after every chunk.
 
@@ -157,13 +167,14 @@ def align_with_progress(
         config: as for `align_restarts`.
         on_step: called on the host with a stage's name, the steps done and the steps to do.
         num_restarts: as for `align_restarts`.
+        num_settled: as for `align_restarts`.
 
     Raises:
         InputError: as `align_restarts`.
     """
     check_config(config)
     x, y = (check_fitting_rows(rows, name, config) for rows, name in ((x, "x"), (y, "y")))
-    check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config)
+    check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config, num_settled)
     x, y = (size_rows(rows, config.most_rows) for rows in (x, y))
     fit = _Fit(config, on_step)
     watch = fit.watch
@@ -172,23 +183,27 @@ def align_with_progress(
     rows = watch.run(_search_rows, space_x, space_y, config)
     on_step("preprocess", 1, 1)
 
-    keys = [jax.random.fold_in(key, index) for index in range(num_restarts)]
+    keys = restart_keys(key, 0, num_restarts)
     searches = [
         fit.search(restart, rows, f"restart {index + 1} " if num_restarts > 1 else "")
         for index, restart in enumerate(keys)
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *searches)
-    joined = watch.run(_join, stacked, rows.x.fitted, config)
-    best = joined.searched
-    settle_keys = split_keys(keys[int(joined.chosen)])
-    matrix = watch.run(lift_search, best.matrix, rows)
-    matrix, trajectory = fit.refine(settle_keys, SETTLING, space_x.rows, space_y.rows, matrix, "")
-    result = watch.run(_finish, space_x, space_y, matrix, best, trajectory, joined.with_others, config)
+    choice = watch.run(_choose, stacked, rows.x.fitted, config)
+    order = choice.order[: num_averaged(num_settled, num_restarts, config)]
+    settled = []
+    for place, index in enumerate(map(int, order)):
+        matrix = watch.run(lift_search, searches[index].matrix, rows)
+        label = f"settling {place + 1} " if len(order) > 1 else ""
+        settled.append(fit.refine(split_keys(keys[index]), SETTLING, space_x.rows, space_y.rows, matrix, label))
+    matrix = watch.run(_average, [matrix for matrix, _ in settled], choice.weights[order])
+    best, trajectory = searches[int(choice.chosen)], settled[0][1]
+    result = watch.run(_finish, space_x, space_y, matrix, best, trajectory, choice.with_others, config)
     restarts = Restarts(
         best=result,
-        chosen=joined.chosen,
+        chosen=choice.chosen,
         evidence=stacked.evidence,
-        agreement=joined.agreement,
+        agreement=choice.agreement,
         trajectory=stacked.trajectory,
         maps=None,
     )

@@ -1,8 +1,8 @@
-"""Several restarts, the best of them chosen without a label and joined with those that agree with it.
+"""Several restarts, the best of them chosen without a label, and a consensus of those that agree with it.
 
 A fit can end in a basin that is not the right one, more often where rows are few. Restarts differ in every draw; each
-one's search is scored on rows that none of them has seen, and by how far its anchor sets agree; only the best is
-settled, from what the searches agree on, which is half of the work.
+one's search is scored on rows that none of them has seen, and by how far its anchor sets agree. Only the best is
+settled, which is half of the work; or the best few, whose average is better than any of them.
 """
 
 import functools
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.evidence import num_held_out
-from mv2v_jax.pipeline import Searched, SearchRows, as_map, lift_search, prepare_search, search_map, settle_map
+from mv2v_jax.pipeline import Searched, SearchRows, as_map, finish, lift_search, prepare_search, search_map, settle
 from mv2v_jax.preprocess import Space, fit_space
 from mv2v_jax.pytree import pytree
 from mv2v_jax.sizes import SizedRows, size_rows
@@ -27,8 +27,7 @@ class Restarts:
     """What `align_restarts` returns.
 
     Attributes:
-        best: `AlignResult` of the chosen restart, settled from what the restarts that agree with it have in common
-            (`join_searches`).
+        best: `AlignResult` of the chosen restart; where several were settled its map is their average.
         chosen: int32 scalar, which restart it is; its key was ``fold_in(key, chosen)``.
         evidence: `Evidence` of every restart, each field ``[r]``.
         agreement: ``[r, r]``, cosine of the restarts' maps with each other on the directions of the data.
@@ -46,18 +45,21 @@ class Restarts:
 
 
 @pytree
-class Joined:
-    """Several searches made one.
+class Choice:
+    """Which of several searches is kept, and how much each counts beside it.
 
     Attributes:
         chosen: int32 scalar, the search of the best score.
-        searched: that search, its matrix averaged with those that agree with it.
+        order: ``[r]`` int32, all searches by their score, the chosen one first.
+        weights: ``[r]``, square of the agreement with the chosen one, 0 where that is negative: those that found
+            another alignment hardly count.
         agreement: ``[r, r]``, see `Restarts`.
         with_others: scalar, median agreement of the chosen search with the others; ``None`` where there are none.
     """
 
     chosen: jax.Array
-    searched: Searched
+    order: jax.Array
+    weights: jax.Array
     agreement: jax.Array
     with_others: jax.Array | None
 
@@ -87,28 +89,36 @@ def agreement_with_others(agreement: jax.Array, chosen: jax.Array) -> jax.Array 
     return jnp.nanmedian(jnp.where(is_other, agreement[chosen], jnp.nan))
 
 
-def join_searches(searches: Searched, x: jax.Array, *, config: Config) -> Joined:
-    """Choose among searches, whose leaves are ``[r, ...]``, and average what agrees with the chosen one.
-
-    Searches that found the same alignment differ by the noise of their draws, which averages out; those that found
-    another one agree with it by little, and count by the square of that.
-    """
+def choose(searches: Searched, x: jax.Array, *, config: Config) -> Choice:
+    """Choose among searches, whose leaves are ``[r, ...]``, by what rows held out of ``x [n, r_x]`` and Y said."""
     chosen = select(searches.evidence)
     agreement = map_agreement(jax.vmap(lambda matrix: as_map(matrix, config=config))(searches.matrix), x)
-    matrix = searches.matrix[chosen]
-    # A published refinement ends in a map and is left as it is.
-    if config.returns_cross:
-        with_chosen = jnp.nan_to_num(agreement[chosen].at[chosen].set(1))
-        weights = jnp.square(jnp.maximum(with_chosen, 0))
-        finite = jnp.nan_to_num(searches.matrix)
-        joined = jnp.einsum("r,rab->ab", weights, finite) / weights.sum()
-        matrix = jnp.where(jnp.isfinite(matrix).all(), joined, matrix)
-    return Joined(
+    score = searches.evidence.score
+    order = jnp.argsort(-jnp.where(jnp.isfinite(score), score, -jnp.inf), stable=True)
+    return Choice(
         chosen=chosen,
-        searched=jax.tree.map(lambda leaf: leaf[chosen], searches).replace(matrix=matrix),
+        order=order.astype(jnp.int32),
+        weights=jnp.square(jnp.maximum(jnp.nan_to_num(agreement[chosen].at[chosen].set(1)), 0)),
         agreement=agreement,
         with_others=agreement_with_others(agreement, chosen),
     )
+
+
+def num_averaged(num_settled: int, num_restarts: int, config: Config) -> int:
+    """How many searches are settled: a published refinement ends in a map, which is not averaged with others."""
+    return min(num_settled, num_restarts) if config.returns_cross else 1
+
+
+def average(matrices: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weighted mean of the finite ones among cross-covariances ``[s, d_x, d_y]``, the first of which weighs 1.
+
+    Maps that found the same alignment differ by the noise of their draws, which averages out.
+    """
+    finite = jnp.isfinite(matrices).all(axis=(1, 2))
+    weights = jnp.where(finite, weights, 0)
+    mean = jnp.einsum("s,sab->ab", weights, jnp.nan_to_num(matrices)) / jnp.where(finite[0], weights.sum(), 1)
+    # Where the best is not finite nothing is made up.
+    return jnp.where(finite[0], mean, matrices[0])
 
 
 def restart_keys(key: jax.Array, first: int, num_restarts: int) -> jax.Array:
@@ -131,22 +141,55 @@ def searched_maps(
     return LinearMap(W=W, mean_x=mean_x, mean_y=mean_y, scale_x=scale_x, scale_y=scale_y)
 
 
-@functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size", "keep"))
+def settle_restarts(
+    keys: jax.Array,
+    space_x: Space,
+    space_y: Space,
+    rows: SearchRows,
+    searches: Searched,
+    choice: Choice,
+    *,
+    config: Config,
+    num_settled: int,
+) -> AlignResult:
+    """Settle the best of the searches of ``keys [r]``, each with its key, average what agrees, and pack the result."""
+    settled = choice.order[: num_averaged(num_settled, len(keys), config)]
+
+    def settle_one(index):
+        return settle(keys[index], space_x, space_y, rows, searches.matrix[index], config=config)
+
+    matrices, trajectories = jax.lax.map(settle_one, settled)
+    matrix = average(matrices, choice.weights[settled])
+    chosen, trajectory = (
+        jax.tree.map(lambda leaf, index=index: leaf[index], tree)
+        for tree, index in ((searches, choice.chosen), (trajectories, 0))
+    )
+    return finish(space_x, space_y, matrix, chosen, trajectory, choice.with_others, config=config)
+
+
+@functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size", "keep", "num_settled"))
 def _align_restarts(
-    key, x: SizedRows, y: SizedRows, config: Config, num_restarts: int, batch_size: int, keep: Keep
+    key,
+    x: SizedRows,
+    y: SizedRows,
+    config: Config,
+    *,
+    num_restarts: int,
+    batch_size: int,
+    keep: Keep,
+    num_settled: int,
 ) -> Restarts:
     space_x, space_y = fit_space(*x), fit_space(*y)
     rows = prepare_search(space_x, space_y, config=config)
     keys = restart_keys(key, 0, num_restarts)
     searches = search_restarts(keys, rows, config=config, batch_size=batch_size)
-    joined = join_searches(searches, rows.x.fitted, config=config)
-    key = keys[joined.chosen]
-    best = settle_map(key, space_x, space_y, rows, joined.searched, joined.with_others, config=config)
+    choice = choose(searches, rows.x.fitted, config=config)
+    best = settle_restarts(keys, space_x, space_y, rows, searches, choice, config=config, num_settled=num_settled)
     return Restarts(
         best=best,
-        chosen=joined.chosen,
+        chosen=choice.chosen,
         evidence=searches.evidence,
-        agreement=joined.agreement,
+        agreement=choice.agreement,
         trajectory=None if keep == "best" else searches.trajectory,
         maps=searched_maps(searches.matrix, space_x, space_y, rows, config=config) if keep == "all" else None,
     )
@@ -161,8 +204,9 @@ def align_restarts(
     *,
     batch_size: int = 1,
     keep: Keep = "summary",
+    num_settled: int = 1,
 ) -> Restarts:
-    """Search several times from different draws, and settle the best search (`Evidence`) and those that agree with it.
+    """Search several times from different draws, and settle the best search by its `Evidence`, or the best few.
 
     Args:
         key: random key; restart ``i`` is what `align` does with ``fold_in(key, i)``.
@@ -174,6 +218,8 @@ def align_restarts(
             far as its memory goes.
         keep: what to return of every restart besides its evidence and its agreement with the others: ``"best"``
             nothing, ``"summary"`` its trajectory, ``"all"`` its trajectory and its map (``d_x * d_y`` numbers each).
+        num_settled: how many of the best restarts are settled and averaged, as far as they agree with the best: a
+            consensus that is better than any of them, for half of a fit's time each. At most all are.
 
     Raises:
         InputError: as `align`, where nothing is held out to choose by, and where ``keep`` is none of the three.
@@ -183,15 +229,18 @@ def align_restarts(
     if keep not in get_args(Keep):
         raise InputError(f"keep must be one of {', '.join(get_args(Keep))}, found {keep!r}")
     x, y = check_fitting_rows(x, "x", config), check_fitting_rows(y, "y", config)
-    check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config)
+    check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config, num_settled)
     x, y = (size_rows(rows, config.most_rows) for rows in (x, y))
-    return _align_restarts(key, x, y, config, num_restarts, batch_size, keep)
+    return _align_restarts(
+        key, x, y, config, num_restarts=num_restarts, batch_size=batch_size, keep=keep, num_settled=num_settled
+    )
 
 
-def check_restarts(num_restarts: int, num_rows: int, config: Config) -> None:
-    """Raise `InputError` where there is no restart, or nothing to choose among several by."""
-    if isinstance(num_restarts, bool) or not isinstance(num_restarts, int) or num_restarts < 1:
-        raise InputError(f"num_restarts must be a whole number of at least 1, found {num_restarts!r}")
+def check_restarts(num_restarts: int, num_rows: int, config: Config, num_settled: int = 1) -> None:
+    """Raise `InputError` where there is no restart, none to settle, or nothing to choose among several by."""
+    for name, number in (("num_restarts", num_restarts), ("num_settled", num_settled)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise InputError(f"{name} must be a whole number of at least 1, found {number!r}")
     if num_restarts > 1 and num_held_out(num_rows, config.held_out_rows) < 1:
         raise InputError(
             "several restarts need held-out rows to choose by: held_out_rows of at least 1 and 10 rows a side, found "

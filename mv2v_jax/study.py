@@ -17,10 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2v_jax.io import atomic_path, digest, load_arrays, save_arrays, save_map
-from mv2v_jax.pipeline import Searched, SearchRows, as_map, lift_search, prepare_search, settle_map
+from mv2v_jax.pipeline import Searched, SearchRows, as_map, lift_search, prepare_search
 from mv2v_jax.preprocess import Space, fit_space
 from mv2v_jax.principal import in_directions
-from mv2v_jax.restarts import Joined, agreement_with_others, join_searches, map_agreement, restart_keys, search_restarts
+from mv2v_jax.restarts import (
+    Choice,
+    agreement_with_others,
+    choose,
+    map_agreement,
+    restart_keys,
+    search_restarts,
+    settle_restarts,
+)
 from mv2v_jax.sizes import size_rows
 from mv2v_jax.stability import Stability, measure_stability
 from mv2v_jax.types import AlignResult, Config
@@ -39,6 +47,7 @@ class Plan(NamedTuple):
     Attributes:
         seed: of all of it.
         restarts: restarts on all rows.
+        settled: how many of the best of them are settled and averaged.
         chunk: restarts in one file, and in one call of a compiled function.
         sizes: numbers of rows a side at which fewer restarts run, for the curve over sizes.
         size_restarts: how many at each of them.
@@ -47,6 +56,7 @@ class Plan(NamedTuple):
 
     seed: int
     restarts: int
+    settled: int
     chunk: int
     sizes: tuple[int, ...]
     size_restarts: int
@@ -57,7 +67,7 @@ class Study(NamedTuple):
     """What came out.
 
     Attributes:
-        result: `AlignResult`, the best restart settled with those that agree with it.
+        result: `AlignResult`, the average of the best restarts that agree.
         facts: what `write_study` writes as JSON.
         restarts: one dict a restart, the rows of the CSV.
         stability: `Stability` of the restarts on all rows.
@@ -83,13 +93,13 @@ def _search_chunk(keys: jax.Array, rows: SearchRows, config: Config) -> Searched
 
 
 @jax.jit
-def _join(searches: Searched, rows: SearchRows, config: Config) -> Joined:
-    return join_searches(searches, rows.x.fitted, config=config)
+def _choose(searches: Searched, rows: SearchRows, config: Config) -> Choice:
+    return choose(searches, rows.x.fitted, config=config)
 
 
-@jax.jit
-def _settle(key, space_x: Space, space_y: Space, rows: SearchRows, joined: Joined, config: Config) -> AlignResult:
-    return settle_map(key, space_x, space_y, rows, joined.searched, joined.with_others, config=config)
+@functools.partial(jax.jit, static_argnames="num_settled")
+def _settle(keys, space_x, space_y, rows, searches, choice, config: Config, num_settled: int) -> AlignResult:
+    return settle_restarts(keys, space_x, space_y, rows, searches, choice, config=config, num_settled=num_settled)
 
 
 @jax.jit
@@ -111,9 +121,9 @@ def _judge_all(searches: Searched, agreement: jax.Array):
 
 
 @jax.jit
-def _agreement_with_joined(matrix, rows: SearchRows, joined, joined_rows: SearchRows, space_x: Space, config: Config):
-    """Cosine of a search of resampled rows with the joined one, each in its own directions, on the rows of the data."""
-    both = (matrix, rows), (joined, joined_rows)
+def _agreement_with_chosen(matrix, rows: SearchRows, chosen, chosen_rows: SearchRows, space_x: Space, config: Config):
+    """Cosine of a search of resampled rows with the chosen one, each in its own directions, on the rows of the data."""
+    both = (matrix, rows), (chosen, chosen_rows)
     maps = jnp.stack([lift_search(as_map(found, config=config), where) for found, where in both])
     return map_agreement(maps, space_x.rows)[0, 1]
 
@@ -239,26 +249,27 @@ def run_study(
 
     space_x, space_y, rows = runner.prepare(None)
     searches = runner.search("restarts", plan.restarts, rows)
-    joined = _join(searches, rows, config)
-    key = restart_keys(jax.random.key(plan.seed), int(joined.chosen), 1)[0]
-    result = _settle(key, space_x, space_y, rows, joined, config)
+    choice = _choose(searches, rows, config)
+    chosen = int(choice.chosen)
+    keys = restart_keys(jax.random.key(plan.seed), 0, plan.restarts)
+    result = _settle(keys, space_x, space_y, rows, searches, choice, config, plan.settled)
     found = _stability(searches.matrix, space_x, space_y, rows, config)
     # Without the padding.
     found = found.replace(row_stability=found.row_stability[: x.shape[0]])
-    listed = _list_restarts(searches, joined, np.asarray(found.basin))
+    listed = _list_restarts(searches, choice, np.asarray(found.basin))
 
     curve = []
     for size in plan.sizes:
         _, _, some = runner.prepare(functools.partial(_sample, plan.seed, size))
         smaller = runner.search(f"rows-{size}", plan.size_restarts, some)
-        curve.append({"rows": size, **_success(_list_restarts(smaller, _join(smaller, some, config)))})
+        curve.append({"rows": size, **_success(_list_restarts(smaller, _choose(smaller, some, config)))})
     curve.append({"rows": num_rows, **_success(listed)})
 
     resampled = []
     for index in range(plan.bootstraps):
         _, _, some = runner.prepare(functools.partial(_resample, plan.seed, index))
         matrix = runner.search(f"bootstrap-{index}", 1, some).matrix[0]
-        agreement = _agreement_with_joined(matrix, some, joined.searched.matrix, rows, space_x, config)
+        agreement = _agreement_with_chosen(matrix, some, searches.matrix[chosen], rows, space_x, config)
         resampled.append(float(agreement))
 
     pairs = {name: _off_diagonal(getattr(found, name)) for name in ("agreement", "distance", "angle", "neighbors")}
@@ -267,7 +278,7 @@ def run_study(
         "verdict": Verdict(int(result.verdict)).name,
         "confidence": float(result.confidence),
         "estimated_top1": float(result.estimated_top1),
-        "chosen": int(joined.chosen),
+        "chosen": chosen,
         "basins": _list_basins(listed),
         **{name: _summary(values) for name, values in pairs.items()},
         "row_stability": _summary(np.asarray(found.row_stability)),
@@ -282,15 +293,15 @@ def _off_diagonal(pairs: jax.Array) -> np.ndarray:
     return np.asarray(pairs)[~np.eye(len(pairs), dtype=bool)]
 
 
-def _list_restarts(searches: Searched, joined: Joined, basins: np.ndarray | None = None) -> list[dict[str, Any]]:
+def _list_restarts(searches: Searched, choice: Choice, basins: np.ndarray | None = None) -> list[dict[str, Any]]:
     """One dict a restart: its scores, and the verdict on it as if it had been the chosen one."""
-    judged = _judge_all(searches, joined.agreement)
+    judged = _judge_all(searches, choice.agreement)
     columns = {
         "score": searches.evidence.score,
         "closeness": searches.evidence.closeness,
         "anchor_agreement": searches.evidence.anchor_agreement,
         "confidence": judged.confidence,
-        "agreement_with_chosen": joined.agreement[joined.chosen],
+        "agreement_with_chosen": choice.agreement[choice.chosen],
     }
     values = {name: np.asarray(column, np.float64) for name, column in columns.items()}
     return [

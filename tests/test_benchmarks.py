@@ -17,6 +17,7 @@ from safetensors.numpy import load, save
 from benchmarks import (
     ablation,
     common,
+    consensus,
     device,
     growth,
     make_bundled,
@@ -61,7 +62,7 @@ def bundled(monkeypatch, tmp_path):
 @pytest.fixture
 def tiny(monkeypatch, bundled):
     """Presets and settings that compile and finish soon; the maps are worth nothing."""
-    for module in (ablation, quality, speed):
+    for module in (ablation, consensus, quality, speed):
         monkeypatch.setattr(module, "PRESETS", PRESETS)
     monkeypatch.setattr(reference, "Settings", lambda: dataclasses.replace(SETTINGS, num_clusters=4, steps=2))
     monkeypatch.setattr(speed, "SEARCH_STARTS", 4)
@@ -447,6 +448,23 @@ def test_restarts_are_counted(tiny, tmp_path, capsys):
     assert not restarts.judge({1: [{"seconds": 2.0}], 8: [{"seconds": 9.0}]})["passed"]
     with pytest.raises(SystemExit):
         restarts.main(["--counts", "2,0"])
+
+
+def test_a_consensus_is_compared(tiny, tmp_path, capsys):
+    file = tmp_path / "consensus.json"
+    arguments = ["--rows", "240", "--eval", "40", "--restarts", "3", "--seeds", "1", "--json", str(file)]
+    (run,) = consensus.main(arguments)
+    assert sum(run["basins"]) == 3
+    assert all(0 <= run[name] <= 1 for name in consensus.METHODS)
+    record = json.loads(file.read_text())
+    assert record["runs"] == [run]
+    assert len(record["requirements"]) == 2
+    assert "top-1, 100 rows a side, 3 restarts" in capsys.readouterr().out
+    gains = [{"chosen alone": 0.5, "consensus": top1} for top1 in (0.497, 0.52)]
+    assert [found["passed"] for found in consensus.judge(gains)] == [True, True]
+    assert [found["passed"] for found in consensus.judge([{"chosen alone": 0.5, "consensus": 0.49}])] == [False, False]
+    with pytest.raises(SystemExit):
+        consensus.main(["--restarts", "1"])
 
 
 def test_ablation_choices_are_choices():

@@ -14,15 +14,15 @@ SEARCH = ["anchors", "refine_matching", "refine_clusters", "refine_annealed"]
 
 
 # Searched in all directions, and in fewer than x has.
-@pytest.mark.parametrize(("num_restarts", "search_dims"), [(1, 0), (2, 7)])
-def test_pieces_equal_the_whole(quick_compile, num_restarts, search_dims):
+@pytest.mark.parametrize(("num_restarts", "num_settled", "search_dims"), [(1, 1, 0), (3, 2, 7)])
+def test_pieces_equal_the_whole(quick_compile, num_restarts, num_settled, search_dims):
     config = small_config(search_dims=search_dims)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(90, 8)).astype(np.float32), rng.normal(size=(95, 6)).astype(np.float32)
     key = jax.random.key(0)
     seen = []
-    fit = align_with_progress(key, x, y, config, lambda *step: seen.append(step), num_restarts)
-    whole = align_restarts(key, x, y, num_restarts, config)
+    fit = align_with_progress(key, x, y, config, lambda *step: seen.append(step), num_restarts, num_settled)
+    whole = align_restarts(key, x, y, num_restarts, config, num_settled=num_settled)
     assert int(fit.result.chosen) == int(whole.chosen)
     # The score is a quotient of small differences, and amplifies the rounding.
     for found, expected in zip(jax.tree.leaves(fit.result), jax.tree.leaves(whole), strict=True):
@@ -35,9 +35,9 @@ def test_pieces_equal_the_whole(quick_compile, num_restarts, search_dims):
         done = [step for name, step, _ in seen if name == stage]
         assert done == sorted(done)
         assert done[-1] == next(total for name, _, total in seen if name == stage)
-    # Every restart is searched, and only one of them settled.
+    # Every restart is searched, and only the best of them settled.
     of_stages = [name for stage in stages for name in ["preprocess", *SEARCH, *SETTLING] if stage.endswith(name)]
-    assert of_stages == ["preprocess", *num_restarts * SEARCH, *SETTLING]
+    assert of_stages == ["preprocess", *num_restarts * SEARCH, *num_settled * SETTLING]
 
 
 def test_nothing_to_choose_by_is_named():

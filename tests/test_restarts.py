@@ -11,9 +11,9 @@ from conftest import assert_trees_close, count_compilations, planted_clouds, sma
 
 from mv2v_jax import align, align_restarts, select
 from mv2v_jax.evidence import Evidence
-from mv2v_jax.pipeline import Searched, prepare_search, search_map, settle_map
+from mv2v_jax.pipeline import Searched, finish, prepare_search, search_map, settle
 from mv2v_jax.preprocess import fit_space
-from mv2v_jax.restarts import check_restarts, join_searches, map_agreement
+from mv2v_jax.restarts import average, check_restarts, choose, map_agreement, num_averaged
 from mv2v_jax.sizes import size_rows
 from mv2v_jax.validate import InputError
 
@@ -83,30 +83,41 @@ def test_the_best_is_kept_and_one_restart_alone_is_align():
     chosen = one_by_one()[int(found.chosen)]
     assert_trees_close(found.best.info.anchor_objective, chosen.info.anchor_objective, atol=1e-8)
     assert_trees_close(found.best.evidence, chosen.evidence, atol=1e-8)
+    np.testing.assert_allclose(found.best.map.W, chosen.map.W, atol=1e-8)
     alone = align_restarts(root(), *clouds(), 1, CONFIG)
     assert_trees_close(alone.best, one_by_one()[0], atol=1e-8)
 
 
-def test_what_is_settled_is_the_average_of_what_agrees():
-    found, key = restarts(), jax.random.fold_in(root(), int(restarts().chosen))
-    weights = np.maximum(np.asarray(found.agreement)[int(found.chosen)], 0) ** 2
-    matrix = np.einsum("r,rab->ab", weights, [searched.matrix for searched in searches()[0]]) / weights.sum()
-    searched = searches()[0][int(found.chosen)]
-    assert matrix.shape == (4, 4)
-    settle = jax.jit(
-        lambda matrix: settle_map(key, *spaces(), searched_rows(), searched.replace(matrix=matrix), config=CONFIG)
-    )
-    np.testing.assert_allclose(found.best.map.W, settle(jnp.asarray(matrix)).map.W, atol=1e-8)
-    assert np.abs(np.asarray(searched.matrix) - matrix).max() > 0.01
+@functools.cache
+def consensus():
+    return align_restarts(root(), *clouds(), NUM, CONFIG, num_settled=2)
 
 
-def joined(matrices, score, **changes):
-    """Searches of these matrices, joined: nothing but the score and the matrices says anything."""
+def test_a_consensus_is_the_average_of_what_the_best_were_settled_to():
+    found, keys = consensus(), [jax.random.fold_in(root(), index) for index in range(NUM)]
+    best, second = np.argsort(-np.asarray(found.evidence.score))[:2]
+    weight = max(float(found.agreement[best, second]), 0) ** 2
+    settled = jax.jit(lambda key, matrix: settle(key, *spaces(), searched_rows(), matrix, config=CONFIG))
+    (one, trajectory), (other, _) = (settled(keys[i], searches()[0][i].matrix) for i in (best, second))
+    assert one.shape == (6, 5)
+    mean = (np.asarray(one) + weight * np.asarray(other)) / (1 + weight)
+    searched = searches()[0][best]
+    expected = jax.jit(lambda matrix: finish(*spaces(), matrix, searched, trajectory, config=CONFIG))(jnp.asarray(mean))
+    np.testing.assert_allclose(found.best.map.W, expected.map.W, atol=1e-8)
+    assert_trees_close(found.best.trajectory, expected.trajectory, atol=1e-8)
+    assert np.abs(found.best.map.W - restarts().best.map.W).max() > 1e-3
+    # What is chosen, and how sure that is, has nothing to do with it.
+    assert_trees_close(found.evidence, restarts().evidence, atol=1e-8)
+    assert_trees_close(found.best.confidence, restarts().best.confidence, atol=1e-8)
+
+
+def choice_of(matrices, score):
+    """The choice among searches of these matrices: nothing but the score and the matrices says anything."""
     evidence = Evidence(**{field.name: jnp.asarray(score) for field in dataclasses.fields(Evidence)})
     nothing = jnp.zeros(len(score))
     trajectory = {"anchor_objective": nothing, "anchor_agreement": nothing, "anchor_kept": nothing}
     searched = Searched(matrix=jnp.asarray(matrices), evidence=evidence, trajectory={}, **trajectory)
-    return join_searches(searched, jnp.eye(3), config=small_config(**changes))
+    return choose(searched, jnp.eye(3), config=small_config())
 
 
 def test_searches_that_disagree_or_failed_do_not_count():
@@ -114,17 +125,22 @@ def test_searches_that_disagree_or_failed_do_not_count():
     off = np.linalg.qr(right + 0.1 * np.arange(9).reshape(3, 3))[0]
     off *= np.sign(np.diagonal(off))
     matrices = np.stack([np.full((3, 3), np.nan), right, -right, off])
-    score = [np.nan, 0.5, 0.4, 0.3]
-    found = joined(matrices, score)
+    found = choice_of(matrices, [np.nan, 0.5, 0.4, 0.6])
     weight = (np.trace(off) / 3) ** 2
-    assert int(found.chosen) == 1
     assert 0.1 < weight < 0.99
-    np.testing.assert_allclose(found.searched.matrix, (right + weight * off) / (1 + weight), atol=1e-12)
+    assert int(found.chosen) == 3
+    np.testing.assert_array_equal(found.order, [3, 1, 2, 0])
+    np.testing.assert_allclose(found.weights, [0, weight, 0, 1], atol=1e-12)
+    mean = average(jnp.asarray(matrices)[found.order], found.weights[found.order])
+    np.testing.assert_allclose(mean, (off + weight * right) / (1 + weight), atol=1e-12)
     # Where everything failed nothing is made up.
-    assert np.isnan(joined(matrices[:1], score[:1]).searched.matrix).all()
-    # The published refinement ends in a map, which stays what it is.
-    published = {"anneal_steps": 0, "csls_steps": 0, "whole_steps": 0}
-    np.testing.assert_array_equal(joined(matrices, score, **published).searched.matrix, right)
+    assert np.isnan(average(jnp.asarray(matrices[:1]), jnp.ones(1))).all()
+
+
+def test_a_published_refinement_ends_in_a_map_that_is_not_averaged():
+    published = small_config(anneal_steps=0, csls_steps=0, whole_steps=0)
+    assert [num_averaged(3, 5, config) for config in (CONFIG, published)] == [3, 1]
+    assert num_averaged(9, 5, CONFIG) == 5
 
 
 def test_held_out_rows_take_no_part_in_the_search():

@@ -22,7 +22,7 @@ from mv2v_jax.study import Plan, run_study, write_study
 from mv2v_jax.validate import InputError
 
 CONFIG = small_config(match_steps=0, cluster_steps=0, search_dims=4)
-PLAN = Plan(seed=3, restarts=5, chunk=2, sizes=(40,), size_restarts=2, bootstraps=1)
+PLAN = Plan(seed=3, restarts=5, settled=8, chunk=2, sizes=(40,), size_restarts=2, bootstraps=1)
 FLAGS = [
     f"--{name.replace('_', '-')}={getattr(CONFIG, name)}" for name in CONFIG.__dataclass_fields__ if name != "project"
 ]
@@ -87,7 +87,7 @@ def test_every_file_is_there_and_says_the_same(whole):
 def test_restarts_are_those_of_align_restarts(whole, folder):
     """Chunks of two, five in all: the same searches, and the same choice."""
     output, facts = whole
-    expected = align_restarts(jax.random.key(3), *rows(folder), 5, CONFIG)
+    expected = align_restarts(jax.random.key(3), *rows(folder), 5, CONFIG, num_settled=5)
     scores = [float(row["score"]) for row in csv.DictReader((output / "restarts.csv").open())]
     np.testing.assert_allclose(scores, expected.evidence.score, atol=1e-4)
     assert facts["chosen"] == int(expected.chosen)
