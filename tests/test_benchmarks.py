@@ -62,7 +62,7 @@ def bundled(monkeypatch, tmp_path):
 @pytest.fixture
 def tiny(monkeypatch, bundled):
     """Presets and settings that compile and finish soon; the maps are worth nothing."""
-    for module in (ablation, consensus, quality, speed):
+    for module in (ablation, consensus, device, quality, restarts, speed):
         monkeypatch.setattr(module, "PRESETS", PRESETS)
     monkeypatch.setattr(reference, "Settings", lambda: dataclasses.replace(SETTINGS, num_clusters=4, steps=2))
     monkeypatch.setattr(speed, "SEARCH_STARTS", 4)
