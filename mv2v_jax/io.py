@@ -1,4 +1,4 @@
-"""Reading embeddings and maps, writing results: the only file that opens files. Nothing is ever unpickled."""
+"""Reading embeddings and maps, writing files whole or not at all. Nothing is ever unpickled."""
 
 import contextlib
 import dataclasses
