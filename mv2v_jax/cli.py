@@ -28,7 +28,6 @@ from mv2v_jax.metrics import Metrics, evaluate, oracle
 from mv2v_jax.plots import check_plotting, plot_study
 from mv2v_jax.progress import TimedFit, align_with_progress
 from mv2v_jax.report import describe_verdict, print_facts, print_table, progress_bar
-from mv2v_jax.restarts import check_restarts
 from mv2v_jax.study import Plan, run_study, write_study
 from mv2v_jax.types import Config, LinearMap
 from mv2v_jax.validate import InputError, check_config, check_finite, check_fitting_rows, check_shape
@@ -307,7 +306,6 @@ def stability(
         size_restarts=size_restarts,
         bootstraps=bootstraps,
     )
-    check_restarts(restarts, num_rows, config)
     with progress_bar() as on_step:
         study = run_study(x, y, config, plan, output, on_step, resume=resume)
     write_study(study, output)

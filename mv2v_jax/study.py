@@ -20,9 +20,11 @@ from mv2v_jax.io import atomic_path, digest, load_arrays, save_arrays, save_map
 from mv2v_jax.pipeline import Searched, SearchRows, as_map, lift_search, prepare_search
 from mv2v_jax.preprocess import Space, fit_space
 from mv2v_jax.principal import in_directions
+from mv2v_jax.progress import OnStep
 from mv2v_jax.restarts import (
     Choice,
     agreement_with_others,
+    check_restarts,
     choose,
     map_agreement,
     restart_keys,
@@ -35,10 +37,7 @@ from mv2v_jax.types import AlignResult, Config
 from mv2v_jax.validate import InputError
 from mv2v_jax.verdict import Verdict, judge
 
-OnStep = Callable[[str, int, int], None]
 _MANIFEST = "study.json"
-# Rows of Y among which `measure_stability` looks.
-_BANK_ROWS = 8_192
 
 
 class Plan(NamedTuple):
@@ -106,8 +105,8 @@ def _settle(keys, space_x, space_y, rows, searches, choice, config: Config, num_
 def _stability(matrices, space_x: Space, space_y: Space, rows: SearchRows, config: Config) -> Stability:
     """In the directions that were searched, on the rows in the order of the data."""
     maps = jax.vmap(lambda matrix: as_map(matrix, config=config))(matrices)
-    x = in_directions(space_x.rows, rows.directions_x)
-    return measure_stability(maps, x, in_directions(space_y.rows[:_BANK_ROWS], rows.directions_y))
+    x, y = in_directions(space_x.rows, rows.directions_x), in_directions(space_y.rows, rows.directions_y)
+    return measure_stability(maps, x, y)
 
 
 @jax.jit
@@ -128,10 +127,11 @@ def _agreement_with_chosen(matrix, rows: SearchRows, chosen, chosen_rows: Search
     return map_agreement(maps, space_x.rows)[0, 1]
 
 
-def check_plan(plan: Plan, num_rows: int) -> None:
-    """Raise `InputError` where a size is no part of the data, or there are too few restarts to compare."""
+def check_plan(plan: Plan, num_rows: int, config: Config) -> None:
+    """Raise `InputError` where a size is no part of the data, or restarts cannot be compared."""
     if plan.restarts < 2:
         raise InputError(f"a study must have at least 2 restarts to compare, found {plan.restarts}")
+    check_restarts(plan.restarts, num_rows, config, plan.settled)
     for size in plan.sizes:
         if size >= num_rows:
             raise InputError(f"sizes must be smaller than the smaller side, of {num_rows} rows, found {size}")
@@ -243,7 +243,7 @@ def run_study(
         resume: whether a study may be there already.
     """
     num_rows = min(x.shape[0], y.shape[0])
-    check_plan(plan, num_rows)
+    check_plan(plan, num_rows, config)
     chunks = open_study(folder, x, y, config, plan, resume=resume)
     runner = _Runner(x, y, config, plan, chunks, on_step)
 
