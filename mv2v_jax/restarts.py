@@ -70,7 +70,13 @@ def select(evidence: Evidence) -> jax.Array:
     Args:
         evidence: `Evidence` with fields ``[r]``, one entry a fit.
     """
-    return jnp.argmax(jnp.where(jnp.isfinite(evidence.score), evidence.score, -jnp.inf)).astype(jnp.int32)
+    return order_by_score(evidence)[0]
+
+
+def order_by_score(evidence: Evidence) -> jax.Array:
+    """Fits of the same data from the best score to the worst, then those whose score is not finite: ``[r]`` int32."""
+    score = jnp.where(jnp.isfinite(evidence.score), evidence.score, -jnp.inf)
+    return jnp.argsort(-score, stable=True).astype(jnp.int32)
 
 
 def map_agreement(maps: jax.Array, x: jax.Array) -> jax.Array:
@@ -91,13 +97,12 @@ def agreement_with_others(agreement: jax.Array, chosen: jax.Array) -> jax.Array 
 
 def choose(searches: Searched, x: jax.Array, *, config: Config) -> Choice:
     """Choose among searches, whose leaves are ``[r, ...]``, by what rows held out of ``x [n, r_x]`` and Y said."""
-    chosen = select(searches.evidence)
+    order = order_by_score(searches.evidence)
+    chosen = order[0]
     agreement = map_agreement(jax.vmap(lambda matrix: as_map(matrix, config=config))(searches.matrix), x)
-    score = searches.evidence.score
-    order = jnp.argsort(-jnp.where(jnp.isfinite(score), score, -jnp.inf), stable=True)
     return Choice(
         chosen=chosen,
-        order=order.astype(jnp.int32),
+        order=order,
         weights=jnp.square(jnp.maximum(jnp.nan_to_num(agreement[chosen].at[chosen].set(1)), 0)),
         agreement=agreement,
         with_others=agreement_with_others(agreement, chosen),
