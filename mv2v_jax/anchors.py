@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.kmeans import kmeans
+from mv2v_jax.mesh import ROW, part, whole
 from mv2v_jax.preprocess import draw_rows, order_rows
 from mv2v_jax.pytree import pytree
 from mv2v_jax.qap import centered_kernel, search_assignment
@@ -75,10 +76,11 @@ def match_anchor_sets(
         cka = found.objective / jnp.where(largest > 0, largest, 1)
         return AnchorSets(x=centers_x, y=centers_y[found.permutation], objective=cka)
 
+    # Sets need nothing from each other, so the devices of a mesh's row axis have some each.
     # One set after the other: a batch of k-means is slower than its members on CPU, and each fills an accelerator.
-    centers_x, centers_y, match_keys = jax.lax.map(cluster, sets)
+    centers_x, centers_y, match_keys = jax.lax.map(cluster, part(sets, ROW))
     # The searches are tiny, so all of them go together.
-    return jax.vmap(match)(centers_x, centers_y, match_keys)
+    return whole(jax.vmap(match)(centers_x, centers_y, match_keys), ROW, sets.shape[0])
 
 
 def set_agreement(sets: AnchorSets) -> jax.Array:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from mv2v_jax.csls import match_csls
 from mv2v_jax.directions import Directions, measure_spread, weigh_directions
+from mv2v_jax.mesh import ROW, part, total
 from mv2v_jax.preprocess import draw_rows, mean_present, order_rows, present_rows, unit_rows
 from mv2v_jax.refine import Refined
 from mv2v_jax.types import Config
@@ -34,9 +35,12 @@ def _cross_covariance(x, y, directions: Directions, num_neighbors):
     It is scaled to the length of a semi-orthogonal map, so that a map can also be what it is averaged with.
     """
     matches = match_csls(unit_rows(x @ directions.x), unit_rows(y @ directions.y), num_neighbors=num_neighbors)
-    partners_of_x = y[matches.x_to_y.index].mean(axis=1)
-    partners_of_y = x[matches.y_to_x.index].mean(axis=1)
-    cross = x.T @ partners_of_x / x.shape[0] + partners_of_y.T @ y / y.shape[0]
+    # Over a mesh's row axis each device pairs its share of the rows.
+    rows_x, index_x = part((x, matches.x_to_y.index), ROW)
+    rows_y, index_y = part((y, matches.y_to_x.index), ROW)
+    cross = total(
+        rows_x.T @ y[index_x].mean(axis=1) / x.shape[0] + x[index_y].mean(axis=1).T @ rows_y / y.shape[0], ROW
+    )
     length = jnp.maximum(jnp.linalg.norm(cross), jnp.finfo(cross.dtype).tiny)
     objective = (
         mean_present(matches.x_to_y.similarity, present_rows(x))

@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from mv2v_jax.mesh import ROW, num_parts, part, whole
 from mv2v_jax.neighbors import Neighbors, block_rows, rough_product, top_neighbors
 from mv2v_jax.pytree import pytree
 
@@ -23,19 +24,6 @@ _FEWEST_GROUPS = 256
 _GROUPS_PER_NEIGHBOR = 16
 # Less than the inner product of any two rows of unit length.
 _NOBODY = -2.0
-
-
-@pytree
-class Matches:
-    """Partners in both directions.
-
-    Attributes:
-        x_to_y: `Neighbors` of the rows of X.
-        y_to_x: `Neighbors` of the rows of Y.
-    """
-
-    x_to_y: Neighbors
-    y_to_x: Neighbors
 
 
 def _write_place(similarity: jax.Array, place: int, num_places: int) -> jax.Array:
@@ -88,13 +76,49 @@ def _group_size(num_rows: int, num_neighbors: int) -> int:
     return num_rows // max(_FEWEST_GROUPS, _GROUPS_PER_NEIGHBOR * num_neighbors)
 
 
-def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int, fewest: int) -> Matches:
+@pytree
+class Candidates:
+    """More rows than are wanted, in both directions.
+
+    Attributes:
+        x_to_y: `Neighbors` of the rows of X; `all_of_x` puts what is made of them in the order of X.
+        y_to_x: `Neighbors` of the rows of Y, those of other devices' rows of X with a similarity of minus infinity.
+        blocks: int32 numbers of the blocks of X that this device has, -1 for none; ``None`` where rows are few, and
+            lie as in X.
+        num_blocks: how many blocks there are.
+        num_x: rows of X.
+    """
+
+    x_to_y: Neighbors
+    y_to_x: Neighbors
+    blocks: jax.Array | None
+    num_blocks: int
+    num_x: int
+
+    def all_of_x(self, values):
+        """What is known of the rows of ``x_to_y``, arrays ``[., ...]``, of all rows of X in their order: ``[n, ...]``."""
+        if self.blocks is None:
+            return values
+
+        def in_order(array):
+            blocks = whole(array.reshape(len(self.blocks), -1, *array.shape[1:]), ROW, self.num_blocks)
+            return blocks.swapaxes(0, 1).reshape(-1, *array.shape[1:])[: self.num_x]
+
+        return jax.tree.map(in_order, values)
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether other devices have other rows of X."""
+        return self.blocks is not None and num_parts(ROW) > 1
+
+
+def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int, fewest: int) -> Candidates:
     """Rows of ``y [m, d]`` of large inner product for every row of ``x [n, d]``, and back: more than are wanted.
 
     All rows are of unit length; those without length, which padding is, are nobody's candidates while there are others.
     Where both sides are large, the nearest row of each of some hundred groups, in no order: the nearest of all is among
-    them, and few of the next ``num_neighbors`` are missed. Else exactly the ``max(num_neighbors, fewest)`` nearest,
-    best first.
+    them, and few of the next ``num_neighbors`` are missed; over a mesh's row axis the rows of X are spread. Else exactly
+    the ``max(num_neighbors, fewest)`` nearest, best first.
     """
     chex.assert_rank((x, y), 2)
     chex.assert_equal_shape_suffix((x, y), 1)
@@ -103,8 +127,12 @@ def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int, fewest: i
     group_x = _group_size(num_x, num_neighbors)
     if min(group_x, group_y) < 2:
         wanted = max(num_neighbors, fewest)
-        return Matches(
-            x_to_y=top_neighbors(x, y, num_neighbors=wanted), y_to_x=top_neighbors(y, x, num_neighbors=wanted)
+        return Candidates(
+            x_to_y=top_neighbors(x, y, num_neighbors=wanted),
+            y_to_x=top_neighbors(y, x, num_neighbors=wanted),
+            blocks=None,
+            num_blocks=0,
+            num_x=num_x,
         )
     # Groups of rows of X lie within a block, which has a whole number of them.
     num_blocks = -(-num_x // block_rows(num_x, num_y))
@@ -119,8 +147,19 @@ def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int, fewest: i
         similarity = rough_product(padded[:, number], y)
         return _group_maxima(similarity, group_y, 1), _group_maxima(similarity, group_x, 0)
 
-    forward, backward = jax.lax.map(search, jnp.arange(num_blocks))
-    forward = forward.swapaxes(0, 1).reshape(num_blocks * block, -1)[:num_x]
+    # Counted from one, so that no block is there twice where devices are more than fill: a row would meet its nearest
+    # twice.
+    blocks = part(jnp.arange(1, num_blocks + 1, dtype=jnp.int32), ROW) - 1
+    forward, backward = jax.lax.map(search, jnp.maximum(blocks, 0))
+    if num_parts(ROW) > 1:
+        missing = jnp.full((num_blocks, *backward.shape[1:]), -jnp.inf, backward.dtype)
+        backward = missing.at[jnp.where(blocks < 0, num_blocks, blocks)].set(backward, mode="drop")
     # Groups in the order of their first rows, as those of Y are: whoever bundles them may count on it.
     backward = backward.transpose(2, 1, 0).reshape(num_y, -1)
-    return Matches(x_to_y=_named(forward, group_y), y_to_x=_named(backward, group_x))
+    return Candidates(
+        x_to_y=_named(forward.reshape(-1, forward.shape[2]), group_y),
+        y_to_x=_named(backward, group_x),
+        blocks=blocks,
+        num_blocks=num_blocks,
+        num_x=num_x,
+    )

@@ -7,18 +7,34 @@ space. A hub is near to everything, so its ``r`` is large and it stops being eve
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.candidates import Matches, find_candidates
-from mv2v_jax.neighbors import Neighbors, largest
+from mv2v_jax.candidates import find_candidates
+from mv2v_jax.mesh import ROW, largest_of
+from mv2v_jax.neighbors import Neighbors, largest, merge_neighbors
+from mv2v_jax.pytree import pytree
 
 # Similarities behind r, as many as in the papers that introduced it.
 NUM_LOCAL = 10
 
 
-def _local_density(candidates: Neighbors) -> jax.Array:
+@pytree
+class Matches:
+    """Partners in both directions.
+
+    Attributes:
+        x_to_y: `Neighbors` of the rows of X.
+        y_to_x: `Neighbors` of the rows of Y.
+    """
+
+    x_to_y: Neighbors
+    y_to_x: Neighbors
+
+
+def _local_density(candidates: Neighbors, is_spread: bool = False) -> jax.Array:
     """How near a row is to the other space: the mean of its candidates' largest similarities, ``[n]``.
 
     Few candidates are the nearest rows, of which the first count. Many are the nearest rows of groups, and the nearest
-    of each of `NUM_LOCAL` bundles of groups count: about as many, found without a sort.
+    of each of `NUM_LOCAL` bundles of groups count: about as many, found without a sort. Where they ``is_spread`` over
+    devices, the nearest of a bundle is that of all of them.
     """
     similarity = candidates.similarity
     num_rows, num_candidates = similarity.shape
@@ -28,7 +44,8 @@ def _local_density(candidates: Neighbors) -> jax.Array:
         num_local = min(NUM_LOCAL, num_candidates)
         return jnp.where(jnp.arange(num_candidates)[None] < num_local, similarity, 0).sum(axis=1) / num_local
     bundles = similarity[:, : NUM_LOCAL * bundle].reshape(num_rows, bundle, NUM_LOCAL)
-    return bundles.max(axis=1).mean(axis=1)
+    maxima = bundles.max(axis=1)
+    return (largest_of(maxima, ROW) if is_spread else maxima).mean(axis=1)
 
 
 def _reorder(candidates: Neighbors, own_density: jax.Array, other_density: jax.Array, num_neighbors: int) -> Neighbors:
@@ -46,11 +63,10 @@ def match_csls(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Matches:
     wanted = max(NUM_LOCAL, num_neighbors + NUM_LOCAL // 2)
     candidates = find_candidates(x, y, num_neighbors=num_neighbors, fewest=wanted)
     forward, backward = candidates.x_to_y, candidates.y_to_x
-    density_x, density_y = _local_density(forward), _local_density(backward)
-    return Matches(
-        x_to_y=_reorder(forward, density_x, density_y, num_neighbors),
-        y_to_x=_reorder(backward, density_y, density_x, num_neighbors),
-    )
+    density_x, density_y = _local_density(forward), _local_density(backward, candidates.is_spread)
+    x_to_y = candidates.all_of_x(_reorder(forward, density_x, density_y, num_neighbors))
+    y_to_x = _reorder(backward, density_y, candidates.all_of_x(density_x), num_neighbors)
+    return Matches(x_to_y=x_to_y, y_to_x=merge_neighbors(y_to_x, num_neighbors) if candidates.is_spread else y_to_x)
 
 
 def mean_csls(x: jax.Array, y: jax.Array) -> jax.Array:

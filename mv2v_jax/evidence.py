@@ -20,8 +20,8 @@ from mv2v_jax.types import Evidence
 
 # Fitted rows that held-out rows are compared with; more would say the same and cost more.
 _BANK_ROWS = 8_192
-# Nearness is the mean over so many parts of them.
-_NUM_PARTS = 10
+# Nearness is the mean over so many groups of them.
+_NUM_GROUPS = 10
 _NUM_NULLS = 8
 # The scale from null to within is at least this many deviations of the nulls long: in a cloud without geometry it would
 # be no longer than chance.
@@ -87,7 +87,7 @@ def gather_evidence(key: jax.Array, x: HoldOut, y: HoldOut, W: jax.Array, set_ag
     queries_y, bank_y = y.held_out, y.fitted[:_BANK_ROWS]
 
     def nearness_of(queries, bank):
-        return nearness(queries, bank, num_parts=_NUM_PARTS).mean()
+        return nearness(queries, bank, num_groups=_NUM_GROUPS).mean()
 
     directions = jnp.linalg.eigh(bank_y.T @ bank_y)[1]
 

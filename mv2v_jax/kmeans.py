@@ -1,11 +1,13 @@
 """k-means: greedy k-means++ seeding and Lloyd's iterations, with a fixed number of steps. Zero rows take no part."""
 
+import functools
 import math
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from mv2v_jax.mesh import ROW, part, total
 from mv2v_jax.pytree import pytree
 
 
@@ -69,16 +71,19 @@ def seed_centers(key: jax.Array, x: jax.Array, *, num_clusters: int) -> jax.Arra
     return centers
 
 
-def lloyd(x: jax.Array, centers: jax.Array, *, num_steps: int) -> Clusters:
+def lloyd(x: jax.Array, centers: jax.Array, *, num_steps: int, spread: bool = False) -> Clusters:
     """Lloyd's iterations from given centres. A centre that loses all its rows stays where it is.
 
     Args:
         x: ``[n, d]``.
         centers: ``[c, d]``, the start.
         num_steps: iterations; fixed, so that a vmapped call does not wait for its slowest lane.
+        spread: whether each device of a mesh's row axis takes its share of the rows, and all of them sum up.
     """
     chex.assert_rank((x, centers), 2)
     chex.assert_equal_shape_suffix((x, centers), 1)
+    x = part(x, ROW) if spread else x
+    join = functools.partial(total, axis=ROW) if spread else lambda sums: sums
     x_squared = jnp.sum(x**2, axis=1)
 
     present = x_squared > 0
@@ -96,16 +101,17 @@ def lloyd(x: jax.Array, centers: jax.Array, *, num_steps: int) -> Clusters:
 
     def step(centers, _):
         one_hot, _ = assign(centers)
-        counts = one_hot.sum(axis=1)
-        means = (one_hot @ x) / jnp.maximum(counts, 1)[:, None]
+        counts, sums = join((one_hot.sum(axis=1), one_hot @ x))
+        means = sums / jnp.maximum(counts, 1)[:, None]
         return jnp.where(counts[:, None] > 0, means, centers), None
 
     centers, _ = jax.lax.scan(step, centers, length=num_steps)
     one_hot, inertia = assign(centers)
-    return Clusters(centers=centers, counts=one_hot.sum(axis=1), inertia=inertia)
+    counts, inertia = join((one_hot.sum(axis=1), inertia))
+    return Clusters(centers=centers, counts=counts, inertia=inertia)
 
 
-def kmeans(key: jax.Array, x: jax.Array, *, num_clusters: int, num_steps: int) -> Clusters:
+def kmeans(key: jax.Array, x: jax.Array, *, num_clusters: int, num_steps: int, spread: bool = False) -> Clusters:
     """k-means++ seeding followed by Lloyd's iterations; see `seed_centers` and `lloyd`.
 
     Example:
@@ -115,4 +121,4 @@ def kmeans(key: jax.Array, x: jax.Array, *, num_clusters: int, num_steps: int) -
         >>> sorted(round(float(center), 2) for center in centers.ravel())
         [1.05, 5.05]
     """
-    return lloyd(x, seed_centers(key, x, num_clusters=num_clusters), num_steps=num_steps)
+    return lloyd(x, seed_centers(key, x, num_clusters=num_clusters), num_steps=num_steps, spread=spread)

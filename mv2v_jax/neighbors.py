@@ -4,6 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from mv2v_jax.mesh import ROW, largest_of, num_parts, part, side_by_side
 from mv2v_jax.pytree import pytree
 
 # A block of similarities holds at most this many entries (16 MiB in float32): large enough for the matrix product to
@@ -58,24 +59,28 @@ def rough_product(x: jax.Array, y: jax.Array) -> jax.Array:
     return jax.lax.dot_general(x, y, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def nearness(queries: jax.Array, bank: jax.Array, *, num_parts: int) -> jax.Array:
-    """How near each query is to a bank: the mean of its largest inner products with the parts of the bank, ``[n]``.
+def nearness(queries: jax.Array, bank: jax.Array, *, num_groups: int) -> jax.Array:
+    """How near each query is to a bank: the mean of its largest inner products with groups of the bank, ``[n]``.
 
-    About the mean of its ``num_parts`` largest inner products, without a sort.
+    About the mean of its ``num_groups`` largest inner products, without a sort.
 
     Args:
         queries: ``[n, d]``.
-        bank: ``[m, d]``, rows in no order; at most ``num_parts - 1`` rows at its end are left out.
-        num_parts: parts of one size; as many as rows where there are fewer.
+        bank: ``[m, d]``, rows in no order; at most ``num_groups - 1`` rows at its end are left out.
+        num_groups: groups of one size; as many as rows where there are fewer.
     """
-    num_parts = min(num_parts, bank.shape[0])
-    part = bank.shape[0] // num_parts
-    bank = bank[: part * num_parts]
+    num_groups = min(num_groups, bank.shape[0])
+    size = bank.shape[0] // num_groups
+    groups = bank[: size * num_groups].reshape(num_groups, size, -1)
+    if num_parts(ROW) > 1:
+        # Every device has some members of each group; one that has the first of them as well changes no maximum.
+        groups = groups[:, part(jnp.arange(size), ROW)]
+    mine = groups.reshape(-1, bank.shape[1])
 
-    def block_nearness(block):
-        return rough_product(block, bank).reshape(-1, num_parts, part).max(axis=2).mean(axis=1)
+    def block_maxima(block):
+        return rough_product(block, mine).reshape(-1, num_groups, groups.shape[1]).max(axis=2)
 
-    return map_blocks(block_nearness, queries, bank.shape[0])
+    return largest_of(map_blocks(block_maxima, queries, mine.shape[0]), ROW).mean(axis=1)
 
 
 def largest(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -118,18 +123,41 @@ def _largest(similarity: jax.Array, k: int) -> Neighbors:
     return Neighbors(similarity=values, index=jnp.take_along_axis(entries, place, axis=1))
 
 
+def merge_neighbors(found: Neighbors, num_neighbors: int) -> Neighbors:
+    """The nearest of those that the devices of the row axis found, each among its own rows of the bank: ``[n, k]``.
+
+    Merged by hand, because XLA's `top_k` over a spread axis is each device's own (JAX issue 19271).
+    """
+    if num_parts(ROW) == 1:
+        return found
+    found = side_by_side(found, ROW)
+    similarity, place = largest(found.similarity, num_neighbors)
+    return Neighbors(similarity=similarity, index=jnp.take_along_axis(found.index, place, axis=1))
+
+
 def top_neighbors(queries: jax.Array, bank: jax.Array, *, num_neighbors: int) -> Neighbors:
     """The ``k`` bank rows of largest inner product with each query.
 
     Args:
         queries: ``[n, d]``.
-        bank: ``[m, d]``.
+        bank: ``[m, d]``; over the devices of a mesh's row axis it is spread.
         num_neighbors: ``k``; cut to ``m`` where the bank is smaller.
     """
     chex.assert_rank((queries, bank), 2)
     chex.assert_equal_shape_suffix((queries, bank), 1)
     k = min(num_neighbors, bank.shape[0])
-    return map_blocks(lambda block: _largest(block @ bank.T, k), queries, bank.shape[0])
+    # Counted from one: the zeros behind the last device's rows are nobody.
+    place = part(jnp.arange(1, bank.shape[0] + 1, dtype=jnp.int32), ROW)
+    mine = part(bank, ROW)
+
+    def search(block):
+        similarity = block @ mine.T
+        if num_parts(ROW) == 1:
+            return _largest(similarity, k)
+        nearest = _largest(jnp.where(place > 0, similarity, -jnp.inf), min(k, mine.shape[0]))
+        return Neighbors(similarity=nearest.similarity, index=jnp.maximum(place[nearest.index] - 1, 0))
+
+    return merge_neighbors(map_blocks(search, queries, mine.shape[0]), k)
 
 
 @pytree
@@ -155,10 +183,6 @@ def neighbor_means(queries: jax.Array, bank: jax.Array, values: jax.Array, *, nu
         num_neighbors: ``k``; cut to ``m`` where the bank is smaller.
     """
     chex.assert_equal_shape_prefix((bank, values), 1)
-    k = min(num_neighbors, bank.shape[0])
-
-    def partners(block):
-        nearest = _largest(block @ bank.T, k)
-        return Partners(rows=values[nearest.index].mean(axis=1), similarity=nearest.similarity.mean(axis=1))
-
-    return map_blocks(partners, queries, bank.shape[0])
+    nearest = top_neighbors(queries, bank, num_neighbors=num_neighbors)
+    rows = map_blocks(lambda index: values[index].mean(axis=1), nearest.index, bank.shape[0])
+    return Partners(rows=rows, similarity=nearest.similarity.mean(axis=1))

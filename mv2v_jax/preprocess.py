@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from mv2v_jax.mesh import ROW, num_parts, total, whole
 from mv2v_jax.pytree import pytree
 
 # No stage takes a step of this number.
@@ -66,22 +67,24 @@ def fit_space(x: jax.Array, num_rows: jax.Array | int | None = None) -> Space:
     """Preprocess the fitting rows ``x [n, d]`` of one space; half precision comes out as float32.
 
     Args:
-        x: raw rows.
+        x: raw rows; over a mesh's row axis each device has its share of them, and gets all of the space.
         num_rows: how many of them are rows of the data, where the last ones are padding (`sizes.size_rows`).
     """
     chex.assert_rank(x, 2)
-    num_rows = x.shape[0] if num_rows is None else num_rows
+    num_all = x.shape[0] * num_parts(ROW)
+    num_rows = num_all if num_rows is None else num_rows
     x = x.astype(working_dtype(x.dtype))
     present = present_rows(x)
-    num_present = jnp.maximum(present.sum(), 1).astype(x.dtype)
     # Zero rows add nothing to the sum, so only the count leaves them out.
-    mean = x.sum(axis=0) / num_present
-    rows = center_unit(x, mean)
+    num_present, sums = total((present.sum(), x.sum(axis=0)), ROW)
+    num_present = jnp.maximum(num_present, 1).astype(x.dtype)
+    mean = sums / num_present
+    rows = whole(center_unit(x, mean), ROW, num_all)
     lengths = jnp.where(present, jnp.linalg.norm(x - mean[None], axis=1), 0)
     return Space(
         rows=rows,
         mean=mean,
-        scale=lengths.sum() / num_present,
+        scale=total(lengths.sum(), ROW) / num_present,
         zero_rows=jnp.asarray(num_rows, jnp.int32) - present_rows(rows).sum(dtype=jnp.int32),
     )
 

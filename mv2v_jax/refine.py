@@ -72,9 +72,9 @@ def refine_clusters(
 
     def step(W, index):
         step_key = jax.random.fold_in(key, index)
-        found = kmeans(step_key, x, num_clusters=num_clusters, num_steps=config.lloyd_steps)
+        found = kmeans(step_key, x, num_clusters=num_clusters, num_steps=config.lloyd_steps, spread=True)
         mapped = found.centers @ W
-        centers_y = lloyd(y, mapped, num_steps=config.lloyd_steps).centers
+        centers_y = lloyd(y, mapped, num_steps=config.lloyd_steps, spread=True).centers
         similarity = jnp.sum(unit_rows(mapped) * unit_rows(centers_y), axis=1).mean()
         return _smooth(W, procrustes(found.centers, centers_y), config.smoothing), similarity
 

@@ -10,12 +10,14 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from mv2v_jax.evidence import num_held_out
+from mv2v_jax.mesh import EVERYWHERE, RESTART, over_mesh, part, whole
 from mv2v_jax.pipeline import Searched, SearchRows, as_map, finish, lift_search, prepare_search, search_map, settle
 from mv2v_jax.preprocess import Space, fit_space
 from mv2v_jax.pytree import pytree
-from mv2v_jax.sizes import SizedRows, size_rows
+from mv2v_jax.sizes import SizedRows, row_specs, size_rows
 from mv2v_jax.types import AlignResult, Config, Evidence, LinearMap
 from mv2v_jax.validate import InputError, check_config, check_fitting_rows
 
@@ -132,8 +134,13 @@ def restart_keys(key: jax.Array, first: int, num_restarts: int) -> jax.Array:
 
 
 def search_restarts(keys: jax.Array, rows: SearchRows, *, config: Config, batch_size: int = 1) -> Searched:
-    """Search once for every one of ``keys [r]``, ``batch_size`` of them side by side; every leaf is ``[r, ...]``."""
-    return jax.lax.map(lambda key: search_map(key, rows.x, rows.y, config=config), keys, batch_size=batch_size)
+    """Search once for every one of ``keys [r]``, ``batch_size`` of them side by side; every leaf is ``[r, ...]``.
+
+    Over a mesh's restart axis each device searches for its share of them.
+    """
+    mine = keys[part(jnp.arange(keys.shape[0]), RESTART)]
+    searches = jax.lax.map(lambda key: search_map(key, rows.x, rows.y, config=config), mine, batch_size=batch_size)
+    return whole(searches, RESTART, keys.shape[0])
 
 
 def searched_maps(
@@ -163,7 +170,7 @@ def settle_restarts(
     def settle_one(index):
         return settle(keys[index], space_x, space_y, rows, searches.matrix[index], config=config)
 
-    matrices, trajectories = jax.lax.map(settle_one, settled)
+    matrices, trajectories = whole(jax.lax.map(settle_one, part(settled, RESTART)), RESTART, settled.shape[0])
     matrix = average(matrices, choice.weights[settled])
     chosen, trajectory = (
         jax.tree.map(lambda leaf, index=index: leaf[index], tree)
@@ -172,8 +179,13 @@ def settle_restarts(
     return finish(space_x, space_y, matrix, chosen, trajectory, choice.with_others, config=config)
 
 
-@functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size", "keep", "num_settled"))
-def _align_restarts(
+@functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size", "keep", "num_settled", "mesh"))
+def _align_restarts(key, x: SizedRows, y: SizedRows, config: Config, *, mesh: Mesh | None, **choices) -> Restarts:
+    fit = functools.partial(_fit_restarts, **choices)
+    return over_mesh(fit, mesh, EVERYWHERE, row_specs(x), row_specs(y), EVERYWHERE)(key, x, y, config)
+
+
+def _fit_restarts(
     key,
     x: SizedRows,
     y: SizedRows,
@@ -210,6 +222,7 @@ def align_restarts(
     batch_size: int = 1,
     keep: Keep = "summary",
     num_settled: int = 1,
+    mesh: Mesh | None = None,
 ) -> Restarts:
     """Search several times from different draws, and settle the best search by its `Evidence`, or the best few.
 
@@ -225,9 +238,13 @@ def align_restarts(
             nothing, ``"summary"`` its trajectory, ``"all"`` its trajectory and its map (``d_x * d_y`` numbers each).
         num_settled: how many of the best restarts are settled and averaged, as far as they agree with the best: a
             consensus that is better than any of them, for half of a fit's time each. At most all are.
+        mesh: of `make_mesh`, to spread restarts and rows over devices, of several processes as well; all of them call
+            this with the same arguments, and each reads of ``x`` and ``y`` what its own devices need. The result is
+            that of one device, up to rounding.
 
     Raises:
-        InputError: as `align`, where nothing is held out to choose by, and where ``keep`` is none of the three.
+        InputError: as `align`, where nothing is held out to choose by, where ``keep`` is none of the three, and where
+            the devices of the row axis do not divide the padded rows.
     """
     config = Config() if config is None else config
     check_config(config)
@@ -235,10 +252,9 @@ def align_restarts(
         raise InputError(f"keep must be one of {', '.join(get_args(Keep))}, found {keep!r}")
     x, y = check_fitting_rows(x, "x", config), check_fitting_rows(y, "y", config)
     check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config, num_settled)
-    x, y = (size_rows(rows, config.most_rows) for rows in (x, y))
-    return _align_restarts(
-        key, x, y, config, num_restarts=num_restarts, batch_size=batch_size, keep=keep, num_settled=num_settled
-    )
+    x, y = (size_rows(rows, config.most_rows, mesh) for rows in (x, y))
+    choices = {"num_restarts": num_restarts, "batch_size": batch_size, "keep": keep, "num_settled": num_settled}
+    return _align_restarts(key, x, y, config, mesh=mesh, **choices)
 
 
 def check_restarts(num_restarts: int, num_rows: int, config: Config, num_settled: int = 1) -> None:

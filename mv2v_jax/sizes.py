@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+
+from mv2v_jax.mesh import BY_ROWS, EVERYWHERE, ROW, place
+from mv2v_jax.validate import InputError
 
 # At most an eighth of the rows are padding.
 _SIZES_PER_DOUBLING = 8
@@ -37,19 +41,50 @@ def padded_size(num_rows: int) -> int:
     return -(-num_rows // step) * step
 
 
-def _sampled(x: Any, most: int) -> Any:
-    """``most`` rows of ``x [n, d]`` in the order they came in, the same ones for the same ``n``; all if no more."""
-    n = x.shape[0]
-    if n <= most:
-        return x
+def _chosen(num_rows: int, most: int) -> np.ndarray | None:
+    """``most`` of so many rows in the order they came in, the same ones for the same number; ``None`` for all."""
+    if num_rows <= most:
+        return None
     # Which rows is a matter of their number alone, as in `evidence.hold_out`: restarts can share them.
-    chosen = np.sort(np.random.default_rng(n).choice(n, most, replace=False))
-    return x[chosen]
+    return np.sort(np.random.default_rng(num_rows).choice(num_rows, most, replace=False))
 
 
-def size_rows(x: Any, most: int) -> SizedRows:
-    """Rows ``x [n, d]``, NumPy's or JAX's, in one of the sizes, of at most ``most`` rows."""
-    drawn = _sampled(x, most)
+def row_specs(x: SizedRows) -> SizedRows:
+    """How `size_rows` lays rows out over a mesh."""
+    return jax.tree.map(lambda _: EVERYWHERE, x)._replace(rows=BY_ROWS)
+
+
+def _spread_rows(x: Any, chosen: np.ndarray | None, mesh: Mesh) -> SizedRows:
+    """Rows ``chosen`` of ``x``, padded, each process reading those of its own devices."""
+    num_rows = x.shape[0] if chosen is None else len(chosen)
+    shape = (padded_size(num_rows), x.shape[1])
+    if shape[0] % mesh.shape[ROW]:
+        raise InputError(
+            f"the devices along the row axis must divide the padded rows, {shape[0]}, found {mesh.shape[ROW]}; use a "
+            "power of two"
+        )
+
+    def read(slices):
+        first, last, _ = slices[0].indices(shape[0])
+        rows = np.asarray(x[first : min(last, num_rows)] if chosen is None else x[chosen[first:last]])
+        return np.pad(rows, ((0, last - first - len(rows)), (0, 0)))
+
+    count = np.asarray(num_rows, np.int32)
+    return SizedRows(rows=place(shape, mesh, BY_ROWS, read), num_rows=place((), mesh, EVERYWHERE, lambda _: count))
+
+
+def size_rows(x: Any, most: int, mesh: Mesh | None = None) -> SizedRows:
+    """Rows ``x [n, d]``, NumPy's or JAX's, in one of the sizes, of at most ``most`` rows.
+
+    Over a mesh, if there is one: then each process reads the rows of its own devices.
+
+    Raises:
+        InputError: the devices along the mesh's row axis do not divide the padded rows.
+    """
+    chosen = _chosen(x.shape[0], most)
+    if mesh is not None:
+        return _spread_rows(x, chosen, mesh)
+    drawn = x if chosen is None else x[chosen]
     num_rows = drawn.shape[0]
     padding = ((0, padded_size(num_rows) - num_rows), (0, 0))
     # NumPy pads without compiling anything.

@@ -11,6 +11,9 @@ import pytest
 
 from mv2v_jax.types import Config
 
+# For meshes. What runs on one device is not touched by the others.
+jax.config.update("jax_num_cpu_devices", 8)
+
 _SMALL = Config(
     most_rows=131_072,
     search_dims=0,

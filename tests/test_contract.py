@@ -125,7 +125,7 @@ STAGES = {
     "neighbor_means": fixed(neighbor_means, "x_to_y", "y", "y", num_neighbors=4),
     "match_csls": fixed(match_csls, "x_to_y", "y", num_neighbors=2),
     "match_many": Stage(match_many, ("x_to_y", "y")),
-    "nearness": fixed(nearness, "x_to_y", "y", num_parts=4),
+    "nearness": fixed(nearness, "x_to_y", "y", num_groups=4),
     "largest": fixed(largest, "x", k=3),
     "procrustes": fixed(procrustes, "x", "x_to_y"),
     "refine_matching": drawing(refine_matching, *SPACES),

@@ -94,7 +94,8 @@ def test_many_candidates_are_ordered_anew_against_numpy(k):
         x, y = clouds(4, 700, 1_100, d=6)
         candidates = find_candidates(jnp.asarray(x), jnp.asarray(y), num_neighbors=k, fewest=NUM_LOCAL)
         found = match(x, y, k, jnp.float64)
-        index = [np.asarray(side.index) for side in (candidates.x_to_y, candidates.y_to_x)]
+        sides = (candidates.all_of_x(candidates.x_to_y), candidates.y_to_x)
+        index = [np.asarray(side.index) for side in sides]
         assert min(side.shape[1] for side in index) >= 256
         cosines = [np.take_along_axis(s, i, 1) for s, i in zip((x @ y.T, y @ x.T), index, strict=True)]
         density = []
@@ -132,7 +133,7 @@ def test_in_a_file_sorted_by_topic_as_many_rows_are_local(rng, monkeypatch):
     x, y = (unit(topics + 0.3 * rng.normal(size=topics.shape)) for _ in range(2))
     with jax.enable_x64(True):
         found = find_candidates(jnp.asarray(x), jnp.asarray(y), num_neighbors=2, fewest=NUM_LOCAL)
-        for side, similarity in ((found.x_to_y, x @ y.T), (found.y_to_x, y @ x.T)):
+        for side, similarity in ((found.all_of_x(found.x_to_y), x @ y.T), (found.y_to_x, y @ x.T)):
             nearest = np.sort(similarity, axis=1)[:, -NUM_LOCAL:].mean(axis=1)
             assert side.index.shape[1] == 320
             np.testing.assert_allclose(_local_density(side), nearest, atol=0.1)

@@ -119,25 +119,26 @@ def test_a_product_in_double_precision_is_not_rough():
         np.testing.assert_allclose(product, x @ y.T, atol=1e-14)
 
 
-def nearness_in_numpy(queries, bank, num_parts):
+def nearness_in_numpy(queries, bank, num_groups):
     """In float64: one maximum a part, parts one after the other; what is left over is left out."""
-    num_parts = min(num_parts, len(bank))
-    length = len(bank) // num_parts
-    parts = [np.float64(bank)[first * length : (first + 1) * length] for first in range(num_parts)]
+    num_groups = min(num_groups, len(bank))
+    length = len(bank) // num_groups
+    parts = [np.float64(bank)[first * length : (first + 1) * length] for first in range(num_groups)]
     return np.mean([(np.float64(queries) @ part.T).max(axis=1) for part in parts], axis=0)
 
 
 # Parts that come out even, and that leave nine rows over; more parts than rows; several blocks of queries.
 @pytest.mark.parametrize(
-    ("n", "m", "num_parts"), [(7, 40, 10), (7, 49, 10), (1, 1, 10), (5, 4, 10), (5, 10, 10), (9, 31, 1), (1_100, 57, 5)]
+    ("n", "m", "num_groups"),
+    [(7, 40, 10), (7, 49, 10), (1, 1, 10), (5, 4, 10), (5, 10, 10), (9, 31, 1), (1_100, 57, 5)],
 )
 @both_dtypes
-def test_nearness_against_numpy(n, m, num_parts, dtype):
+def test_nearness_against_numpy(n, m, num_groups, dtype):
     with jax.enable_x64(dtype == np.float64):
         queries, bank = unit_clouds(7, n, m, 8, dtype)
-        found = jax.jit(nearness, static_argnames="num_parts")(queries, bank, num_parts=num_parts)
+        found = jax.jit(nearness, static_argnames="num_groups")(queries, bank, num_groups=num_groups)
     assert (found.shape, found.dtype) == ((n,), dtype)
-    expected = nearness_in_numpy(queries, bank, num_parts)
+    expected = nearness_in_numpy(queries, bank, num_groups)
     # A maximum is off by no more than what it is taken of.
     assert (np.abs(found - expected) <= rough_error(queries, bank).max(axis=1)).all()
     if dtype == np.float64:
@@ -148,7 +149,7 @@ def test_nearness_is_about_the_mean_of_the_nearest(rng):
     """Never more, and hardly less where rows are many and in no order."""
     with jax.enable_x64(True):
         queries, bank = unit_clouds(8, 50, 4_000, 8, np.float64)
-        found = nearness(jnp.asarray(queries), jnp.asarray(bank), num_parts=10)
+        found = nearness(jnp.asarray(queries), jnp.asarray(bank), num_groups=10)
     nearest = np.sort(queries @ bank.T, axis=1)[:, -10:].mean(axis=1)
     assert (found <= nearest + 1e-12).all()
     assert np.mean(nearest - found) < 0.03

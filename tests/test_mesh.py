@@ -1,0 +1,143 @@
+"""Over a mesh of eight CPU devices everything comes out as on one: each stage that splits its work, and whole fits."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import planted_clouds, small_config, unit
+
+from mv2v_jax import align_restarts
+from mv2v_jax.anchors import match_anchor_sets
+from mv2v_jax.anneal import refine_annealed, refine_whole
+from mv2v_jax.csls import match_csls
+from mv2v_jax.evidence import HoldOut, gather_evidence
+from mv2v_jax.kmeans import lloyd
+from mv2v_jax.mesh import BY_ROWS, EVERYWHERE, RESTART, ROW, make_mesh, over_mesh, part, total, whole
+from mv2v_jax.neighbors import nearness, neighbor_means, top_neighbors
+from mv2v_jax.pipeline import prepare_search
+from mv2v_jax.preprocess import fit_space
+from mv2v_jax.refine import refine_clusters
+from mv2v_jax.restarts import restart_keys, search_restarts
+from mv2v_jax.sizes import size_rows
+from mv2v_jax.validate import InputError
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+KEY = jax.random.key(0)
+# As many rows as make groups, blocks and parts that no number of devices divides.
+CONFIG = small_config(anneal_steps=2, anneal_rows=1_100, whole_rows=1_500, refine_clusters=60, anchor_rows=200)
+rng = np.random.default_rng(0)
+X, Y = unit(rng.normal(size=(1_230, 8))), unit(rng.normal(size=(1_101, 8)))
+W = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+
+STAGES = {
+    "top_neighbors": lambda x, y, W: top_neighbors(x, y, num_neighbors=7),
+    "neighbor_means": lambda x, y, W: neighbor_means(x, y, y, num_neighbors=7),
+    "nearness": lambda x, y, W: nearness(x, y, num_groups=10),
+    "match_csls": lambda x, y, W: match_csls(x, y, num_neighbors=2),
+    "match_csls_few": lambda x, y, W: match_csls(x[:90], y[:80], num_neighbors=2),
+    "lloyd": lambda x, y, W: lloyd(x, y[:13], num_steps=4, spread=True),
+    "anchors": lambda x, y, W: match_anchor_sets(KEY, x, y, config=CONFIG),
+    "refine_clusters": lambda x, y, W: refine_clusters(KEY, x, y, W, config=CONFIG),
+    "refine_annealed": lambda x, y, W: refine_annealed(KEY, x, y, W, config=CONFIG),
+    "refine_whole": lambda x, y, W: refine_whole(KEY, x, y, W, config=CONFIG),
+    "evidence": lambda x, y, W: gather_evidence(
+        KEY, HoldOut(fitted=x, held_out=x[:50]), HoldOut(fitted=y, held_out=y[:40]), W, jnp.ones(3, x.dtype)
+    ),
+}
+
+
+def assert_same(found, expected, atol=1e-10):
+    for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(np.float64(other), np.float64(one), atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_over_the_row_axis_is_that_of_one_device(name):
+    with jax.enable_x64(True):
+        arguments = [jnp.asarray(rows) for rows in (X, Y, W)]
+        expected = jax.jit(STAGES[name])(*arguments)
+        for row_devices in (2, 8):
+            mesh = make_mesh(1, row_devices=row_devices)
+            found = jax.jit(over_mesh(STAGES[name], mesh, *[EVERYWHERE] * 3))(*arguments)
+            assert_same(found, expected)
+
+
+def test_each_device_sums_its_own_rows_of_a_space():
+    x = np.concatenate([np.zeros((3, 5)), rng.normal(size=(61, 5)) + 1])
+    with jax.enable_x64(True):
+        expected = jax.jit(fit_space)(jnp.asarray(x))
+        over = over_mesh(fit_space, make_mesh(1, row_devices=8), BY_ROWS)
+        assert_same(jax.jit(over)(jnp.asarray(x)), expected)
+        assert_same(expected.mean, x[3:].mean(axis=0))
+
+
+@pytest.fixture(scope="module")
+def clouds():
+    planted = planted_clouds(8, 8, num_x=1_500, num_y=1_400)
+    return np.float64(planted.x), np.float64(planted.y)
+
+
+@pytest.fixture(scope="module")
+def fit(clouds):
+    config = small_config(match_steps=1, anneal_rows=600, csls_rows=700, whole_rows=1_500, refine_clusters=60)
+
+    def run(mesh):
+        with jax.enable_x64(True):
+            return align_restarts(KEY, *clouds, 3, config, num_settled=2, keep="all", mesh=mesh)
+
+    return run, run(None)
+
+
+@pytest.mark.parametrize("row_devices", [2, 8], ids=["both axes", "row axis"])
+def test_a_fit_over_either_axis_and_over_both_is_that_of_one_device(fit, row_devices):
+    run, expected = fit
+    assert_same(run(make_mesh(3, row_devices=row_devices)), expected, atol=1e-7)
+
+
+def test_restarts_do_not_talk_to_each_other(clouds):
+    """All that is compiled for the restart axis is one joining of results at the end, outside of every loop."""
+    config = small_config(search_dims=4)
+    spaces = [jax.jit(fit_space)(*size_rows(rows[:200], 1_000)) for rows in clouds]
+    rows = jax.jit(lambda *spaces: prepare_search(*spaces, config=config))(*spaces)
+
+    def search(keys, rows):
+        return search_restarts(keys, rows, config=config)
+
+    over = jax.jit(over_mesh(search, make_mesh(8, row_devices=1), EVERYWHERE, EVERYWHERE))
+    text = over.lower(restart_keys(KEY, 0, 8), rows).compile().as_text()
+    assert "all-gather" in text
+    assert not re.search(r"= \S+ (all-reduce|collective-permute|all-to-all|reduce-scatter)", text)
+    in_loops = [body for body in text.split("\n\n") if "all-gather" in body and not body.lstrip().startswith("ENTRY")]
+    assert not in_loops
+
+
+def test_parts_make_a_whole():
+    mesh = make_mesh(1, row_devices=8)
+    values = jnp.arange(1, 14.0)
+
+    def both(values):
+        return whole(part(values, ROW), ROW, 13), total(part(values, ROW).sum(), ROW), part(values, RESTART)
+
+    for found, expected in zip(over_mesh(both, mesh, EVERYWHERE)(values), (values, 91, values), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(both(values)[0], values)
+
+
+def test_restarts_are_spread_first_and_a_mesh_that_does_not_fit_is_refused():
+    shapes = [dict(make_mesh(restarts).shape) for restarts in (1, 2, 12, 100, 256)]
+    assert [(shape[RESTART], shape[ROW]) for shape in shapes] == [(1, 8), (2, 4), (4, 2), (4, 2), (8, 1)]
+    with pytest.raises(InputError, match="must divide the 8 devices there are, found 3"):
+        make_mesh(4, row_devices=3)
+    with pytest.raises(InputError, match="must divide the padded rows, 64, found 3; use a power of two"):
+        size_rows(np.ones((61, 3)), 100, make_mesh(1, row_devices=3, devices=jax.devices()[:3]))
+
+
+def test_rows_over_a_mesh_are_those_of_one_device():
+    x = np.float32(rng.normal(size=(200, 3)))
+    for most in (100, 1_000):
+        one, many = size_rows(x, most), size_rows(x, most, make_mesh(2, row_devices=4))
+        assert_same(many, one, atol=0)
+        assert {shard.data.shape[0] for shard in many.rows.addressable_shards} == {one.rows.shape[0] // 4}
