@@ -96,12 +96,13 @@ class Candidates:
     num_x: int
 
     def all_of_x(self, values):
-        """What is known of the rows of ``x_to_y``, arrays ``[., ...]``, of all rows of X in their order: ``[n, ...]``."""
+        """Arrays ``[., ...]`` of the rows of ``x_to_y`` as those of all rows of X in their order: ``[n, ...]``."""
         if self.blocks is None:
             return values
+        num_mine = self.blocks.shape[0]
 
         def in_order(array):
-            blocks = whole(array.reshape(len(self.blocks), -1, *array.shape[1:]), ROW, self.num_blocks)
+            blocks = whole(array.reshape(num_mine, -1, *array.shape[1:]), ROW, self.num_blocks)
             return blocks.swapaxes(0, 1).reshape(-1, *array.shape[1:])[: self.num_x]
 
         return jax.tree.map(in_order, values)
@@ -117,8 +118,8 @@ def find_candidates(x: jax.Array, y: jax.Array, *, num_neighbors: int, fewest: i
 
     All rows are of unit length; those without length, which padding is, are nobody's candidates while there are others.
     Where both sides are large, the nearest row of each of some hundred groups, in no order: the nearest of all is among
-    them, and few of the next ``num_neighbors`` are missed; over a mesh's row axis the rows of X are spread. Else exactly
-    the ``max(num_neighbors, fewest)`` nearest, best first.
+    them, and few of the next ``num_neighbors`` are missed; over a mesh's row axis the rows of X are spread. Else
+    exactly the ``max(num_neighbors, fewest)`` nearest, best first.
     """
     chex.assert_rank((x, y), 2)
     chex.assert_equal_shape_suffix((x, y), 1)

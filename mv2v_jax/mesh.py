@@ -61,7 +61,7 @@ def num_parts(axis: str) -> int:
 
 
 def part(values: Any, axis: str) -> Any:
-    """This device's share of arrays ``[n, ...]``: ``[ceil(n / parts), ...]``, zeros behind the last."""
+    """The share that a device has of arrays ``[n, ...]``: ``[ceil(n / parts), ...]``, zeros behind the last."""
     parts = num_parts(axis)
     if parts == 1:
         return values

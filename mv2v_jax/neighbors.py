@@ -9,8 +9,8 @@ from mv2v_jax.pytree import pytree
 
 # A block of similarities holds at most this many entries (16 MiB in float32): large enough for the matrix product to
 # run at full speed, small enough to stay near the cache and to leave room under vmap.
-_BLOCK_ENTRIES = 2**22
-_BLOCK_ROWS = 512
+BLOCK_ENTRIES = 2**22
+BLOCK_ROWS = 512
 # Entries whose maximum stands for them when the largest of a row are looked for.
 _GROUP = 16
 # Up to so many of the largest are found by as many maxima.
@@ -32,7 +32,7 @@ class Neighbors:
 
 def block_rows(num_queries: int, bank_rows: int) -> int:
     """Most queries in a block: at most half of them, so that not even a small problem sees an ``n x m`` array."""
-    return max(1, min(_BLOCK_ROWS, _BLOCK_ENTRIES // bank_rows, -(-num_queries // 2)))
+    return max(1, min(BLOCK_ROWS, BLOCK_ENTRIES // bank_rows, -(-num_queries // 2)))
 
 
 def map_blocks(fun, queries: jax.Array, bank_rows: int):

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from mv2v_jax.anchors import AnchorSets, match_anchor_sets
 from mv2v_jax.pipeline import (
@@ -28,7 +30,16 @@ from mv2v_jax.pipeline import (
     weigh,
 )
 from mv2v_jax.preprocess import fit_space
-from mv2v_jax.restarts import Restarts, average, check_restarts, choose, num_averaged, restart_keys
+from mv2v_jax.restarts import (
+    Restarts,
+    average,
+    check_restarts,
+    choose,
+    fit_restarts,
+    num_averaged,
+    ready_restarts,
+    restart_keys,
+)
 from mv2v_jax.sizes import size_rows
 from mv2v_jax.types import Config
 from mv2v_jax.validate import check_config, check_fitting_rows
@@ -208,6 +219,30 @@ def align_with_progress(
         maps=None,
     )
     return TimedFit(result=restarts, compile_seconds=watch.compile_seconds, seconds=watch.seconds)
+
+
+def align_on_mesh(
+    key: jax.Array,
+    x: Any,
+    y: Any,
+    config: Config,
+    on_step: OnStep,
+    mesh: Mesh,
+    num_restarts: int = 1,
+    num_settled: int = 1,
+) -> TimedFit:
+    """Fit as `mv2v_jax.align_restarts` does over a mesh, in one piece; ``on_step`` hears of its two ends.
+
+    Arguments as for `align_with_progress`; every process of the mesh calls this together.
+    """
+    x, y, choices = ready_restarts(x, y, config, num_restarts=num_restarts, num_settled=num_settled, mesh=mesh)
+    on_step("fit", 0, 1)
+    started = time.perf_counter()
+    compiled = fit_restarts.lower(key, x, y, config, **choices).compile()
+    ready = time.perf_counter()
+    result = jax.tree.map(np.asarray, compiled(key, x, y, config))
+    on_step("fit", 1, 1)
+    return TimedFit(result=result, compile_seconds=ready - started, seconds=time.perf_counter() - ready)
 
 
 def _follow(stage: str, num_steps: int, on_step: OnStep):

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from mv2v_jax.evidence import num_held_out
 from mv2v_jax.mesh import EVERYWHERE, RESTART, over_mesh, part, whole
+from mv2v_jax.neighbors import BLOCK_ENTRIES, BLOCK_ROWS
 from mv2v_jax.pipeline import Searched, SearchRows, as_map, finish, lift_search, prepare_search, search_map, settle
 from mv2v_jax.preprocess import Space, fit_space
 from mv2v_jax.pytree import pytree
@@ -180,7 +181,8 @@ def settle_restarts(
 
 
 @functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size", "keep", "num_settled", "mesh"))
-def _align_restarts(key, x: SizedRows, y: SizedRows, config: Config, *, mesh: Mesh | None, **choices) -> Restarts:
+def fit_restarts(key, x: SizedRows, y: SizedRows, config: Config, *, mesh: Mesh | None, **choices) -> Restarts:
+    """What `align_restarts` compiles, for rows and choices that `ready_restarts` has checked."""
     fit = functools.partial(_fit_restarts, **choices)
     return over_mesh(fit, mesh, EVERYWHERE, row_specs(x), row_specs(y), EVERYWHERE)(key, x, y, config)
 
@@ -219,7 +221,7 @@ def align_restarts(
     num_restarts: int,
     config: Config | None = None,
     *,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     keep: Keep = "summary",
     num_settled: int = 1,
     mesh: Mesh | None = None,
@@ -232,8 +234,8 @@ def align_restarts(
         y: ``[m, d_y]`` raw rows of the target encoder.
         num_restarts: how many.
         config: a `Config`; the default preset if none. It must hold rows out.
-        batch_size: restarts searched side by side. One after the other is faster on CPU; an accelerator wants more, as
-            far as its memory goes.
+        batch_size: restarts searched side by side on each device; by default as `restart_batch` finds they fit its
+            memory. One after the other is faster on CPU.
         keep: what to return of every restart besides its evidence and its agreement with the others: ``"best"``
             nothing, ``"summary"`` its trajectory, ``"all"`` its trajectory and its map (``d_x * d_y`` numbers each).
         num_settled: how many of the best restarts are settled and averaged, as far as they agree with the best: a
@@ -247,14 +249,68 @@ def align_restarts(
             the devices of the row axis do not divide the padded rows.
     """
     config = Config() if config is None else config
+    x, y, choices = ready_restarts(
+        x,
+        y,
+        config,
+        num_restarts=num_restarts,
+        batch_size=batch_size,
+        keep=keep,
+        num_settled=num_settled,
+        mesh=mesh,
+    )
+    return fit_restarts(key, x, y, config, **choices)
+
+
+def ready_restarts(
+    x: Any,
+    y: Any,
+    config: Config,
+    *,
+    num_restarts: int,
+    batch_size: int | None = None,
+    keep: Keep = "summary",
+    num_settled: int,
+    mesh: Mesh | None,
+) -> tuple[SizedRows, SizedRows, dict[str, Any]]:
+    """Check what `align_restarts` is given: both spaces' rows in their sizes, and the keywords of `fit_restarts`."""
     check_config(config)
     if keep not in get_args(Keep):
         raise InputError(f"keep must be one of {', '.join(get_args(Keep))}, found {keep!r}")
     x, y = check_fitting_rows(x, "x", config), check_fitting_rows(y, "y", config)
     check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config, num_settled)
     x, y = (size_rows(rows, config.most_rows, mesh) for rows in (x, y))
+    if batch_size is None:
+        num_rows, num_dims = map(max, zip(x.rows.shape, y.rows.shape, strict=True))
+        batch_size = restart_batch(num_restarts, num_rows, config.search_dims or num_dims, config, mesh)
     choices = {"num_restarts": num_restarts, "batch_size": batch_size, "keep": keep, "num_settled": num_settled}
-    return _align_restarts(key, x, y, config, mesh=mesh, **choices)
+    return x, y, {**choices, "mesh": mesh}
+
+
+def search_bytes(num_rows: int, num_dims: int, config: Config) -> int:
+    """Memory a search takes at most beside the rows that all share, in bytes; XLA's own count is 0.7 to 0.85 of it."""
+    similarities = min(BLOCK_ENTRIES, BLOCK_ROWS * num_rows)
+    drawn = min(num_rows, max(config.anchor_rows, config.anneal_rows, config.match_rows))
+    return 4 * (3 * similarities + 12 * drawn * num_dims)
+
+
+def restart_batch(num_restarts: int, num_rows: int, num_dims: int, config: Config, mesh: Mesh | None = None) -> int:
+    """Restarts to search side by side on each device: as many as fit half of its free memory; 1 on CPU.
+
+    Args:
+        num_restarts: how many there are in all.
+        num_rows: rows of the larger side.
+        num_dims: their dimensions.
+        config: as for `align_restarts`.
+        mesh: over which they are spread.
+    """
+    device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
+    memory = device.memory_stats() if device.platform != "cpu" else None
+    if not memory or "bytes_limit" not in memory:
+        return 1
+    free = memory["bytes_limit"] - memory.get("bytes_in_use", 0)
+    on_each = -(-num_restarts // (1 if mesh is None else mesh.shape[RESTART]))
+    return max(1, min(on_each, free // 2 // search_bytes(num_rows, num_dims, config)))
 
 
 def check_restarts(num_restarts: int, num_rows: int, config: Config, num_settled: int = 1) -> None:

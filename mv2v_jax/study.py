@@ -10,13 +10,16 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from mv2v_jax.distributed import from_first, is_first, together
 from mv2v_jax.io import atomic_path, digest, load_arrays, save_arrays, save_map
+from mv2v_jax.mesh import EVERYWHERE, ROW, over_mesh
 from mv2v_jax.pipeline import Searched, SearchRows, as_map, lift_search, prepare_search
 from mv2v_jax.preprocess import Space, fit_space
 from mv2v_jax.principal import in_directions
@@ -27,17 +30,19 @@ from mv2v_jax.restarts import (
     check_restarts,
     choose,
     map_agreement,
+    restart_batch,
     restart_keys,
     search_restarts,
     settle_restarts,
 )
-from mv2v_jax.sizes import size_rows
+from mv2v_jax.sizes import SizedRows, row_specs, size_rows
 from mv2v_jax.stability import Stability, measure_stability
 from mv2v_jax.types import AlignResult, Config
 from mv2v_jax.validate import InputError
 from mv2v_jax.verdict import Verdict, judge
 
 _MANIFEST = "study.json"
+T = TypeVar("T")
 
 
 class Plan(NamedTuple):
@@ -80,15 +85,22 @@ class Study(NamedTuple):
     trajectory: dict[str, np.ndarray]
 
 
-@jax.jit
-def _prepare(x, y, config: Config) -> tuple[Space, Space, SearchRows]:
+def _prepare_spaces(x: SizedRows, y: SizedRows, config: Config) -> tuple[Space, Space, SearchRows]:
     space_x, space_y = fit_space(*x), fit_space(*y)
     return space_x, space_y, prepare_search(space_x, space_y, config=config)
 
 
-@jax.jit
-def _search_chunk(keys: jax.Array, rows: SearchRows, config: Config) -> Searched:
-    return search_restarts(keys, rows, config=config)
+@functools.partial(jax.jit, static_argnames="mesh")
+def _prepare(x: SizedRows, y: SizedRows, config: Config, mesh: Mesh | None) -> tuple[Space, Space, SearchRows]:
+    return over_mesh(_prepare_spaces, mesh, row_specs(x), row_specs(y), EVERYWHERE)(x, y, config)
+
+
+@functools.partial(jax.jit, static_argnames=("batch_size", "mesh"))
+def _search_chunk(keys: jax.Array, rows: SearchRows, config: Config, batch_size: int, mesh: Mesh | None) -> Searched:
+    def search(keys, rows, config):
+        return search_restarts(keys, rows, config=config, batch_size=batch_size)
+
+    return over_mesh(search, mesh, EVERYWHERE, EVERYWHERE, EVERYWHERE)(keys, rows, config)
 
 
 @jax.jit
@@ -96,9 +108,15 @@ def _choose(searches: Searched, rows: SearchRows, config: Config) -> Choice:
     return choose(searches, rows.x.fitted, config=config)
 
 
-@functools.partial(jax.jit, static_argnames="num_settled")
-def _settle(keys, space_x, space_y, rows, searches, choice, config: Config, num_settled: int) -> AlignResult:
-    return settle_restarts(keys, space_x, space_y, rows, searches, choice, config=config, num_settled=num_settled)
+@functools.partial(jax.jit, static_argnames=("num_settled", "mesh"))
+def _settle(
+    keys, space_x, space_y, rows, searches, choice, config: Config, num_settled: int, mesh: Mesh | None
+) -> AlignResult:
+    def settle(keys, space_x, space_y, rows, searches, choice, config):
+        return settle_restarts(keys, space_x, space_y, rows, searches, choice, config=config, num_settled=num_settled)
+
+    arguments = (keys, space_x, space_y, rows, searches, choice, config)
+    return over_mesh(settle, mesh, *[EVERYWHERE] * len(arguments))(*arguments)
 
 
 @jax.jit
@@ -137,7 +155,9 @@ def check_plan(plan: Plan, num_rows: int, config: Config) -> None:
             raise InputError(f"sizes must be smaller than the smaller side, of {num_rows} rows, found {size}")
 
 
-def open_study(folder: Path, x: np.ndarray, y: np.ndarray, config: Config, plan: Plan, *, resume: bool) -> Path:
+def open_study(
+    folder: Path, x: Any, y: Any, config: Config, plan: Plan, *, resume: bool, mesh: Mesh | None = None
+) -> Path:
     """Make the folder of a study, or find it as it was left; returns the folder of its chunks.
 
     Raises:
@@ -150,6 +170,8 @@ def open_study(folder: Path, x: np.ndarray, y: np.ndarray, config: Config, plan:
         "mv2v_jax_version": __version__,
         "jax_version": jax.__version__,
         "device": jax.devices()[0].device_kind,
+        # Restarts have the same bits wherever they run; a sum over rows depends on how many devices share them.
+        "row_devices": 1 if mesh is None else mesh.shape[ROW],
         "config": dataclasses.asdict(config),
         "plan": plan._asdict() | {"sizes": list(plan.sizes)},
         "digest_x": digest(x),
@@ -194,34 +216,49 @@ def _resample(seed: int, index: int, num_rows: int) -> np.ndarray:
 class _Runner:
     """Runs parts of a study: restarts that share their rows. What its calls share."""
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, config: Config, plan: Plan, chunks: Path, on_step: OnStep) -> None:
+    def __init__(
+        self, x: Any, y: Any, config: Config, plan: Plan, chunks: Path, on_step: OnStep, mesh: Mesh | None
+    ) -> None:
         self.x, self.y, self.config, self.plan = x, y, config, plan
-        self.chunks, self.on_step = chunks, on_step
+        self.chunks, self.on_step, self.mesh = chunks, on_step, mesh
 
     def prepare(self, draw: Callable[[int], np.ndarray] | None) -> tuple[Space, Space, SearchRows]:
         """Both spaces and their searched rows; ``draw`` says which of ``n`` rows take part, all where it is none."""
         sides = (rows if draw is None else rows[draw(rows.shape[0])] for rows in (self.x, self.y))
-        return _prepare(*(size_rows(rows, self.config.most_rows) for rows in sides), self.config)
+        return _prepare(*(size_rows(rows, self.config.most_rows, self.mesh) for rows in sides), self.config, self.mesh)
 
     def search(self, name: str, restarts: int, rows: SearchRows) -> Searched:
-        """Restarts ``0 .. restarts - 1`` on some rows: from their files where these exist, else run and written."""
+        """Restarts ``0 .. restarts - 1`` on some rows: from their files where these exist, else run and written.
+
+        Of several processes the first has the files.
+        """
         key, chunk = jax.random.key(self.plan.seed), min(self.plan.chunk, restarts)
-        shapes = jax.eval_shape(_search_chunk, restart_keys(key, 0, chunk), rows, self.config)
-        leaves, structure = jax.tree.flatten(shapes)
+        num_rows, num_dims = map(max, zip(rows.x.fitted.shape, rows.y.fitted.shape, strict=True))
+        batch_size = restart_batch(chunk, num_rows, num_dims, self.config, self.mesh)
+        run = functools.partial(_search_chunk, config=self.config, batch_size=batch_size, mesh=self.mesh)
+        leaves, structure = jax.tree.flatten(jax.eval_shape(run, restart_keys(key, 0, chunk), rows))
         self.on_step(name, 0, restarts)
         found = []
         for first in range(0, restarts, chunk):
             path = self.chunks / f"{name}-{first:06d}.safetensors"
-            if not path.is_file():
+            if not from_first(path.is_file()):
                 # The last chunk is a whole one as well, so that it runs in the same function.
-                searched = _search_chunk(restart_keys(key, first, chunk), rows, self.config)
-                save_arrays(path, [np.asarray(leaf) for leaf in jax.tree.leaves(searched)])
+                searched = jax.tree.map(np.asarray, run(restart_keys(key, first, chunk), rows))
+                together(lambda path=path, searched=searched: self._write(path, searched))
             # Read back even where just written: a resumed study sees the same.
-            arrays = load_arrays(path, [(leaf.shape, leaf.dtype) for leaf in leaves])
+            arrays = together(lambda path=path: self._read(path, leaves))
             wanted = min(chunk, restarts - first)
-            found.append([array[:wanted] for array in arrays])
+            found.append([array[:wanted] for array in from_first(arrays)])
             self.on_step(name, first + wanted, restarts)
-        return jax.tree.unflatten(structure, [jnp.concatenate(parts) for parts in zip(*found, strict=True)])
+        return jax.tree.unflatten(structure, [np.concatenate(parts) for parts in zip(*found, strict=True)])
+
+    def _write(self, path: Path, searched: Searched) -> None:
+        if is_first():
+            save_arrays(path, jax.tree.leaves(searched))
+
+    def _read(self, path: Path, leaves: list[Any]) -> list[np.ndarray]:
+        shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
+        return load_arrays(path, shapes) if is_first() else [np.zeros(*shape) for shape in shapes]
 
 
 def _summary(values: np.ndarray) -> dict[str, float]:
@@ -229,7 +266,15 @@ def _summary(values: np.ndarray) -> dict[str, float]:
 
 
 def run_study(
-    x: np.ndarray, y: np.ndarray, config: Config, plan: Plan, folder: Path, on_step: OnStep, *, resume: bool = False
+    x: Any,
+    y: Any,
+    config: Config,
+    plan: Plan,
+    folder: Path,
+    on_step: OnStep,
+    *,
+    resume: bool = False,
+    mesh: Mesh | None = None,
 ) -> Study:
     """Run what is not in the folder yet, and compare: nothing that goes into the result depends on the time.
 
@@ -241,19 +286,24 @@ def run_study(
         folder: where chunks are kept.
         on_step: called with the name of a part, the restarts done and the restarts to do.
         resume: whether a study may be there already.
+        mesh: of `make_mesh`, over which restarts and rows are spread; all processes of it call this together, and the
+            folder is the first one's.
     """
     num_rows = min(x.shape[0], y.shape[0])
     check_plan(plan, num_rows, config)
-    chunks = open_study(folder, x, y, config, plan, resume=resume)
-    runner = _Runner(x, y, config, plan, chunks, on_step)
+    if is_first():
+        chunks = together(lambda: open_study(folder, x, y, config, plan, resume=resume, mesh=mesh))
+    else:
+        chunks = together(lambda: folder)
+    runner = _Runner(x, y, config, plan, chunks, on_step, mesh)
 
     space_x, space_y, rows = runner.prepare(None)
     searches = runner.search("restarts", plan.restarts, rows)
-    choice = _choose(searches, rows, config)
+    choice = _on_host(_choose(searches, rows, config))
     chosen = int(choice.chosen)
     keys = restart_keys(jax.random.key(plan.seed), 0, plan.restarts)
-    result = _settle(keys, space_x, space_y, rows, searches, choice, config, plan.settled)
-    found = _stability(searches.matrix, space_x, space_y, rows, config)
+    result = _on_host(_settle(keys, space_x, space_y, rows, searches, choice, config, plan.settled, mesh))
+    found = _on_host(_stability(searches.matrix, space_x, space_y, rows, config))
     # Without the padding.
     found = found.replace(row_stability=found.row_stability[: x.shape[0]])
     listed = _list_restarts(searches, choice, np.asarray(found.basin))
@@ -262,7 +312,8 @@ def run_study(
     for size in plan.sizes:
         _, _, some = runner.prepare(functools.partial(_sample, plan.seed, size))
         smaller = runner.search(f"rows-{size}", plan.size_restarts, some)
-        curve.append({"rows": size, **_success(_list_restarts(smaller, _choose(smaller, some, config)))})
+        listed_smaller = _list_restarts(smaller, _on_host(_choose(smaller, some, config)))
+        curve.append({"rows": size, **_success(listed_smaller)})
     curve.append({"rows": num_rows, **_success(listed)})
 
     resampled = []
@@ -289,8 +340,13 @@ def run_study(
     return Study(result=result, facts=facts, restarts=listed, stability=found, trajectory=trajectory)
 
 
-def _off_diagonal(pairs: jax.Array) -> np.ndarray:
-    return np.asarray(pairs)[~np.eye(len(pairs), dtype=bool)]
+def _on_host(tree: T) -> T:
+    """Arrays of every device as NumPy's, which any process can look into."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def _off_diagonal(pairs: np.ndarray) -> np.ndarray:
+    return pairs[~np.eye(len(pairs), dtype=bool)]
 
 
 def _list_restarts(searches: Searched, choice: Choice, basins: np.ndarray | None = None) -> list[dict[str, Any]]:

@@ -143,7 +143,7 @@ def test_the_size_of_a_block_changes_nothing_for_rows_of_x(monkeypatch, block_en
         x, y = (jnp.asarray(rows, dtype) for rows in clouds(517, 1_300, seed=1))
         jax.clear_caches()
         (whole, _, _), _ = find(x, y, 3)
-        monkeypatch.setattr("mv2v_jax.neighbors._BLOCK_ENTRIES", block_entries)
+        monkeypatch.setattr("mv2v_jax.neighbors.BLOCK_ENTRIES", block_entries)
         jax.clear_caches()
         (blocked, _, _), (back, similarity, error) = find(x, y, 3)
         np.testing.assert_array_equal(blocked.index, whole.index)

@@ -128,7 +128,7 @@ def test_of_many_rows_nearly_all_are_matched_as_by_the_whole_matrix(dtype):
 
 def test_in_a_file_sorted_by_topic_as_many_rows_are_local(rng, monkeypatch):
     """Rows that lie side by side are alike, and must not end in one bundle."""
-    monkeypatch.setattr("mv2v_jax.neighbors._BLOCK_ROWS", 40)
+    monkeypatch.setattr("mv2v_jax.neighbors.BLOCK_ROWS", 40)
     topics = np.repeat(rng.normal(size=(20, 32)), 32, axis=0)
     x, y = (unit(topics + 0.3 * rng.normal(size=topics.shape)) for _ in range(2))
     with jax.enable_x64(True):

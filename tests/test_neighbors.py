@@ -46,13 +46,13 @@ def test_equals_the_whole_matrix(n, m, k):
 
 @pytest.mark.parametrize("block_rows", [1, 4, 102])
 def test_the_size_of_a_block_changes_nothing(monkeypatch, block_rows):
-    monkeypatch.setattr(neighbors, "_BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(neighbors, "BLOCK_ROWS", block_rows)
     # Shapes of its own, because the size is read while tracing.
     check(*clouds(1, 10 + block_rows % 4, 8), 3)
 
 
 def test_a_large_bank_shrinks_the_block(monkeypatch):
-    monkeypatch.setattr(neighbors, "_BLOCK_ENTRIES", 24)
+    monkeypatch.setattr(neighbors, "BLOCK_ENTRIES", 24)
     blocks = []
     queries = jnp.arange(20.0).reshape(10, 2)
     found = neighbors.map_blocks(lambda block: blocks.append(block.shape) or block + 1, queries, 8)
