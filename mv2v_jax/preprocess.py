@@ -18,7 +18,7 @@ class Space:
 
     Attributes:
         rows: ``[n, d]``, centred rows of unit length; rows that had no length are zero.
-        mean: ``[d]``, mean of the rows that have a length.
+        mean: ``[d]``, mean of the rows that have a length; of all of them where ``rows`` were drawn from more.
         scale: scalar, mean length of the centred rows before they were scaled.
         zero_rows: int32 scalar, rows of the data without length, before or after centring.
     """
@@ -62,20 +62,22 @@ def mean_present(values: jax.Array, present: jax.Array) -> jax.Array:
     return counted.sum() / jnp.maximum(present.sum() * per_row, 1).astype(values.dtype)
 
 
-def fit_space(x: jax.Array, num_rows: jax.Array | int | None = None) -> Space:
+def fit_space(x: jax.Array, num_rows: jax.Array | int | None = None, mean: jax.Array | None = None) -> Space:
     """Preprocess the fitting rows ``x [n, d]`` of one space; half precision comes out as float32.
 
     Args:
         x: raw rows.
         num_rows: how many of them are rows of the data, where the last ones are padding (`sizes.size_rows`).
+        mean: ``[d]``, what to centre by, where these rows were drawn from more and the mean of all is known.
     """
     chex.assert_rank(x, 2)
     num_rows = x.shape[0] if num_rows is None else num_rows
     x = x.astype(working_dtype(x.dtype))
     present = present_rows(x)
     num_present = jnp.maximum(present.sum(), 1).astype(x.dtype)
-    # Zero rows add nothing to the sum, so only the count leaves them out.
-    mean = x.sum(axis=0) / num_present
+    if mean is None:
+        # Zero rows add nothing to the sum, so only the count leaves them out.
+        mean = x.sum(axis=0) / num_present
     rows = center_unit(x, mean)
     lengths = jnp.where(present, jnp.linalg.norm(x - mean[None], axis=1), 0)
     return Space(
