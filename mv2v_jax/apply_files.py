@@ -1,5 +1,6 @@
 """A map applied to any number of rows in bounded memory: read ahead, mapped, and written block by block."""
 
+import functools
 import hashlib
 import time
 from pathlib import Path
@@ -51,6 +52,12 @@ def _fingerprint(linear_map: LinearMap) -> str:
     return found.hexdigest()
 
 
+@functools.partial(jax.jit, static_argnames="frame")
+def _map_block(linear_map: LinearMap, block: jax.Array, frame: Frame) -> tuple[jax.Array, jax.Array]:
+    """The rows mapped, and whether they were finite."""
+    return apply(linear_map, block, frame=frame), jnp.isfinite(block).all()
+
+
 def apply_to_file(
     linear_map: LinearMap,
     rows: np.ndarray | RowFiles,
@@ -77,11 +84,6 @@ def apply_to_file(
     Raises:
         InputError: NaN or infinity, a file that cannot be read any more, or what `resumable.resumable_npy` says.
     """
-
-    @jax.jit
-    def map_block(linear_map: LinearMap, block: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return apply(linear_map, block, frame=frame), jnp.isfinite(block).all()
-
     started = time.perf_counter()
     n = rows.shape[0]
     d_x, d_y = linear_map.W.shape
@@ -107,14 +109,15 @@ def apply_to_file(
                 moments.add(start, block)
                 assert moments.first_not_finite is not None
                 place = row_place(rows, moments.first_not_finite)
-                raise InputError(f"{name} must be finite, found NaN or infinity, first in {place}")
+                kept = "; rows before it are kept: repair it and go on with --resume" if out.rows_done else ""
+                raise InputError(f"{name} must be finite, found NaN or infinity, first in {place}{kept}")
             out.write(np.asarray(mapped))
             on_step("rows mapped", out.rows_done, n)
 
         # The device works on a block while the one before is written and the next one read.
         waiting = None
         for start, block in read_blocks(rows, block_rows, first):
-            mapped, finite = map_block(linear_map, jnp.asarray(block))
+            mapped, finite = _map_block(linear_map, jnp.asarray(block), frame)
             if waiting is not None:
                 write(*waiting)
             waiting = start, block, mapped, finite

@@ -179,4 +179,5 @@ def resumable_npy(
                     part.unlink()
             manifest.unlink()
     except OSError as error:
-        raise InputError(f"{final} cannot be written: {error.strerror or error}") from error
+        kept = "; rows so far are kept: go on with --resume" if manifest.exists() else ""
+        raise InputError(f"{final} cannot be written: {error.strerror or error}{kept}") from error
