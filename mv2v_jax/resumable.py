@@ -61,11 +61,16 @@ class PartFile:
 
     def begin(self, rows_done: int) -> None:
         """Write the header, make room for all rows, and go on after those that are there."""
+        size = self._file.seek(0, os.SEEK_END)
         self._file.seek(0)
         header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": self._shape}
         np.lib.format.write_array_header_1_0(self._file, header)
         start = self._file.tell()
         self._file.flush()
+        if rows_done and size < start + rows_done * self._row_bytes:
+            raise InputError(
+                f"{self._manifest} says that {rows_done} rows are there, found fewer; start without --resume"
+            )
         # A disk that is too small is found out now, not after hours.
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self._file.fileno(), 0, start + self._shape[0] * self._row_bytes)

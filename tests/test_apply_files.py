@@ -254,6 +254,15 @@ def test_a_damaged_manifest_is_named(folder, content):
     assert left(folder) == PARTS
 
 
+def test_a_part_that_is_gone_is_not_taken_for_zeros(folder):
+    with pytest.raises(Stop):
+        run(folder, stop_at=100)
+    (folder / PARTS[0]).unlink()
+    with pytest.raises(InputError, match="says that 100 rows are there, found fewer; start without --resume"):
+        run(folder, resume=True)
+    assert run(folder)[0] == BLOCK
+
+
 # Blocks of 50 rows and a little time for each, so that there are moments to kill it at.
 PROGRAM = """
 import time
