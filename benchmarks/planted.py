@@ -1,5 +1,6 @@
 """Two spaces of any size with a planted map between them, drawn block by block: files may be larger than memory."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,11 +70,36 @@ def draw_side(spaces: PlantedSpaces, seed: int, num_rows: int, side: int) -> np.
     return _view(spaces, rng, _latent(spaces, rng, num_rows), side)
 
 
+def _write_rows(
+    path: Path, spaces: PlantedSpaces, rng: np.random.Generator, num_rows: int, side: int, dtype: str
+) -> list[np.ndarray]:
+    """Draw rows into a ``.npy`` file, a block at a time; the sum of every block as stored, in float64."""
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (num_rows, spaces.frames[side].shape[1])}
+    sums = []
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, num_rows, _BLOCK_ROWS):
+            latent = _latent(spaces, rng, min(_BLOCK_ROWS, num_rows - start))
+            block = _view(spaces, rng, latent, side).astype(dtype)
+            file.write(block.data)
+            sums.append(block.sum(axis=0, dtype=np.float64))
+    return sums
+
+
 def write_side(path: Path, spaces: PlantedSpaces, seed: int, num_rows: int, side: int, dtype: str) -> None:
-    """As `draw_side`, into a ``.npy`` file, a block at a time."""
-    rng = np.random.default_rng([seed, side])
-    rows = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(num_rows, spaces.frames[side].shape[1]))
-    for start in range(0, num_rows, _BLOCK_ROWS):
-        block = rows[start : start + _BLOCK_ROWS]
-        block[:] = _view(spaces, rng, _latent(spaces, rng, len(block)), side)
-    rows.flush()
+    """As `draw_side`, into a ``.npy`` file."""
+    _write_rows(path, spaces, np.random.default_rng([seed, side]), num_rows, side, dtype)
+
+
+def write_shards(
+    folder: Path, spaces: PlantedSpaces, seed: int, num_rows: int, num_shards: int, side: int, dtype: str
+) -> np.ndarray:
+    """Rows of one space in a new folder of ``.npy`` shards; returns the mean ``[d]`` of what is stored, in float64."""
+    folder.mkdir()
+    sums: list[np.ndarray] = []
+    for shard in range(num_shards):
+        part = num_rows * (shard + 1) // num_shards - num_rows * shard // num_shards
+        path = folder / f"part-{shard:05d}.npy"
+        # Not the numbers of `draw_pairs`, which judge.
+        sums += _write_rows(path, spaces, np.random.default_rng([seed, 3 + side, shard]), part, side, dtype)
+    return np.array([math.fsum(column) for column in zip(*sums, strict=True)]) / num_rows

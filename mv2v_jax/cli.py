@@ -12,28 +12,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2v_jax import PRESETS, __version__, apply, invert
+from mv2v_jax import PRESETS, __version__, invert
+from mv2v_jax.apply_files import apply_to_file, source_files
 from mv2v_jax.demo_data import load_demo_data
-from mv2v_jax.io import (
-    check_writable,
-    count_duplicates,
-    digest,
-    load_embeddings,
-    load_map,
-    npy_writer,
-    save_map,
-)
+from mv2v_jax.io import check_writable, file_of, load_embeddings, load_map, save_map, save_npy
 from mv2v_jax.linear_map import Frame
+from mv2v_jax.measure import CheckedRows, RowStatistics, measure_rows
 from mv2v_jax.metrics import Metrics, evaluate, oracle
 from mv2v_jax.plots import check_plotting, plot_study
 from mv2v_jax.progress import TimedFit, align_with_progress
 from mv2v_jax.report import describe_verdict, print_facts, print_table, progress_bar
+from mv2v_jax.rows import RowFiles
 from mv2v_jax.study import Plan, run_study, write_study
 from mv2v_jax.types import Config, LinearMap
 from mv2v_jax.validate import InputError, check_config, check_finite, check_fitting_rows, check_shape
 from mv2v_jax.verdict import Verdict
 
-_APPLY_ROWS = 16_384
 _NOT_ALIGNED_EXIT = 3
 _DEFAULT_RESTARTS = 2
 
@@ -66,8 +60,8 @@ def _settled_option(default: int):
 def cli(context: click.Context, compilation_cache: Path | None) -> None:
     """Learn a linear map between two embedding spaces without a single known pair.
 
-    Embeddings are read from .npy, .npz, .safetensors, .parquet (a list column) and .pt files; FILE:KEY names one of
-    several arrays.
+    Embeddings are read from .npy, .npz, .safetensors, .parquet (a list column) and .pt files, and from folders of .npy
+    shards; FILE:KEY names one of several arrays.
     """
     if compilation_cache is not None:
         _use_cache(compilation_cache)
@@ -115,7 +109,16 @@ def _config(preset: str, flags: dict[str, Any]) -> Config:
     return config
 
 
-def _fit(x: np.ndarray, y: np.ndarray, config: Config, seed: int, restarts: int, settled: int = 1) -> TimedFit:
+def _measure(source: str, config: Config) -> tuple[CheckedRows, RowStatistics]:
+    """Rows to fit, and what one pass over them tells."""
+    rows = load_embeddings(source)
+    check_shape(rows, source, least_rows=config.num_clusters)
+    with progress_bar() as on_step:
+        statistics = measure_rows(rows, source, lambda done, total: on_step(f"reading {source}", done, total))
+    return CheckedRows(rows=rows, mean=statistics.mean), statistics
+
+
+def _fit(x: Any, y: Any, config: Config, seed: int, restarts: int, settled: int = 1) -> TimedFit:
     with progress_bar() as on_step:
         return align_with_progress(jax.random.key(seed), x, y, config, on_step, restarts, settled)
 
@@ -137,18 +140,17 @@ def _judged(fit: TimedFit) -> dict[str, Any]:
     }
 
 
-def _scores(linear_map: LinearMap, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+def _scores(linear_map: LinearMap, x: Any, y: Any) -> dict[str, float]:
     scores = evaluate(linear_map, jnp.asarray(x), jnp.asarray(y))
     return {field.name: float(getattr(scores, field.name)) for field in dataclasses.fields(Metrics)}
 
 
-def _load_rows(source: str, columns: int, wanted_by: str) -> np.ndarray:
-    """Rows to be mapped or judged: finite, and of the dimension a map wants."""
+def _load_rows(source: str, columns: int, wanted_by: str) -> np.ndarray | RowFiles:
+    """Rows to be mapped or judged, of the dimension a map wants."""
     rows = load_embeddings(source)
     check_shape(rows, source)
     if rows.shape[1] != columns:
         raise InputError(f"{source} must have {columns} columns for {wanted_by}, found {rows.shape[1]}")
-    check_finite(rows, source)
     return rows
 
 
@@ -181,8 +183,7 @@ def demo(seed: int, restarts: int, export: Path | None, as_json: bool) -> None:
 def _export(folder: Path, arrays: dict[str, np.ndarray]) -> None:
     _make_folder(folder, "--export")
     for name, rows in arrays.items():
-        with npy_writer(folder / f"{name}.npy", rows.shape, rows.dtype) as out:
-            out[:] = rows
+        save_npy(folder / f"{name}.npy", rows)
 
 
 def _device() -> str:
@@ -219,7 +220,7 @@ def align(
     """
     config = _config(preset, flags)
     check_writable(output)
-    x, y = (check_fitting_rows(load_embeddings(file), file, config) for file in (x_file, y_file))
+    (x, of_x), (y, of_y) = (_measure(file, config) for file in (x_file, y_file))
     fit = _fit(x, y, config, seed, restarts, settled)
     info = fit.result.best.info
     if not bool(info.all_finite):
@@ -227,13 +228,15 @@ def align(
     shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
     judged = _judged(fit)
     run = {"preset": preset, "seed": seed, **judged, "settled": min(settled, restarts), "device": _device()}
-    provenance = {"config": dataclasses.asdict(config), "digest_x": digest(x), "digest_y": digest(y)}
+    provenance = {"config": dataclasses.asdict(config), "digest_x": of_x.digest, "digest_y": of_y.digest}
     save_map(output, fit.result.best.map, {**shapes, **run, **provenance})
     odd_rows = {
-        "zero_rows_x": int(info.zero_rows_x),
-        "zero_rows_y": int(info.zero_rows_y),
-        "duplicate_rows_x": count_duplicates(x),
-        "duplicate_rows_y": count_duplicates(y),
+        "zero_rows_x": of_x.num_zero,
+        "zero_rows_y": of_y.num_zero,
+        "duplicate_rows_x": of_x.num_duplicates,
+        "duplicate_rows_y": of_y.num_duplicates,
+        "mean_norm_x": of_x.mean_norm,
+        "mean_norm_y": of_y.mean_norm,
     }
     facts = {"seconds": fit.seconds, "compile_seconds": fit.compile_seconds, **shapes, **run, **odd_rows}
     if as_json:
@@ -347,22 +350,27 @@ def _sizes(text: str | None, num_rows: int, config: Config) -> tuple[int, ...]:
     help="centred: mean removed, unit rows. target: comparable by cosine with raw vectors of the target encoder.",
 )
 @click.option("--inverse", is_flag=True, help="Map rows of the target space back into the source space.")
+@click.option("--resume", is_flag=True, help="Go on where an earlier run with the same map and X was interrupted.")
 @click.option("--accept", is_flag=True, help="Do not warn where the map's own verdict is not aligned.")
-def apply_command(map_file: str, x_file: str, output: Path, frame: Frame, inverse: bool, accept: bool) -> None:
-    """Map the rows of X and write them in the dtype they came in."""
+def apply_command(
+    map_file: str, x_file: str, output: Path, frame: Frame, inverse: bool, resume: bool, accept: bool
+) -> None:
+    """Map the rows of X, of any number, and write them in the dtype they came in.
+
+    Killed at any moment, the same command with --resume goes on, and ends the same.
+    """
     linear_map, metadata = load_map(map_file)
     if inverse:
         linear_map = invert(linear_map)
     check_writable(output)
     x = _load_rows(x_file, linear_map.W.shape[0], f"{map_file}{' inverted' if inverse else ''}")
-    mapping = jax.jit(lambda linear_map, rows: apply(linear_map, rows, frame=frame))
-    # .npy has no bfloat16; float32 holds every bfloat16.
-    dtype = x.dtype if np.issubdtype(x.dtype, np.floating) else np.dtype(np.float32)
-    with npy_writer(output, (x.shape[0], linear_map.W.shape[1]), dtype) as out:
-        for start in range(0, x.shape[0], _APPLY_ROWS):
-            rows = jnp.asarray(x[start : start + _APPLY_ROWS])
-            out[start : start + _APPLY_ROWS] = np.asarray(mapping(linear_map, rows)).astype(dtype)
-    print(f"{x.shape[0]:,} rows, {linear_map.W.shape[0]} to {linear_map.W.shape[1]} dimensions, {frame}: {output}")
+    with progress_bar() as on_step:
+        source = source_files(file_of(x_file), x)
+        done = apply_to_file(linear_map, x, source, output, x_file, frame=frame, resume=resume, on_step=on_step)
+    n, (d_x, d_y) = x.shape[0], linear_map.W.shape
+    kept = f", {n - done.num_mapped:,} were there" if done.num_mapped < n else ""
+    speed = f"{done.num_mapped / done.seconds:,.0f} rows a second"
+    print(f"{n:,} rows{kept}, {d_x} to {d_y} dimensions, {frame}, {speed}: {output}")
     verdict = metadata.get("verdict", Verdict.aligned.name)
     if verdict != Verdict.aligned.name and not accept:
         print(f"Warning: the fit of {map_file} was judged {verdict}; mv2v info shows why.", file=sys.stderr)
@@ -379,6 +387,8 @@ def evaluate_command(map_file: str, x_file: str, y_file: str, as_json: bool) -> 
     d_x, d_y = linear_map.W.shape
     x = _load_rows(x_file, d_x, f"the source of {map_file}")
     y = _load_rows(y_file, d_y, f"the target of {map_file}")
+    for rows, source in ((x, x_file), (y, y_file)):
+        check_finite(rows, source)
     if x.shape[0] != y.shape[0]:
         raise InputError(f"{y_file} must have a row for each of the {x.shape[0]} of {x_file}, found {y.shape[0]}")
     scores = {**_scores(linear_map, x, y), "n": x.shape[0]}

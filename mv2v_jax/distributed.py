@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mv2v_jax.validate import InputError
+from mv2v_jax.errors import InputError
 
 _HEARTBEAT_SECONDS = 60
 T = TypeVar("T")

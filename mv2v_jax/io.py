@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import os
 import tempfile
@@ -16,11 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mv2v_jax import __version__
+from mv2v_jax.errors import InputError
+from mv2v_jax.measure import Digest, ask
+from mv2v_jax.rows import RowFiles, open_rows
 from mv2v_jax.types import LinearMap
-from mv2v_jax.validate import InputError, check_finite
+from mv2v_jax.validate import check_finite
 
 _FORMAT = "mv2v_jax linear map 1"
-_BLOCK_ROWS = 65_536
 
 
 def _choose_key(path: Path, keys: list[str], key: str | None) -> str:
@@ -37,10 +38,10 @@ def _choose_key(path: Path, keys: list[str], key: str | None) -> str:
     return key
 
 
-def _load_npy(path: Path, key: str | None) -> np.ndarray:
+def _load_npy(path: Path, key: str | None) -> RowFiles:
     if key is not None:
         raise InputError(f"{path} holds one array without a name, found the key {key}")
-    return np.lib.format.open_memmap(path, mode="r")
+    return open_rows(path)
 
 
 def _load_npz(path: Path, key: str | None) -> np.ndarray:
@@ -103,7 +104,7 @@ def _load_torch(path: Path, key: str | None) -> np.ndarray:
     return (loaded.float() if loaded.dtype == torch.bfloat16 else loaded).detach().numpy()
 
 
-_LOADERS: dict[str, Callable[[Path, str | None], np.ndarray]] = {
+_LOADERS: dict[str, Callable[[Path, str | None], Any]] = {
     ".npy": _load_npy,
     ".npz": _load_npz,
     ".safetensors": _load_safetensors,
@@ -124,25 +125,34 @@ def _split_key(source: str) -> tuple[Path, str | None]:
     return Path(source), None
 
 
-def load_embeddings(source: str) -> np.ndarray:
-    """Read one array of embeddings.
+def file_of(source: str) -> Path:
+    """The file or folder that ``source`` names, without the key of an array."""
+    return _split_key(source)[0]
+
+
+def load_embeddings(source: str) -> np.ndarray | RowFiles:
+    """Read one array of embeddings, or open it where it can stay on disk.
 
     Args:
-        source: ``.npy`` (memory-mapped), ``.npz``, ``.safetensors``, ``.parquet`` (a list column) or ``.pt``. Where a
-            file holds several arrays, ``FILE:KEY`` names one.
+        source: ``.npy``, a folder of ``.npy`` shards, ``.npz``, ``.safetensors``, ``.parquet`` (a list column) or
+            ``.pt``. Where a file holds several arrays, ``FILE:KEY`` names one.
 
     Returns:
-        The array as it is stored, whatever its shape and dtype.
+        The array as it is stored, whatever its shape and dtype; `rows.RowFiles`, which reads nothing yet, for ``.npy``
+        and folders.
 
     Raises:
-        InputError: the file is missing, truncated, of an unknown kind, would have to be unpickled, or lacks the key.
+        InputError: the file is missing, truncated, of an unknown kind, would have to be unpickled, or lacks the key; of
+            a folder, what `rows.open_rows` says.
     """
     path, key = _split_key(source)
+    if path.is_dir():
+        return open_rows(path)
     loader = _LOADERS.get(path.suffix.lower())
     if loader is None:
         raise InputError(f"{path} must be one of {', '.join(_LOADERS)}, found suffix {path.suffix or 'none'}")
     if not path.is_file():
-        raise InputError(f"{path} must be a file, found {'a folder' if path.is_dir() else 'nothing of that name'}")
+        raise InputError(f"{path} must be a file, found nothing of that name")
     try:
         return loader(path, key)
     except InputError:
@@ -154,22 +164,11 @@ def load_embeddings(source: str) -> np.ndarray:
         raise InputError(f"{path} cannot be read, it is damaged or cut short: {_first_line(error)}") from error
 
 
-def digest(rows: np.ndarray) -> str:
-    """SHA-256 of an array's dtype, shape and rows, in hexadecimal, whatever file they came from."""
-    found = hashlib.sha256(f"{rows.dtype} {rows.shape}".encode())
-    for start in range(0, rows.shape[0], _BLOCK_ROWS):
-        found.update(np.ascontiguousarray(rows[start : start + _BLOCK_ROWS]).view(np.uint8).data)
+def digest(rows: Any) -> str:
+    """SHA-256 of dtype, shape and rows ``[n, d]``, in hexadecimal, whatever file they came from."""
+    found = Digest(rows)
+    ask(rows, found)
     return found.hexdigest()
-
-
-def count_duplicates(rows: np.ndarray) -> int:
-    """Rows that equal an earlier row, by a 128-bit fingerprint of each."""
-    seen = {
-        hashlib.blake2b(row.data, digest_size=16).digest()
-        for start in range(0, rows.shape[0], _BLOCK_ROWS)
-        for row in np.ascontiguousarray(rows[start : start + _BLOCK_ROWS]).view(np.uint8)
-    }
-    return rows.shape[0] - len(seen)
 
 
 @contextlib.contextmanager
@@ -210,17 +209,10 @@ def check_writable(final: Path) -> None:
         raise InputError(f"{final} cannot be written: {error.strerror or error}") from error
 
 
-@contextlib.contextmanager
-def npy_writer(final: Path, shape: tuple[int, ...], dtype: np.dtype) -> Iterator[np.ndarray]:
-    """A memory-mapped ``.npy`` to fill; it appears under its name when it is whole."""
-    with atomic_path(final) as temporary:
-        rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
-        # A full disk is an error here; while the mapping is written to, it would kill the process.
-        if hasattr(os, "posix_fallocate"):
-            with temporary.open("rb+") as file:
-                os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-        yield rows
-        rows.flush()
+def save_npy(path: Path, rows: np.ndarray) -> None:
+    """Write an array as ``.npy``; the file appears whole or not at all."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, rows)
 
 
 def save_arrays(path: Path, arrays: list[np.ndarray]) -> None:

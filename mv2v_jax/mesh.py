@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mv2v_jax.validate import InputError
+from mv2v_jax.errors import InputError
 
 RESTART, ROW = "restart", "row"
 # Specs of what every device holds, and of rows of which each holds its share.

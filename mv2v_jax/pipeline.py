@@ -248,7 +248,8 @@ def align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config | None = No
 
     Args:
         key: random key, from `jax.random.key`.
-        x: ``[n, d_x]`` raw rows of the source encoder; float16, bfloat16, float32 or float64.
+        x: ``[n, d_x]`` raw rows of the source encoder; float16, bfloat16, float32 or float64. Also a memory map or
+            `rows.RowFiles`, which may be larger than memory.
         y: ``[m, d_y]`` raw rows of the target encoder, of other texts of the same kind.
         config: a `Config`; the default preset if none. Its integers are static, its floats traced.
 

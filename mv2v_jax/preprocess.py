@@ -19,7 +19,7 @@ class Space:
 
     Attributes:
         rows: ``[n, d]``, centred rows of unit length; rows that had no length are zero.
-        mean: ``[d]``, mean of the rows that have a length.
+        mean: ``[d]``, mean of the rows that have a length; of all of them where ``rows`` were drawn from more.
         scale: scalar, mean length of the centred rows before they were scaled.
         zero_rows: int32 scalar, rows of the data without length, before or after centring.
     """
@@ -63,12 +63,13 @@ def mean_present(values: jax.Array, present: jax.Array) -> jax.Array:
     return counted.sum() / jnp.maximum(present.sum() * per_row, 1).astype(values.dtype)
 
 
-def fit_space(x: jax.Array, num_rows: jax.Array | int | None = None) -> Space:
+def fit_space(x: jax.Array, num_rows: jax.Array | int | None = None, mean: jax.Array | None = None) -> Space:
     """Preprocess the fitting rows ``x [n, d]`` of one space; half precision comes out as float32.
 
     Args:
         x: raw rows; over a mesh's row axis each device has its share of them, and gets all of the space.
         num_rows: how many of them are rows of the data, where the last ones are padding (`sizes.size_rows`).
+        mean: ``[d]``, what to centre by, where these rows were drawn from more and the mean of all is known.
     """
     chex.assert_rank(x, 2)
     num_all = x.shape[0] * num_parts(ROW)
@@ -78,7 +79,7 @@ def fit_space(x: jax.Array, num_rows: jax.Array | int | None = None) -> Space:
     # Zero rows add nothing to the sum, so only the count leaves them out.
     num_present, sums = total((present.sum(), x.sum(axis=0)), ROW)
     num_present = jnp.maximum(num_present, 1).astype(x.dtype)
-    mean = sums / num_present
+    mean = sums / num_present if mean is None else mean
     rows = whole(center_unit(x, mean), ROW, num_all)
     lengths = jnp.where(present, jnp.linalg.norm(x - mean[None], axis=1), 0)
     return Space(

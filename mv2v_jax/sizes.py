@@ -1,7 +1,7 @@
 """Data in few sizes: what is smaller is padded, what is larger is sampled, so that similar data compiles nothing new.
 
 Padding is zero rows, which take no part in anything, behind the data. Both happen before anything is traced or copied
-to a device: a memory-mapped file is read where rows are drawn, and never copied whole.
+to a device: of a file only the rows that are drawn are held in memory. What they are centred by is the mean of all.
 """
 
 from typing import Any, NamedTuple
@@ -11,11 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mv2v_jax.errors import InputError
+from mv2v_jax.measure import CheckedRows, Moments, ask
 from mv2v_jax.mesh import BY_ROWS, EVERYWHERE, ROW, place
-from mv2v_jax.validate import InputError
+from mv2v_jax.preprocess import present_rows, working_dtype
 
 # At most an eighth of the rows are padding.
 _SIZES_PER_DOUBLING = 8
+# Summed together under a transformation, so that a long float32 sum loses little.
+_SUM_ROWS = 1024
 
 
 class SizedRows(NamedTuple):
@@ -24,10 +28,12 @@ class SizedRows(NamedTuple):
     Attributes:
         rows: ``[padded_size(num_rows), d]`` jax array, zero rows last.
         num_rows: int32 scalar, how many are rows of the data.
+        mean: ``[d]``, mean of all rows that have a length, where some were drawn; ``None`` where all are here.
     """
 
     rows: jax.Array
     num_rows: jax.Array
+    mean: jax.Array | None = None
 
 
 def padded_size(num_rows: int) -> int:
@@ -49,12 +55,26 @@ def _chosen(num_rows: int, most: int) -> np.ndarray | None:
     return np.sort(np.random.default_rng(num_rows).choice(num_rows, most, replace=False))
 
 
+def _mean_of_all(x: Any) -> Any:
+    """Mean ``[d]`` of the rows of ``x [n, d]`` that have a length."""
+    if isinstance(x, CheckedRows):
+        return x.mean
+    if not isinstance(x, jax.core.Tracer):
+        moments = Moments()
+        ask(x, moments)
+        return moments.mean
+    values = x.astype(working_dtype(x.dtype))
+    blocks = jnp.pad(values, ((0, -len(values) % _SUM_ROWS), (0, 0))).reshape(-1, _SUM_ROWS, values.shape[1])
+    num_present = jnp.maximum(present_rows(x).sum(), 1).astype(values.dtype)
+    return blocks.sum(axis=1).sum(axis=0) / num_present
+
+
 def row_specs(x: SizedRows) -> SizedRows:
     """How `size_rows` lays rows out over a mesh."""
     return jax.tree.map(lambda _: EVERYWHERE, x)._replace(rows=BY_ROWS)
 
 
-def _spread_rows(x: Any, chosen: np.ndarray | None, mesh: Mesh) -> SizedRows:
+def _spread_rows(x: Any, chosen: np.ndarray | None, mean: Any, mesh: Mesh) -> SizedRows:
     """Rows ``chosen`` of ``x``, padded, each process reading those of its own devices."""
     num_rows = x.shape[0] if chosen is None else len(chosen)
     shape = (padded_size(num_rows), x.shape[1])
@@ -69,24 +89,40 @@ def _spread_rows(x: Any, chosen: np.ndarray | None, mesh: Mesh) -> SizedRows:
         rows = np.asarray(x[first : min(last, num_rows)] if chosen is None else x[chosen[first:last]])
         return np.pad(rows, ((0, last - first - len(rows)), (0, 0)))
 
-    count = np.asarray(num_rows, np.int32)
-    return SizedRows(rows=place(shape, mesh, BY_ROWS, read), num_rows=place((), mesh, EVERYWHERE, lambda _: count))
+    def everywhere(values):
+        return place(values.shape, mesh, EVERYWHERE, lambda _: values)
+
+    dtype = working_dtype(x.dtype)
+    return SizedRows(
+        rows=place(shape, mesh, BY_ROWS, read),
+        num_rows=everywhere(np.asarray(num_rows, np.int32)),
+        mean=None if mean is None else everywhere(np.asarray(mean, dtype)),
+    )
 
 
 def size_rows(x: Any, most: int, mesh: Mesh | None = None) -> SizedRows:
-    """Rows ``x [n, d]``, NumPy's or JAX's, in one of the sizes, of at most ``most`` rows.
+    """Rows ``x [n, d]`` in one of the sizes, of at most ``most`` rows.
 
-    Over a mesh, if there is one: then each process reads the rows of its own devices.
+    Args:
+        x: a NumPy or JAX array, a memory map, `rows.RowFiles`, or `CheckedRows` of any of them.
+        most: rows to draw where there are more, and then their mean is that of all.
+        mesh: over which to spread them, if any: then each process reads the rows of its own devices.
 
     Raises:
         InputError: the devices along the mesh's row axis do not divide the padded rows.
     """
     chosen = _chosen(x.shape[0], most)
+    mean = None if chosen is None else _mean_of_all(x)
     if mesh is not None:
-        return _spread_rows(x, chosen, mesh)
+        return _spread_rows(x, chosen, mean, mesh)
     drawn = x if chosen is None else x[chosen]
     num_rows = drawn.shape[0]
     padding = ((0, padded_size(num_rows) - num_rows), (0, 0))
+    drawn = drawn.rows if isinstance(drawn, CheckedRows) else drawn
     # NumPy pads without compiling anything.
     padded = jnp.pad(drawn, padding) if isinstance(drawn, jax.Array) else jnp.asarray(np.pad(drawn, padding))
-    return SizedRows(rows=padded, num_rows=jnp.asarray(num_rows, jnp.int32))
+    return SizedRows(
+        rows=padded,
+        num_rows=jnp.asarray(num_rows, jnp.int32),
+        mean=None if mean is None else jnp.asarray(mean, working_dtype(padded.dtype)),
+    )

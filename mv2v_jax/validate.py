@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mv2v_jax.errors import InputError
+from mv2v_jax.measure import CheckedRows, Difference, Moments, ask, check_rows, refuse_equal, refuse_not_finite
+from mv2v_jax.rows import RowFiles
 from mv2v_jax.types import Config
 
 _AT_LEAST = {
@@ -33,12 +36,6 @@ _FLOAT_RANGE = {
     "whitening_power": (0.0, 0.5),
 }
 _DTYPES = tuple(jnp.dtype(dtype) for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64))
-# Rows looked at together, so that a memory-mapped file is never copied whole.
-_BLOCK_ROWS = 65_536
-
-
-class InputError(ValueError):
-    """Something a user gave cannot be used; one sentence says what was expected and what was found."""
 
 
 def check_config(config: Config) -> None:
@@ -82,39 +79,28 @@ def check_shape(array: Any, name: str, *, least_rows: int = 1) -> None:
 
 def check_finite(array: Any, name: str) -> None:
     """Raise `InputError` where rows hold NaN or infinity, with the first such row and how many there are."""
-    library = jnp if isinstance(array, jax.Array) else np
-    starts = range(0, array.shape[0], _BLOCK_ROWS)
-    finite = [np.asarray(library.isfinite(array[start : start + _BLOCK_ROWS]).all(axis=1)) for start in starts]
-    bad = np.flatnonzero(~np.concatenate(finite))
-    if bad.size:
-        raise InputError(f"{name} must be finite, found NaN or infinity in {bad.size} rows, first in row {bad[0]}")
+    moments = Moments()
+    ask(array, moments)
+    refuse_not_finite(array, name, moments)
 
 
 def check_different(array: Any, name: str) -> None:
     """Raise `InputError` where all rows with a length are equal: there is no geometry to align."""
-    reference = None
-    for start in range(0, array.shape[0], _BLOCK_ROWS):
-        block = array[start : start + _BLOCK_ROWS]
-        present = (block != 0).any(axis=1)
-        if reference is None and present.any():
-            first = int(present.argmax())
-            reference = block[first : first + 1]
-        if reference is not None and bool(((block != reference).any(axis=1) & present).any()):
-            return
-    raise InputError(f"{name} must hold different rows, found {array.shape[0]} equal ones (zero rows aside)")
+    difference = Difference()
+    ask(array, difference)
+    refuse_equal(array, name, difference)
 
 
 def check_fitting_rows(x: Any, name: str, config: Config) -> Any:
     """Check one space's fitting rows and return them; lists become NumPy arrays.
 
-    Shapes and dtypes are always checked; the values only where they are concrete, not under a transformation.
+    Shapes and dtypes are always checked; the values only where they are concrete, not under a transformation, and in
+    one pass. Rows of which a fit will draw some (`sizes.size_rows`) come back as `CheckedRows`, with the mean of all.
     """
-    array = x if isinstance(x, jax.Array) else np.asarray(x)
+    rows = x if isinstance(x, (jax.Array, RowFiles, CheckedRows)) else np.asarray(x)
     # Every anchor set clusters these rows into num_clusters.
-    check_shape(array, name, least_rows=config.num_clusters)
-    if not isinstance(array, jax.core.Tracer):
-        # Arrays that a transformed function closes over are concrete; what is computed from them must be, too.
-        with jax.ensure_compile_time_eval():
-            check_finite(array, name)
-            check_different(array, name)
-    return array
+    check_shape(rows, name, least_rows=config.num_clusters)
+    if isinstance(rows, (jax.core.Tracer, CheckedRows)):
+        return rows
+    checked = check_rows(rows, name)
+    return checked if rows.shape[0] > config.most_rows else rows

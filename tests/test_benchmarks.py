@@ -20,6 +20,7 @@ from benchmarks import (
     consensus,
     device,
     growth,
+    larger_than_memory,
     make_bundled,
     peers,
     planted,
@@ -35,7 +36,7 @@ from benchmarks import (
     verdict,
     work,
 )
-from mv2v_jax import Config, metrics, notebook
+from mv2v_jax import Config, cli, metrics, notebook
 from mv2v_jax.verdict import Verdict
 
 # Compiling is the cost.
@@ -565,6 +566,43 @@ def test_planted_spaces_can_be_written_and_have_the_pairs_they_say(tmp_path):
     other = planted.draw_side(spaces, 3, 50, 1) - spaces.offsets[1]
     back = (rows - spaces.offsets[0]) @ (spaces.frames[0].T @ spaces.frames[1])
     assert np.linalg.norm(back[:, None] - other[None], axis=2).min() > 0.5
+
+
+def test_planted_shards_have_the_mean_they_say_and_judge_nothing(tmp_path):
+    spaces = planted.plant(3, 20)
+    mean = planted.write_shards(tmp_path / "x", spaces, 3, 50, 4, 0, "float16")
+    shards = [np.load(path) for path in sorted((tmp_path / "x").iterdir())]
+    assert [len(shard) for shard in shards] == [12, 13, 12, 13]
+    rows = np.concatenate(shards)
+    np.testing.assert_allclose(mean, rows.mean(0, dtype=np.longdouble), rtol=1e-12)
+    pairs, _ = planted.draw_pairs(spaces, 3, 50)
+    assert np.linalg.norm(rows[:, None] - pairs[None], axis=2).min() > 0.1
+    assert len(np.unique(rows, axis=0)) == 50
+
+
+def test_larger_than_memory_runs_both_commands_and_judges_them(monkeypatch, capsys, tmp_path):
+    def run_here(*arguments):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            cli.cli.main([str(argument) for argument in arguments], standalone_mode=False)
+        return {"printed": out.getvalue(), "wall_seconds": 1.0, "peak_bytes": 2**31}
+
+    monkeypatch.setattr(larger_than_memory, "run_command", run_here)
+    monkeypatch.setattr(cli, "PRESETS", PRESETS)
+    arguments = ["--rows", "300", "--dimensions", "16", "--shards", "3", "--apply-rows", "700", "--preset", "fast"]
+    record = larger_than_memory.main([*arguments, "--folder", str(tmp_path)])
+    assert record["align"]["n"] == 300
+    assert record["apply"]["rows"] == 700
+    assert [found["passed"] for found in record["requirements"]] == [True, False, True, True]
+    assert "PASS: align under 4 GiB resident: 2.00" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_command_that_fails_is_told_and_its_memory_is_its_own(tmp_path):
+    found = larger_than_memory.run_command("--version")
+    assert "0.1.0" in found["printed"]
+    assert 2**25 < found["peak_bytes"] < 2**36
+    with pytest.raises(SystemExit, match=r"mv2v info ended with 2: Error: .*none\.safetensors"):
+        larger_than_memory.run_command("info", tmp_path / "none.safetensors")
 
 
 def test_growth_fits_files_and_prints_exponents(monkeypatch, capsys, tmp_path):

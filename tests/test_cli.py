@@ -101,6 +101,33 @@ def test_a_verdict_that_is_not_aligned_is_said_and_written_and_exits_with_3(fold
     assert (silent.returncode, silent.stderr) == (0, "")
 
 
+def test_a_folder_of_shards_gives_the_map_of_one_file(folder):
+    for name in ("x", "y"):
+        (folder / f"{name}_shards").mkdir()
+        for part, shard in enumerate(np.array_split(np.load(folder / f"{name}.npy"), 7)):
+            np.save(folder / f"{name}_shards" / f"{part}.npy", shard)
+    arguments = ("x_shards", "y_shards", "-o", "shards.safetensors", "--json", "--accept", "--seed", 3, *SMALL)
+    done = run("align", *arguments, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    found, expected = (json.loads(text) for text in (done.stdout, (folder / "align.json").read_text()))
+    for facts in (found, expected):
+        del facts["seconds"], facts["compile_seconds"]
+    assert found == expected
+    maps = [safetensors.numpy.load_file(folder / f"{name}.safetensors") for name in ("shards", "map")]
+    for name, tensor in maps[1].items():
+        np.testing.assert_array_equal(maps[0][name], tensor)
+    digests = [
+        json.loads(run("info", f"{name}.safetensors", "--json", cwd=folder).stdout) for name in ("shards", "map")
+    ]
+    assert digests[0] == digests[1]
+    for source, output in (("x_shards", "from_shards.npy"), ("x.npy", "from_file.npy")):
+        done = run("apply", "map.safetensors", source, "-o", output, cwd=folder)
+        assert "400 rows, 16 to 12 dimensions, centred, " in done.stdout
+    assert (folder / "from_shards.npy").read_bytes() == (folder / "from_file.npy").read_bytes()
+    done = run("evaluate", "map.safetensors", "x_shards", "x_shards", cwd=folder)
+    assert "x_shards must have 12 columns for the target of map.safetensors, found 16" in done.stderr
+
+
 def test_map_holds_its_provenance(folder):
     done = run("info", "map.safetensors", "--json", cwd=folder)
     facts = json.loads(done.stdout)
@@ -210,6 +237,17 @@ def _bad_rows(folder):
     os.mkfifo(folder / "pipe.npy")
     np.save(folder / "object.npy", np.array([{}, None], dtype=object), allow_pickle=True)
     (folder / "cut.npy").write_bytes(content[: len(content) // 2])
+    for kind in ("cut", "wide", "double", "nan"):
+        (folder / f"{kind}_shards").mkdir()
+        for part, shard in enumerate(np.array_split(x, 12)):
+            path = folder / f"{kind}_shards" / f"{part:02d}.npy"
+            bad = {"wide": np.hstack([shard, shard]), "double": shard.astype(np.float64), "nan": shard.copy()}
+            bad["nan"][17, 3] = np.nan
+            np.save(path, bad.get(kind, shard) if part == 7 else shard)
+            if kind == "cut" and part == 7:
+                path.write_bytes(path.read_bytes()[:-1])
+    (folder / "mixed").mkdir()
+    (folder / "mixed" / "notes.txt").write_text("")
     for name, rows in {
         "nan": holes,
         "flat": x[0],
@@ -243,6 +281,20 @@ BAD_INPUTS = {
     "an archive named .npy": (ALIGN, "archive.npy", "archive.npy cannot be read"),
     "no arguments": (("align",), "", "Error: Missing argument 'X'."),
     "truncated": (ALIGN, "cut.npy", "cut.npy cannot be read, it is damaged or cut short"),
+    "truncated shard": (ALIGN, "cut_shards", "cut_shards/07.npy cannot be read, it is damaged or cut short"),
+    "shard of another dimension": (
+        ALIGN,
+        "wide_shards",
+        "wide_shards/07.npy must have 16 columns as 00.npy has, found 32",
+    ),
+    "shard of another dtype": (ALIGN, "double_shards", "double_shards/07.npy must hold float32 as 00.npy does"),
+    "NaN in a shard": (ALIGN, "nan_shards", "found NaN or infinity in 1 rows, first in shard nan_shards/07.npy row 17"),
+    "not only shards": (ALIGN, "mixed", "mixed must hold .npy shards alone, found notes.txt; move it elsewhere"),
+    "apply, NaN in a shard": (
+        ("apply", "map.safetensors", "{bad}", "-o", "out.npy"),
+        "nan_shards",
+        "nan_shards must be finite, found NaN or infinity, first in shard nan_shards/07.npy row 17",
+    ),
     "missing file": (ALIGN, "none.npy", "none.npy must be a file, found nothing of that name"),
     "unknown suffix": (ALIGN, "x.csv", "found suffix .csv"),
     "missing key": (ALIGN, "two.npz:c", "two.npz must hold an array named c, found a, b"),

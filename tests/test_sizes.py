@@ -12,9 +12,12 @@ from mv2v_jax import align, align_restarts
 from mv2v_jax.anneal import refine_csls, refine_whole
 from mv2v_jax.evidence import hold_out
 from mv2v_jax.kmeans import kmeans
+from mv2v_jax.measure import CheckedRows
 from mv2v_jax.pipeline import _align
 from mv2v_jax.preprocess import fit_space
 from mv2v_jax.refine import refine_matching
+from mv2v_jax.restarts import _align_restarts
+from mv2v_jax.rows import RowFiles, open_rows
 from mv2v_jax.sizes import padded_size, size_rows
 
 FEW = 2**17
@@ -39,7 +42,8 @@ def test_there_are_eight_sizes_from_one_doubling_to_the_next():
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 def test_padding_is_zero_rows_behind_the_data(rng, kind):
     x = rng.normal(size=(35, 3)).astype(np.float16)
-    rows, num_rows = size_rows(kind(x), FEW)
+    rows, num_rows, mean = size_rows(kind(x), FEW)
+    assert mean is None
     assert (rows.shape, rows.dtype, int(num_rows)) == ((36, 3), jnp.float16, 35)
     np.testing.assert_array_equal(rows[:35], x)
     assert not rows[35:].any()
@@ -48,7 +52,8 @@ def test_padding_is_zero_rows_behind_the_data(rng, kind):
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 def test_a_sample_has_distinct_rows_in_their_order(rng, kind):
     x = rng.normal(size=(500, 2))
-    rows, num_rows = size_rows(kind(x), 64)
+    rows, num_rows, mean = size_rows(kind(x), 64)
+    np.testing.assert_allclose(mean, x.mean(0), atol=1e-7)
     assert int(num_rows) == 64
     places = [int(np.flatnonzero((np.float32(x) == np.asarray(row)).all(1))[0]) for row in rows]
     assert places == sorted(set(places))
@@ -56,10 +61,17 @@ def test_a_sample_has_distinct_rows_in_their_order(rng, kind):
     np.testing.assert_array_equal(rows, size_rows(x, 64).rows)
 
 
-def test_a_file_is_read_only_where_rows_are_drawn(tmp_path, rng):
+def test_a_file_is_read_only_where_rows_are_drawn(tmp_path, rng, monkeypatch):
     np.save(tmp_path / "x.npy", rng.normal(size=(300, 4)).astype(np.float16))
-    stored = np.load(tmp_path / "x.npy", mmap_mode="r")
-    np.testing.assert_array_equal(size_rows(stored, 50).rows, size_rows(np.asarray(stored), 50).rows)
+    stored = open_rows(tmp_path / "x.npy")
+    read = []
+    monkeypatch.setattr(
+        RowFiles, "__getitem__", lambda self, index: read.append(index) or np.asarray(stored._read(index))
+    )
+    drawn = size_rows(CheckedRows(stored, np.ones(4)), 50)
+    assert [len(index) for index in read] == [50]
+    np.testing.assert_array_equal(drawn.mean, np.ones(4))
+    np.testing.assert_array_equal(drawn.rows, size_rows(np.load(tmp_path / "x.npy"), 50).rows)
 
 
 def test_a_space_does_not_know_its_padding(rng):
@@ -132,9 +144,47 @@ def test_data_of_similar_size_compiles_nothing_new(planted):
     assert _align._cache_size() == 2
 
 
-def test_larger_data_is_sampled(planted):
+def test_larger_data_is_sampled_and_centred_by_the_mean_of_all(planted):
     config = small_config(most_rows=128)
     whole = align_restarts(jax.random.key(0), planted.x, planted.y, 1, config)
-    drawn = [size_rows(rows, 128).rows for rows in (planted.x, planted.y)]
-    sampled = align_restarts(jax.random.key(0), *drawn, 1, dataclasses.replace(config, most_rows=129))
+    drawn = [size_rows(rows, 128) for rows in (planted.x, planted.y)]
+    sampled = _align_restarts(
+        jax.random.key(0), *drawn, config, num_restarts=1, batch_size=1, keep="summary", num_settled=1
+    )
     np.testing.assert_array_equal(whole.best.map.W, sampled.best.map.W)
+    np.testing.assert_allclose(whole.best.map.mean_x, planted.x.mean(0, dtype=np.float64), atol=1e-6)
+    np.testing.assert_allclose(whole.best.map.mean_y, planted.y.mean(0, dtype=np.float64), atol=1e-6)
+    assert np.abs(np.asarray(drawn[0].rows).mean(0) - planted.x.mean(0)).max() > 1e-2
+
+
+def test_the_mean_of_all_leaves_zero_rows_out_and_is_the_same_when_traced(rng):
+    x = rng.normal(size=(3_000, 4)).astype(np.float16) + np.float16(100)
+    x[:1_000] = 0
+    expected = x[1_000:].astype(np.longdouble).mean(0)
+    np.testing.assert_allclose(size_rows(x, 64).mean, expected, rtol=1e-7)
+    traced = jax.jit(lambda x: size_rows(x, 64).mean)(x)
+    np.testing.assert_allclose(traced, expected, rtol=1e-6)
+    space = fit_space(*size_rows(x, 64))
+    np.testing.assert_allclose(space.mean, expected, rtol=1e-7)
+    sample = np.asarray(size_rows(x, 64).rows, np.float64)
+    lengths = np.linalg.norm(sample[sample.any(1)] - np.float64(expected), axis=1)
+    np.testing.assert_allclose(space.scale, lengths.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["file", "shards", "memory map"])
+def test_rows_on_disk_are_aligned_as_arrays_are(planted, tmp_path, kind):
+    config = small_config(most_rows=128)
+    sides = []
+    for name, rows in (("x", planted.x), ("y", planted.y)):
+        (tmp_path / name).mkdir()
+        for part, shard in enumerate(np.array_split(rows, 7) if kind == "shards" else [rows]):
+            np.save(tmp_path / name / f"{part}.npy", shard)
+        path = tmp_path / name if kind == "shards" else tmp_path / name / "0.npy"
+        sides.append(np.load(path, mmap_mode="r") if kind == "memory map" else open_rows(path))
+    for fit in (align, lambda *arguments: align_restarts(*arguments[:3], 2, arguments[3]).best):
+        for most_rows in (128, FEW):
+            changed = dataclasses.replace(config, most_rows=most_rows)
+            found = fit(jax.random.key(0), *sides, changed)
+            expected = fit(jax.random.key(0), planted.x, planted.y, changed)
+            np.testing.assert_array_equal(found.map.W, expected.map.W)
+            np.testing.assert_array_equal(found.map.mean_x, expected.map.mean_x)

@@ -76,7 +76,7 @@ def test_zero_rows_and_duplicates_are_legal():
 
 
 def test_rows_are_looked_at_block_by_block(monkeypatch):
-    monkeypatch.setattr("mv2v_jax.validate._BLOCK_ROWS", 2)
+    monkeypatch.setattr("mv2v_jax.measure._BLOCK_BYTES", 24)
     check_finite(rows(), "x")
     with pytest.raises(InputError, match="2 rows, first in row 6"):
         check_finite(with_bad(np.nan, 6, 8), "x")

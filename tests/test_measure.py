@@ -1,0 +1,167 @@
+"""What one pass over all rows tells, against NumPy with everything in memory and against exact sums."""
+
+import hashlib
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mv2v_jax import measure
+from mv2v_jax.errors import InputError
+from mv2v_jax.io import digest
+from mv2v_jax.measure import CheckedRows, Difference, Duplicates, Moments, ask, check_rows, measure_rows, read_blocks
+from mv2v_jax.rows import open_rows
+
+
+@pytest.fixture
+def few_a_block(monkeypatch):
+    monkeypatch.setattr(measure, "_BLOCK_BYTES", 64)
+
+
+def write_shards(folder, rows, num_shards):
+    folder.mkdir()
+    for part, shard in enumerate(np.array_split(rows, num_shards)):
+        np.save(folder / f"{part:02d}.npy", shard)
+    return open_rows(folder)
+
+
+def mean_of(rows):
+    moments = Moments()
+    ask(rows, moments)
+    return moments.mean
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32, np.float64])
+def test_statistics_of_a_few_rows(rng, few_a_block, tmp_path, dtype):
+    rows = (3 + rng.normal(size=(50, 5))).astype(np.dtype(dtype))
+    rows[[3, 7, 8]] = 0
+    rows[20] = rows[11]
+    seen = []
+    found = measure_rows(rows, "x", lambda *step: seen.append(step))
+    present = np.delete(rows.astype(np.float64), [3, 7, 8], axis=0)
+    np.testing.assert_allclose(found.mean, present.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(found.mean_norm, np.linalg.norm(present, axis=1).mean(), rtol=1e-14)
+    assert (found.num_zero, found.num_duplicates) == (3, 3)
+    expected = hashlib.sha256(f"{rows.dtype} {rows.shape}".encode() + rows.tobytes()).hexdigest()
+    assert found.digest == expected == digest(rows)
+    assert seen[-1] == (50, 50)
+    assert len(seen) > 7
+    if dtype is not jnp.bfloat16:
+        again = measure_rows(write_shards(tmp_path / "x", rows, 6), "x")
+        np.testing.assert_allclose(again.mean, found.mean, rtol=1e-14)
+        assert again[2:] == found[2:]
+
+
+# The same in a second where the sum of 10^7 takes ten.
+@pytest.mark.parametrize("num_rows", [2 * 10**6, pytest.param(10**7, marks=pytest.mark.slow)])
+def test_the_mean_of_many_half_precision_rows(tmp_path, rng, num_rows):
+    """Large and one-sided: a float32 sum of these is off by more than the noise of a whole sample."""
+    rows = (1 + rng.random((num_rows, 4), np.float32)).astype(np.float16)
+    truth = np.array([math.fsum(column.tolist()) for column in rows.T[:1]]) / num_rows
+    naive = np.cumsum(rows[:, 0], dtype=np.float32)[-1] / num_rows
+    assert abs(naive - truth[0]) > 1e-6
+    found = mean_of(write_shards(tmp_path / "x", rows, 5))
+    assert abs(found[0] - truth[0]) < 1e-12
+    np.testing.assert_allclose(found, rows.mean(0, dtype=np.longdouble), atol=1e-12)
+
+
+def test_what_cancels_is_not_lost(few_a_block):
+    """Blocks of one row each: without what rounding takes away, the ones would be gone."""
+    rows = np.repeat(np.array([[1e16], [1.0], [-1e16], [1.0]]), 8, axis=1)
+    np.testing.assert_array_equal(mean_of(rows), np.full(8, 0.5))
+
+
+def test_squares_that_overflow_or_vanish():
+    rows = np.array([[1e200, 1.0], [1e-200, 0.0], [0.0, 0.0]])
+    moments = Moments()
+    ask(rows, moments)
+    assert (moments.num_zero, moments.num_not_finite, moments.first_not_finite) == (1, 0, None)
+    np.testing.assert_allclose(moments.mean, [5e199, 0.5])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_bad_row_is_named_by_its_shard(tmp_path, rng, few_a_block, value):
+    rows = rng.normal(size=(120, 4)).astype(np.float16)
+    rows[[75, 76, 110], 2] = value
+    stored = write_shards(tmp_path / "x", rows, 12)
+    place = r"found NaN or infinity in 3 rows, first in shard .*x/07\.npy row 5$"
+    for check in (check_rows, measure_rows):
+        with pytest.raises(InputError, match=f"^x must be finite, {place}"):
+            check(stored, "x")
+        with pytest.raises(InputError, match=r"in 3 rows, first in row 75$"):
+            check(rows, "x")
+
+
+def test_equal_rows_are_refused(few_a_block, tmp_path):
+    rows = np.ones((60, 4), np.float32)
+    rows[::7] = 0
+    with pytest.raises(InputError, match=r"^x must hold different rows, found 60 equal ones \(zero rows aside\)$"):
+        measure_rows(write_shards(tmp_path / "x", rows, 5), "x")
+    rows[59, 3] = 2
+    difference = Difference()
+    ask(rows, difference)
+    assert difference.found
+
+
+@pytest.mark.parametrize(
+    ("d", "dtype"), [(1, np.float16), (3, np.float16), (1, np.float32), (4, np.float16), (5, np.float64)]
+)
+def test_duplicates_are_those_of_unique(rng, few_a_block, d, dtype):
+    rows = rng.integers(-2, 3, size=(400, d)).astype(dtype)
+    duplicates = Duplicates(rows)
+    ask(rows, duplicates)
+    # Minus zero is no zero by its bytes; integers have none.
+    assert duplicates.count() == 400 - len(np.unique(rows, axis=0))
+
+
+def test_rows_that_differ_in_signs_alone_are_no_duplicates(rng):
+    row = rng.normal(size=16).astype(np.float16)
+    signs = (-1.0) ** ((np.arange(2**16)[:, None] >> np.arange(16)) & 1)
+    rows = row * signs.astype(np.float16)
+    duplicates = Duplicates(rows)
+    ask(rows, duplicates)
+    assert duplicates.count() == 0
+    powers = np.ldexp(np.float16(1), rng.integers(-14, 15, size=(2**16, 16))).astype(np.float16)
+    duplicates = Duplicates(powers)
+    ask(powers, duplicates)
+    assert duplicates.count() == 2**16 - len(np.unique(powers, axis=0))
+
+
+def test_blocks_come_in_order_and_one_is_read_ahead(rng):
+    rows = rng.normal(size=(23, 2))
+    read = []
+
+    class Watched:
+        shape = rows.shape
+
+        def __getitem__(self, index):
+            read.append(index.start)
+            return rows[index]
+
+    blocks = read_blocks(Watched(), 5, 3)
+    start, block = next(blocks)
+    assert start == 3
+    np.testing.assert_array_equal(block, rows[3:8])
+    found = [(start, block), *blocks]
+    assert [start for start, _ in found] == [3, 8, 13, 18] == read
+    np.testing.assert_array_equal(np.concatenate([block for _, block in found]), rows[3:])
+    assert not list(read_blocks(rows, 5, 23))
+
+
+def test_an_error_while_reading_ahead_is_told(tmp_path, rng, few_a_block):
+    stored = write_shards(tmp_path / "x", rng.normal(size=(120, 4)), 12)
+    path = tmp_path / "x" / "07.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match=r"07\.npy was cut short while it was read"):
+        measure_rows(stored, "x")
+
+
+def test_checked_rows_are_used_as_rows(rng):
+    rows = rng.normal(size=(9, 3)).astype(np.float16)
+    checked = check_rows(rows, "x")
+    assert isinstance(checked, CheckedRows)
+    assert (checked.shape, checked.dtype, checked.ndim, len(checked)) == ((9, 3), np.float16, 2, 9)
+    np.testing.assert_array_equal(checked[[2, 4]], rows[[2, 4]])
+    np.testing.assert_array_equal(np.asarray(checked), rows)
+    assert digest(checked) == digest(rows)
