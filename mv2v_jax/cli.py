@@ -1,6 +1,7 @@
 """The command line: ``mv2v demo | align | stability | apply | evaluate | info``."""
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -11,24 +12,38 @@ import click
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mv2v_jax import PRESETS, __version__, invert
 from mv2v_jax.apply_files import apply_to_file, source_files
 from mv2v_jax.demo_data import load_demo_data
+from mv2v_jax.distributed import (
+    LostProcess,
+    check_same,
+    clear_losses,
+    is_first,
+    leave,
+    measure_shares,
+    probe,
+    start,
+    together,
+)
 from mv2v_jax.io import check_writable, file_of, load_embeddings, load_map, save_map, save_npy
 from mv2v_jax.linear_map import Frame
-from mv2v_jax.measure import CheckedRows, RowStatistics, measure_rows
+from mv2v_jax.measure import CheckedRows, RowStatistics
+from mv2v_jax.mesh import make_mesh
 from mv2v_jax.metrics import Metrics, evaluate, oracle
 from mv2v_jax.plots import check_plotting, plot_study
-from mv2v_jax.progress import TimedFit, align_with_progress
+from mv2v_jax.progress import TimedFit, align_on_mesh, align_with_progress
 from mv2v_jax.report import describe_verdict, print_facts, print_table, progress_bar
 from mv2v_jax.rows import RowFiles
-from mv2v_jax.study import Plan, run_study, write_study
+from mv2v_jax.study import Plan, Study, run_study, write_study
 from mv2v_jax.types import Config, LinearMap
-from mv2v_jax.validate import InputError, check_config, check_finite, check_fitting_rows, check_shape
+from mv2v_jax.validate import InputError, check_config, check_finite, check_shape
 from mv2v_jax.verdict import Verdict
 
 _NOT_ALIGNED_EXIT = 3
+_LOST_EXIT = 4
 _DEFAULT_RESTARTS = 2
 
 _restarts_option = click.option(
@@ -38,6 +53,51 @@ _restarts_option = click.option(
     show_default=True,
     help="Searches from different draws, of which the best is kept. No label is used.",
 )
+
+
+def _device_options(command):
+    """Flags that say over which devices restarts and rows are spread."""
+    options = (
+        click.option("--all-devices", is_flag=True, help="Spread restarts, and the rows of each, over all devices."),
+        click.option(
+            "--distributed",
+            is_flag=True,
+            help="Over those of several processes, each of which runs this same command. Under Slurm, Open MPI and on "
+            "TPU they find each other.",
+        ),
+        click.option("--coordinator", metavar="HOST:PORT", help="Elsewhere: where process 0 can be reached."),
+        click.option("--num-processes", type=click.IntRange(1), help="Elsewhere: how many processes there are."),
+        click.option("--process", type=click.IntRange(0), help="Elsewhere: number of this one, from 0."),
+        click.option(
+            "--row-devices",
+            type=click.IntRange(1),
+            help="Devices that share the rows of one restart.  [default: as few as keep all busy]",
+        ),
+    )
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
+
+
+def _mesh(
+    restarts: int,
+    all_devices: bool,
+    distributed: bool,
+    coordinator: str | None,
+    num_processes: int | None,
+    process: int | None,
+    row_devices: int | None,
+) -> Mesh | None:
+    """Join the other processes, if any, and lay out the devices; none where there is but one to use."""
+    placed = {"--coordinator": coordinator, "--num-processes": num_processes, "--process": process}
+    given = [name for name, value in placed.items() if value is not None]
+    if given and not distributed:
+        raise InputError(f"{given[0]} must come with --distributed")
+    if distributed:
+        start(coordinator, num_processes, process)
+    elif not all_devices:
+        if row_devices is not None:
+            raise InputError("--row-devices must come with --all-devices or --distributed")
+        return None
+    return make_mesh(restarts, row_devices=row_devices)
 
 
 def _settled_option(default: int):
@@ -109,18 +169,29 @@ def _config(preset: str, flags: dict[str, Any]) -> Config:
     return config
 
 
-def _measure(source: str, config: Config) -> tuple[CheckedRows, RowStatistics]:
-    """Rows to fit, and what one pass over them tells."""
+def _open(source: str, config: Config) -> Any:
     rows = load_embeddings(source)
     check_shape(rows, source, least_rows=config.num_clusters)
-    with progress_bar() as on_step:
-        statistics = measure_rows(rows, source, lambda done, total: on_step(f"reading {source}", done, total))
-    return CheckedRows(rows=rows, mean=statistics.mean), statistics
+    return rows
 
 
-def _fit(x: Any, y: Any, config: Config, seed: int, restarts: int, settled: int = 1) -> TimedFit:
+def _measure(source: str, config: Config) -> tuple[CheckedRows, RowStatistics]:
+    """Rows to fit, and what one pass over them tells."""
+    rows = together(functools.partial(_open, source, config))
+    check_same({source: probe(rows)})
     with progress_bar() as on_step:
-        return align_with_progress(jax.random.key(seed), x, y, config, on_step, restarts, settled)
+        statistics = measure_shares(rows, source, lambda done, total: on_step(f"reading {source}", done, total))
+    return CheckedRows(rows=rows, mean=statistics.mean, digest=statistics.digest), statistics
+
+
+def _fit(
+    x: Any, y: Any, config: Config, seed: int, restarts: int, settled: int = 1, mesh: Mesh | None = None
+) -> TimedFit:
+    key = jax.random.key(seed)
+    with progress_bar() as on_step:
+        if mesh is not None:
+            return align_on_mesh(key, x, y, config, on_step, mesh, restarts, settled)
+        return align_with_progress(key, x, y, config, on_step, restarts, settled)
 
 
 def _judged(fit: TimedFit) -> dict[str, Any]:
@@ -199,6 +270,7 @@ def _device() -> str:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed.")
 @_restarts_option
 @_settled_option(1)
+@_device_options
 @click.option("--accept", is_flag=True, help="Take the map whatever the verdict: no warning, exit code 0.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON line.")
 @_config_flags
@@ -210,6 +282,12 @@ def align(
     seed: int,
     restarts: int,
     settled: int,
+    all_devices: bool,
+    distributed: bool,
+    coordinator: str | None,
+    num_processes: int | None,
+    process: int | None,
+    row_devices: int | None,
     accept: bool,
     as_json: bool,
     **flags: Any,
@@ -219,9 +297,11 @@ def align(
     The map is written with a verdict, which no label goes into. Exit code 3 where the verdict is not_aligned.
     """
     config = _config(preset, flags)
-    check_writable(output)
+    mesh = _mesh(restarts, all_devices, distributed, coordinator, num_processes, process, row_devices)
+    together(lambda: check_writable(output) if is_first() else None)
+    check_same({"options": (config, seed, restarts, settled, row_devices)})
     (x, of_x), (y, of_y) = (_measure(file, config) for file in (x_file, y_file))
-    fit = _fit(x, y, config, seed, restarts, settled)
+    fit = _fit(x, y, config, seed, restarts, settled, mesh)
     info = fit.result.best.info
     if not bool(info.all_finite):
         raise InputError(f"{x_file} and {y_file} must be in a range float32 can square, found a map that is not finite")
@@ -229,7 +309,7 @@ def align(
     judged = _judged(fit)
     run = {"preset": preset, "seed": seed, **judged, "settled": min(settled, restarts), "device": _device()}
     provenance = {"config": dataclasses.asdict(config), "digest_x": of_x.digest, "digest_y": of_y.digest}
-    save_map(output, fit.result.best.map, {**shapes, **run, **provenance})
+    together(lambda: save_map(output, fit.result.best.map, {**shapes, **run, **provenance}) if is_first() else None)
     odd_rows = {
         "zero_rows_x": of_x.num_zero,
         "zero_rows_y": of_y.num_zero,
@@ -239,6 +319,8 @@ def align(
         "mean_norm_y": of_y.mean_norm,
     }
     facts = {"seconds": fit.seconds, "compile_seconds": fit.compile_seconds, **shapes, **run, **odd_rows}
+    if not is_first():
+        return
     if as_json:
         print(json.dumps(facts))
     else:
@@ -272,6 +354,7 @@ def align(
 @click.option("--plots/--no-plots", default=True, show_default=True, help="Also write pictures; needs matplotlib.")
 @click.option("--preset", type=click.Choice(sorted(PRESETS)), default="default", show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed.")
+@_device_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of tables.")
 @_config_flags
 def stability(
@@ -288,6 +371,12 @@ def stability(
     plots: bool,
     preset: str,
     seed: int,
+    all_devices: bool,
+    distributed: bool,
+    coordinator: str | None,
+    num_processes: int | None,
+    process: int | None,
+    row_devices: int | None,
     as_json: bool,
     **flags: Any,
 ) -> None:
@@ -298,7 +387,8 @@ def stability(
     if plots:
         check_plotting()
     config = _config(preset, flags)
-    x, y = (check_fitting_rows(load_embeddings(file), file, config) for file in (x_file, y_file))
+    mesh = _mesh(chunk, all_devices, distributed, coordinator, num_processes, process, row_devices)
+    (x, _), (y, _) = (_measure(file, config) for file in (x_file, y_file))
     num_rows = min(len(x), len(y))
     plan = Plan(
         seed=seed,
@@ -309,11 +399,12 @@ def stability(
         size_restarts=size_restarts,
         bootstraps=bootstraps,
     )
+    check_same({"options": (config, plan, row_devices)})
     with progress_bar() as on_step:
-        study = run_study(x, y, config, plan, output, on_step, resume=resume)
-    write_study(study, output)
-    if plots:
-        plot_study(study, output)
+        study = run_study(x, y, config, plan, output, on_step, resume=resume, mesh=mesh)
+    together(lambda: _write_study(study, output, plots) if is_first() else None)
+    if not is_first():
+        return
     if as_json:
         print(json.dumps(study.facts))
         return
@@ -323,6 +414,12 @@ def stability(
     print_table(["rows a side", "share called aligned", "score, median"], curve)
     print(f"{describe_verdict(study.facts)}")
     print(f"written: {output}")
+
+
+def _write_study(study: Study, folder: Path, plots: bool) -> None:
+    write_study(study, folder)
+    if plots:
+        plot_study(study, folder)
 
 
 def _sizes(text: str | None, num_rows: int, config: Config) -> tuple[int, ...]:
@@ -416,16 +513,23 @@ class NotAligned(Exception):
 
 
 def main() -> None:
-    """Entry point of ``mv2v``: user errors end in one sentence and exit code 2, ``not_aligned`` in 3, Ctrl-C in 130."""
+    """Entry point of ``mv2v``: user errors end in one sentence and exit code 2, ``not_aligned`` in 3, Ctrl-C in 130.
+
+    Where another process of the run is gone it is 4.
+    """
     try:
-        sys.exit(cli.main(prog_name="mv2v", standalone_mode=False))
+        with clear_losses():
+            code = cli.main(prog_name="mv2v", standalone_mode=False)
+        leave(code if isinstance(code, int) else 0)
     except NotAligned:
-        sys.exit(_NOT_ALIGNED_EXIT)
+        leave(_NOT_ALIGNED_EXIT)
     except InputError as error:
         message, code = str(error), 2
+    except LostProcess as error:
+        message, code = str(error), _LOST_EXIT
     except click.ClickException as error:
         message, code = error.format_message(), error.exit_code
     except click.Abort:
         message, code = "interrupted; no file is left half-written", 130
     print(f"Error: {message}", file=sys.stderr)
-    sys.exit(code)
+    leave(code)

@@ -4,16 +4,23 @@ import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from mv2v_jax.errors import InputError
+from mv2v_jax.measure import OnRows, RowStatistics, measure_rows
+from mv2v_jax.rows import RowShare
 
 _HEARTBEAT_SECONDS = 60
+_PROBE_ROWS = 256
+# Exit codes that all processes end with together.
+_ALL_AT_ONCE = (0, 3)
 T = TypeVar("T")
 
 
@@ -37,9 +44,7 @@ def start(coordinator: str | None, num_processes: int | None, process: int | Non
         # so. An accelerator's collective may wait for ever, and has to be aborted.
         jax.config.update("jax_enable_recoverability", True)
     try:
-        jax.distributed.initialize(
-            coordinator, num_processes, process, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
-        )
+        jax.distributed.initialize(coordinator, num_processes, process, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     except (ValueError, RuntimeError) as error:
         raise InputError(
             "--distributed must find the other processes: under Slurm, Open MPI or on TPU by itself, elsewhere by "
@@ -51,7 +56,7 @@ def start(coordinator: str | None, num_processes: int | None, process: int | Non
 
 def _has_cpu_only() -> bool:
     """Whether JAX will find no accelerator; asking JAX would start it too early."""
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.values["jax_platforms"]
     if platforms:
         return platforms == "cpu"
     return not importlib.metadata.entry_points(group="jax_plugins") and importlib.util.find_spec("libtpu") is None
@@ -65,11 +70,6 @@ def is_first() -> bool:
 def from_first(values: Any) -> Any:
     """Arrays or numbers as the first process has them."""
     return multihost_utils.broadcast_one_to_all(values) if jax.process_count() > 1 else values
-
-
-def wait_for_all(what: str) -> None:
-    """Wait until every process is here."""
-    multihost_utils.sync_global_devices(what)
 
 
 def together(action: Callable[[], T]) -> T:
@@ -103,6 +103,39 @@ def check_same(facts: dict[str, Any]) -> None:
             )
 
 
+def probe(rows: Any) -> tuple[Any, ...]:
+    """What tells other rows from these, most likely, without reading more than some of them."""
+    some = np.linspace(0, len(rows) - 1, min(len(rows), _PROBE_ROWS)).astype(np.int64)
+    return (*rows.shape, str(rows.dtype), hashlib.sha256(np.ascontiguousarray(rows[some]).tobytes()).hexdigest())
+
+
+def measure_shares(rows: Any, name: str, on_rows: OnRows | None = None) -> RowStatistics:
+    """As `measure.measure_rows`, each process reading its share of the rows.
+
+    The digest is that of the shares' digests, and rows that equal one of another share are not counted.
+    """
+    parts, part = jax.process_count(), jax.process_index()
+    if parts == 1:
+        return measure_rows(rows, name, on_rows)
+    share = RowShare(rows, len(rows) * part // parts, len(rows) * (part + 1) // parts)
+    own = together(lambda: measure_rows(share, name, on_rows))
+    present = share.shape[0] - own.num_zero
+    numbers = np.array([present, own.num_zero, own.num_duplicates, own.mean_norm, *own.mean])
+    # As bytes: JAX would make float32 of float64.
+    packed = np.concatenate([numbers.view(np.uint8), np.frombuffer(bytes.fromhex(own.digest), np.uint8)])
+    gathered = np.asarray(multihost_utils.process_allgather(packed))
+    found = np.ascontiguousarray(gathered[:, : numbers.nbytes]).view(np.float64)
+    weights = found[:, 0] / max(found[:, 0].sum(), 1)
+    digests = " ".join(bytes(digest).hex() for digest in gathered[:, numbers.nbytes :])
+    return RowStatistics(
+        mean=weights @ found[:, 4:],
+        mean_norm=float(weights @ found[:, 3]),
+        num_zero=int(found[:, 1].sum()),
+        num_duplicates=int(found[:, 2].sum()),
+        digest=f"of {parts} shares: {hashlib.sha256(digests.encode()).hexdigest()}",
+    )
+
+
 @contextlib.contextmanager
 def clear_losses() -> Iterator[None]:
     """Turn what JAX raises where another process has died into `LostProcess`."""
@@ -116,3 +149,16 @@ def clear_losses() -> Iterator[None]:
             f"another process of this run is gone ({str(error).strip().splitlines()[0][:120]}); no file is left "
             "half-written. Start all of them again; a study goes on with --resume"
         ) from error
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, not waiting for others that may be gone."""
+    if not jax.distributed.is_initialized():
+        sys.exit(code)
+    if code in _ALL_AT_ONCE:
+        with contextlib.suppress(Exception):
+            multihost_utils.sync_global_devices("mv2v end")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # JAX's own end waits for every process, and aborts where the service in the first one has ended before.
+    os._exit(code)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from mv2v_jax.errors import InputError
-from mv2v_jax.rows import RowFiles
+from mv2v_jax.rows import RowFiles, RowShare
 
 # Of the rows as they are stored; small enough for the caches, large enough that threads hardly wait for each other.
 _BLOCK_BYTES = 2**22
@@ -54,10 +54,12 @@ class CheckedRows:
     Attributes:
         rows: ``[n, d]``, an array, a memory map or `RowFiles`.
         mean: ``[d]`` float64, mean of the rows that have a length.
+        digest: SHA-256 of them, see `RowStatistics`; ``None`` where nobody asked.
     """
 
     rows: Any
     mean: np.ndarray
+    digest: str | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -218,7 +220,7 @@ def ask(rows: Any, *questions: Question, on_rows: OnRows | None = None) -> None:
     """
     rows = rows.rows if isinstance(rows, CheckedRows) else rows
     # An array of JAX: on CPU this copies nothing, and one copy from a device is faster than one for every block.
-    rows = rows if isinstance(rows, (np.ndarray, RowFiles)) else np.asarray(rows)
+    rows = rows if isinstance(rows, (np.ndarray, RowFiles, RowShare)) else np.asarray(rows)
     row_bytes = math.prod(rows.shape[1:]) * rows.dtype.itemsize
     block_rows = max(1, _BLOCK_BYTES // max(row_bytes, 1))
     with concurrent.futures.ThreadPoolExecutor(len(questions)) as threads:
@@ -231,6 +233,8 @@ def ask(rows: Any, *questions: Question, on_rows: OnRows | None = None) -> None:
 
 def row_place(rows: Any, row: int) -> str:
     """What to call a row in an error message, with its shard where it has one."""
+    if isinstance(rows, RowShare):
+        return row_place(rows.rows, rows.first + row)
     return rows.place(row) if isinstance(rows, RowFiles) else f"row {row}"
 
 
@@ -266,7 +270,7 @@ def measure_rows(rows: Any, name: str, on_rows: OnRows | None = None) -> RowStat
     """Check ``rows [n, d]`` as `check_rows` does and describe them, in one pass that keeps eight bytes a row.
 
     Args:
-        rows: float16, bfloat16, float32 or float64; an array, a memory map or `RowFiles`.
+        rows: float16, bfloat16, float32 or float64; an array, a memory map, `RowFiles` or a `RowShare`.
         name: what to call them in an error message.
         on_rows: called with the rows seen and the rows there are, after every block.
 
@@ -276,7 +280,9 @@ def measure_rows(rows: Any, name: str, on_rows: OnRows | None = None) -> RowStat
     moments, difference, digest, duplicates = Moments(), Difference(), Digest(rows), Duplicates(rows)
     ask(rows, moments, difference, digest, duplicates, on_rows=on_rows)
     refuse_not_finite(rows, name, moments)
-    refuse_equal(rows, name, difference)
+    # Of a share nothing is known before the others are.
+    if not isinstance(rows, RowShare):
+        refuse_equal(rows, name, difference)
     return RowStatistics(
         mean=moments.mean,
         mean_norm=moments.mean_norm,

@@ -4,6 +4,7 @@ Nothing is mapped into memory. Mapped pages count as resident memory, and readin
 short ends the process by a signal; a positioned read ends in an error that can be told.
 """
 
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -187,6 +188,32 @@ class RowFiles:
             return f"row {row}"
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         return f"shard {self.shards[shard].path} row {row - int(self._starts[shard])}"
+
+
+@dataclasses.dataclass(frozen=True)
+class RowShare:
+    """Rows ``first`` to ``last`` of others, as a process of several looks at them.
+
+    Attributes:
+        rows: an array, a memory map or `RowFiles`.
+        first, last: which of them; ``last`` is not among them.
+    """
+
+    rows: Any
+    first: int
+    last: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.last - self.first, self.rows.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.rows.dtype
+
+    def __getitem__(self, index: slice) -> np.ndarray:
+        start, stop, _ = index.indices(self.last - self.first)
+        return self.rows[self.first + start : self.first + stop]
 
 
 def open_rows(path: str | Path) -> RowFiles:

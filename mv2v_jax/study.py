@@ -244,9 +244,9 @@ class _Runner:
             if not from_first(path.is_file()):
                 # The last chunk is a whole one as well, so that it runs in the same function.
                 searched = jax.tree.map(np.asarray, run(restart_keys(key, first, chunk), rows))
-                together(lambda path=path, searched=searched: self._write(path, searched))
+                together(functools.partial(self._write, path, searched))
             # Read back even where just written: a resumed study sees the same.
-            arrays = together(lambda path=path: self._read(path, leaves))
+            arrays = together(functools.partial(self._read, path, leaves))
             wanted = min(chunk, restarts - first)
             found.append([array[:wanted] for array in from_first(arrays)])
             self.on_step(name, first + wanted, restarts)
