@@ -14,7 +14,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from mv2v_jax.errors import InputError
-from mv2v_jax.measure import OnRows, RowStatistics, measure_rows
+from mv2v_jax.measure import (
+    DIGEST_ROWS,
+    Measured,
+    OnRows,
+    RowStatistics,
+    ask_all,
+    join_digest,
+    measure_rows,
+    refuse_equal,
+    refuse_not_finite,
+)
 from mv2v_jax.rows import RowShare
 
 _HEARTBEAT_SECONDS = 60
@@ -112,28 +122,52 @@ def probe(rows: Any) -> tuple[Any, ...]:
 def measure_shares(rows: Any, name: str, on_rows: OnRows | None = None) -> RowStatistics:
     """As `measure.measure_rows`, each process reading its share of the rows.
 
-    The digest is that of the shares' digests, and rows that equal one of another share are not counted.
+    Rows that equal one of another share are not counted as duplicates.
     """
     parts, part = jax.process_count(), jax.process_index()
     if parts == 1:
         return measure_rows(rows, name, on_rows)
-    share = RowShare(rows, len(rows) * part // parts, len(rows) * (part + 1) // parts)
-    own = together(lambda: measure_rows(share, name, on_rows))
-    present = share.shape[0] - own.num_zero
-    numbers = np.array([present, own.num_zero, own.num_duplicates, own.mean_norm, *own.mean])
+    n, d = rows.shape
+    num_blocks = -(-n // DIGEST_ROWS)
+    bounds = [min(n, DIGEST_ROWS * (num_blocks * number // parts)) for number in range(parts + 1)]
+    share = RowShare(rows, bounds[part], bounds[part + 1])
+
+    def look() -> Measured:
+        found = ask_all(share, on_rows)
+        refuse_not_finite(share, name, found.moments)
+        return found
+
+    moments, difference, digest, duplicates = together(look)
     # As bytes: JAX would make float32 of float64.
-    packed = np.concatenate([numbers.view(np.uint8), np.frombuffer(bytes.fromhex(own.digest), np.uint8)])
-    gathered = np.asarray(multihost_utils.process_allgather(packed))
-    found = np.ascontiguousarray(gathered[:, : numbers.nbytes]).view(np.float64)
+    numbers = np.zeros(d + 5)
+    present = share.shape[0] - moments.num_zero
+    numbers[:5] = present, moments.num_zero, duplicates.count(), moments.mean_norm, difference.found
+    numbers[5:] = moments.mean if present else 0
+    found = _from_all(numbers.tobytes(), numbers.nbytes).view(np.float64)
+    blocks = _from_all(digest.finish(), 32 * (-(-num_blocks // parts)))
+    digests = b"".join(
+        row[: 32 * (-(-(last - first) // DIGEST_ROWS))].tobytes()
+        for row, first, last in zip(blocks, bounds, bounds[1:], strict=False)
+    )
     weights = found[:, 0] / max(found[:, 0].sum(), 1)
-    digests = " ".join(bytes(digest).hex() for digest in gathered[:, numbers.nbytes :])
+    means = found[:, 5:]
+    # Shares of equal rows differ where their means do.
+    difference.found = bool(found[:, 4].any() or (means[weights > 0] != means[weights.argmax()]).any())
+    refuse_equal(rows, name, difference)
     return RowStatistics(
-        mean=weights @ found[:, 4:],
+        mean=weights @ means,
         mean_norm=float(weights @ found[:, 3]),
         num_zero=int(found[:, 1].sum()),
         num_duplicates=int(found[:, 2].sum()),
-        digest=f"of {parts} shares: {hashlib.sha256(digests.encode()).hexdigest()}",
+        digest=join_digest(rows, digests),
     )
+
+
+def _from_all(own: bytes, most: int) -> np.ndarray:
+    """Bytes of every process, at most ``most`` of each: ``[processes, most]`` uint8, zeros behind the last."""
+    padded = np.zeros(most, np.uint8)
+    padded[: len(own)] = np.frombuffer(own, np.uint8)
+    return np.ascontiguousarray(multihost_utils.process_allgather(padded))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from mv2v_jax import __version__
 from mv2v_jax.errors import InputError
-from mv2v_jax.measure import CheckedRows, Digest, ask
+from mv2v_jax.measure import CheckedRows, Digest, ask, join_digest
 from mv2v_jax.rows import RowFiles, open_rows
 from mv2v_jax.types import LinearMap
 from mv2v_jax.validate import check_finite
@@ -165,12 +165,12 @@ def load_embeddings(source: str) -> np.ndarray | RowFiles:
 
 
 def digest(rows: Any) -> str:
-    """SHA-256 of dtype, shape and rows ``[n, d]``, in hexadecimal, whatever file they came from."""
+    """`RowStatistics.digest` of ``rows [n, d]``."""
     if isinstance(rows, CheckedRows) and rows.digest is not None:
         return rows.digest
-    found = Digest(rows)
+    found = Digest()
     ask(rows, found)
-    return found.hexdigest()
+    return join_digest(rows, found.finish())
 
 
 @contextlib.contextmanager

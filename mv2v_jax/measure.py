@@ -18,6 +18,7 @@ from mv2v_jax.rows import RowFiles, RowShare
 
 # Of the rows as they are stored; small enough for the caches, large enough that threads hardly wait for each other.
 _BLOCK_BYTES = 2**22
+DIGEST_ROWS = 1024
 
 OnRows = Callable[[int, int], None]
 
@@ -37,7 +38,7 @@ class RowStatistics(NamedTuple):
         mean_norm: mean length of these rows.
         num_zero: rows without length.
         num_duplicates: rows that equal an earlier row, by a 64-bit fingerprint of each.
-        digest: SHA-256 of dtype, shape and rows, in hexadecimal.
+        digest: SHA-256 of dtype, shape and the SHA-256 of every 1,024 rows, in hexadecimal.
     """
 
     mean: np.ndarray
@@ -143,16 +144,38 @@ class Difference:
 
 
 class Digest:
-    """SHA-256 of dtype, shape and rows, whatever file they came from."""
+    """SHA-256 of dtype, shape and the SHA-256 of every `DIGEST_ROWS` rows, whatever file they came from.
 
-    def __init__(self, rows: Any) -> None:
-        self._found = hashlib.sha256(f"{rows.dtype} {rows.shape}".encode())
+    So it can be put together from shares of the rows that begin at a multiple of them.
+    """
+
+    def __init__(self) -> None:
+        self.blocks: list[bytes] = []
+        self._block = hashlib.sha256()
+        self._num_rows = 0
 
     def add(self, start: int, block: np.ndarray) -> None:
-        self._found.update(block.view(np.uint8).data)
+        while len(block):
+            rows, block = np.split(block, [DIGEST_ROWS - self._num_rows])
+            self._block.update(rows.view(np.uint8).data)
+            self._num_rows += len(rows)
+            if self._num_rows == DIGEST_ROWS:
+                self._end_block()
 
-    def hexdigest(self) -> str:
-        return self._found.hexdigest()
+    def _end_block(self) -> None:
+        self.blocks.append(self._block.digest())
+        self._block, self._num_rows = hashlib.sha256(), 0
+
+    def finish(self) -> bytes:
+        """Digests of all blocks, one after the other."""
+        if self._num_rows:
+            self._end_block()
+        return b"".join(self.blocks)
+
+
+def join_digest(rows: Any, blocks: bytes) -> str:
+    """The digest of ``rows`` in hexadecimal, from those of their blocks."""
+    return hashlib.sha256(f"{rows.dtype} {tuple(rows.shape)}".encode() + blocks).hexdigest()
 
 
 class Duplicates:
@@ -266,27 +289,40 @@ def check_rows(rows: Any, name: str) -> CheckedRows:
     return CheckedRows(rows=rows, mean=moments.mean)
 
 
+class Measured(NamedTuple):
+    """The answers of one pass, before anything is made of them."""
+
+    moments: Moments
+    difference: Difference
+    digest: Digest
+    duplicates: Duplicates
+
+
+def ask_all(rows: Any, on_rows: OnRows | None = None) -> Measured:
+    """Ask ``rows [n, d]``, or a `RowShare` of them, everything that `measure_rows` tells."""
+    measured = Measured(Moments(), Difference(), Digest(), Duplicates(rows))
+    ask(rows, *measured, on_rows=on_rows)
+    return measured
+
+
 def measure_rows(rows: Any, name: str, on_rows: OnRows | None = None) -> RowStatistics:
     """Check ``rows [n, d]`` as `check_rows` does and describe them, in one pass that keeps eight bytes a row.
 
     Args:
-        rows: float16, bfloat16, float32 or float64; an array, a memory map, `RowFiles` or a `RowShare`.
+        rows: float16, bfloat16, float32 or float64; an array, a memory map or `RowFiles`.
         name: what to call them in an error message.
         on_rows: called with the rows seen and the rows there are, after every block.
 
     Raises:
         InputError: NaN or infinity, all rows equal, or a file that cannot be read any more.
     """
-    moments, difference, digest, duplicates = Moments(), Difference(), Digest(rows), Duplicates(rows)
-    ask(rows, moments, difference, digest, duplicates, on_rows=on_rows)
+    moments, difference, digest, duplicates = ask_all(rows, on_rows)
     refuse_not_finite(rows, name, moments)
-    # Of a share nothing is known before the others are.
-    if not isinstance(rows, RowShare):
-        refuse_equal(rows, name, difference)
+    refuse_equal(rows, name, difference)
     return RowStatistics(
         mean=moments.mean,
         mean_norm=moments.mean_norm,
         num_zero=moments.num_zero,
         num_duplicates=duplicates.count(),
-        digest=digest.hexdigest(),
+        digest=join_digest(rows, digest.finish()),
     )
