@@ -31,7 +31,7 @@ from mv2v_jax.distributed import (
 from mv2v_jax.io import check_writable, file_of, load_embeddings, load_map, save_map, save_npy
 from mv2v_jax.linear_map import Frame
 from mv2v_jax.measure import CheckedRows, RowStatistics
-from mv2v_jax.mesh import make_mesh
+from mv2v_jax.mesh import RESTART, make_mesh
 from mv2v_jax.metrics import Metrics, evaluate, oracle
 from mv2v_jax.plots import check_plotting, plot_study
 from mv2v_jax.progress import TimedFit, align_on_mesh, align_with_progress
@@ -44,6 +44,8 @@ from mv2v_jax.verdict import Verdict
 
 _NOT_ALIGNED_EXIT = 3
 _LOST_EXIT = 4
+# Restarts that are lost at most where a study is interrupted.
+_CHUNK = 8
 _DEFAULT_RESTARTS = 2
 
 _restarts_option = click.option(
@@ -341,7 +343,11 @@ def align(
 @click.option(
     "--restarts", type=click.IntRange(2, 100_000), default=32, show_default=True, help="Searches on all rows."
 )
-@click.option("--chunk", type=click.IntRange(1, 100_000), default=8, show_default=True, help="Restarts a file.")
+@click.option(
+    "--chunk",
+    type=click.IntRange(1, 100_000),
+    help="Restarts a file.  [default: 8 for each device they are spread over]",
+)
 @click.option(
     "--sizes", metavar="N,N,...", help="Rows a side of the curve over sizes.  [default: 1/8, 1/4, 1/2 of all]"
 )
@@ -363,7 +369,7 @@ def stability(
     output: Path,
     restarts: int,
     settled: int,
-    chunk: int,
+    chunk: int | None,
     sizes: str | None,
     size_restarts: int,
     bootstraps: int,
@@ -387,7 +393,8 @@ def stability(
     if plots:
         check_plotting()
     config = _config(preset, flags)
-    mesh = _mesh(chunk, all_devices, distributed, coordinator, num_processes, process, row_devices)
+    mesh = _mesh(chunk or restarts, all_devices, distributed, coordinator, num_processes, process, row_devices)
+    chunk = chunk or _CHUNK * (1 if mesh is None else mesh.shape[RESTART])
     (x, _), (y, _) = (_measure(file, config) for file in (x_file, y_file))
     num_rows = min(len(x), len(y))
     plan = Plan(

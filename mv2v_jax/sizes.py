@@ -55,6 +55,12 @@ def _chosen(num_rows: int, most: int) -> np.ndarray | None:
     return np.sort(np.random.default_rng(num_rows).choice(num_rows, most, replace=False))
 
 
+def draw_from(index: np.ndarray, most: int) -> np.ndarray:
+    """``most`` of the rows ``index`` names, before any is read."""
+    chosen = _chosen(len(index), most)
+    return index if chosen is None else index[chosen]
+
+
 def _mean_of_all(x: Any) -> Any:
     """Mean ``[d]`` of the rows of ``x [n, d]`` that have a length."""
     if isinstance(x, CheckedRows):

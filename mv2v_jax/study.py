@@ -35,7 +35,7 @@ from mv2v_jax.restarts import (
     search_restarts,
     settle_restarts,
 )
-from mv2v_jax.sizes import SizedRows, row_specs, size_rows
+from mv2v_jax.sizes import SizedRows, draw_from, row_specs, size_rows
 from mv2v_jax.stability import Stability, measure_stability
 from mv2v_jax.types import AlignResult, Config
 from mv2v_jax.validate import InputError
@@ -224,8 +224,9 @@ class _Runner:
 
     def prepare(self, draw: Callable[[int], np.ndarray] | None) -> tuple[Space, Space, SearchRows]:
         """Both spaces and their searched rows; ``draw`` says which of ``n`` rows take part, all where it is none."""
-        sides = (rows if draw is None else rows[draw(rows.shape[0])] for rows in (self.x, self.y))
-        return _prepare(*(size_rows(rows, self.config.most_rows, self.mesh) for rows in sides), self.config, self.mesh)
+        most = self.config.most_rows
+        sides = (rows if draw is None else rows[draw_from(draw(rows.shape[0]), most)] for rows in (self.x, self.y))
+        return _prepare(*(size_rows(rows, most, self.mesh) for rows in sides), self.config, self.mesh)
 
     def search(self, name: str, restarts: int, rows: SearchRows) -> Searched:
         """Restarts ``0 .. restarts - 1`` on some rows: from their files where these exist, else run and written.
