@@ -1,6 +1,7 @@
 """mini-vec2vec in JAX: a linear map between two embedding spaces without a single known pair."""
 
 from mv2v_jax.linear_map import apply, invert
+from mv2v_jax.losses import alignment_loss
 from mv2v_jax.pipeline import align
 from mv2v_jax.restarts import Restarts, align_restarts, select
 from mv2v_jax.stability import Stability, stability
@@ -19,6 +20,7 @@ __all__ = [
     "Verdict",
     "align",
     "align_restarts",
+    "alignment_loss",
     "apply",
     "fast",
     "invert",
