@@ -1,5 +1,6 @@
 """mini-vec2vec in JAX: a linear map between two embedding spaces without a single known pair."""
 
+from mv2v_jax.incremental import refine_init, refine_map, refine_update
 from mv2v_jax.linear_map import apply, invert
 from mv2v_jax.losses import alignment_loss
 from mv2v_jax.pipeline import align
@@ -26,6 +27,9 @@ __all__ = [
     "invert",
     "notebook",
     "paper",
+    "refine_init",
+    "refine_map",
+    "refine_update",
     "select",
     "stability",
 ]
