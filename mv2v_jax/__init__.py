@@ -6,6 +6,7 @@ from mv2v_jax.losses import alignment_loss
 from mv2v_jax.pipeline import align
 from mv2v_jax.restarts import Restarts, align_restarts, select
 from mv2v_jax.stability import Stability, stability
+from mv2v_jax.synchronize import Synchronized, synchronize
 from mv2v_jax.types import PRESETS, AlignResult, Config, LinearMap, fast, notebook, paper
 from mv2v_jax.verdict import Verdict
 
@@ -18,6 +19,7 @@ __all__ = [
     "LinearMap",
     "Restarts",
     "Stability",
+    "Synchronized",
     "Verdict",
     "align",
     "align_restarts",
@@ -32,4 +34,5 @@ __all__ = [
     "refine_update",
     "select",
     "stability",
+    "synchronize",
 ]
