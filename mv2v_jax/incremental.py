@@ -2,7 +2,7 @@
 
 ``refine_init`` once, ``refine_update`` with every batch, ``refine_map`` where a map is wanted. The state is a pytree of
 arrays of fixed shapes: it goes through `jax.lax.scan` and into any checkpointer. No pair is used: a batch of the source
-is matched by CSLS, both ways, with a queue of the latest rows of the target, as `anneal.refine_csls` does it.
+is matched by CSLS, both ways, with a queue of the latest rows of the target, much as `anneal.refine_csls` does it.
 
 The cross-covariance of the matches and the means are exponential averages, and the rotation takes one step a batch
 towards the polar factor of the average (`procrustes.polar_step`): products alone, and directions of which the matches
@@ -19,12 +19,15 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.csls import match_csls
+from mv2v_jax.csls import NUM_LOCAL
 from mv2v_jax.directions import measure_spread
 from mv2v_jax.preprocess import center_unit, mean_present, present_rows, unit_rows, working_dtype
 from mv2v_jax.procrustes import polar, polar_step
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import LinearMap, _static, _traced
+
+# Halvings of the range of similarities: to a few in ten thousand of it, where few rows lie.
+_HALVINGS = 12
 
 
 @jax.tree_util.register_dataclass
@@ -96,6 +99,53 @@ def _enqueue(queue: jax.Array, rows: jax.Array, head: jax.Array) -> jax.Array:
 
 def _compared(rows: jax.Array, whitener: jax.Array) -> jax.Array:
     return unit_rows(rows @ whitener)
+
+
+@pytree
+class _Match:
+    plan: jax.Array
+    objective: jax.Array
+
+
+def _match(x: jax.Array, y: jax.Array, num_neighbors: int) -> _Match:
+    """Match unit rows ``x [b, d]`` and ``y [q, d]`` by CSLS, both ways: what each pair counts, ``[b, q]``.
+
+    `csls.match_csls` for one batch: the similarities are there whole, and products with them are cheaper than gathering
+    partners by their index.
+    """
+    present_x, present_y = present_rows(x), present_rows(y)
+    # Less than any inner product where either row has no length: nobody's partner, and in nobody's neighbourhood.
+    similarity = jnp.where(present_x[:, None] & present_y[None], x @ y.T, -2)
+    csls = 2 * similarity - _density(similarity.T)[:, None] - _density(similarity)[None]
+    plan = jnp.zeros_like(csls)
+    objective = jnp.zeros((), csls.dtype)
+    for axis, present in ((1, present_x), (0, present_y)):
+        nearest = (csls >= _threshold(csls, num_neighbors, axis)).astype(csls.dtype)
+        plan += nearest / (nearest.sum(axis=axis, keepdims=True) * csls.shape[1 - axis])
+        objective += mean_present(csls.max(axis=axis), present) / 2
+    return _Match(plan=plan, objective=objective)
+
+
+def _density(similarity: jax.Array) -> jax.Array:
+    """Mean of the largest similarities of each column of ``[b, q]``: of the largest of ten parts, as `nearness`."""
+    num_parts = min(NUM_LOCAL, similarity.shape[0])
+    part = similarity.shape[0] // num_parts
+    parts = similarity[: num_parts * part].reshape(num_parts, part, -1)
+    return parts.max(axis=1).mean(axis=0)
+
+
+def _threshold(values: jax.Array, num_largest: int, axis: int) -> jax.Array:
+    """What at least ``num_largest`` values along an axis reach, and few more: by halving, which sorts nothing."""
+    num_largest = min(num_largest, values.shape[axis])
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        enough = (values >= middle).sum(axis=axis, keepdims=True) >= num_largest
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    bounds = values.min(axis=axis, keepdims=True), values.max(axis=axis, keepdims=True)
+    return jax.lax.fori_loop(0, _HALVINGS, halve, bounds)[0]
 
 
 def refine_init(linear_map: LinearMap, y: jax.Array, config: RefineConfig | None = None) -> RefineState:
@@ -195,10 +245,8 @@ def refine_update(
         compared = _enqueue(compared, _compared(y, state.whitener), head)
         head = (head + y.shape[0]) % q
 
-    matches = match_csls(unit_rows(x @ state.W @ state.whitener), compared, num_neighbors=config.num_neighbors)
-    partners_of_x = queue[matches.x_to_y.index].mean(axis=1)
-    partners_of_y = x[matches.y_to_x.index].mean(axis=1)
-    batch = average(x.T @ partners_of_x / x.shape[0] + partners_of_y.T @ queue / q)
+    match = _match(unit_rows(x @ state.W @ state.whitener), compared, config.num_neighbors)
+    batch = average(x.T @ (match.plan @ queue))
     length = jnp.linalg.norm(batch)
     batch = batch * (min(batch.shape) ** 0.5 / jnp.maximum(length, jnp.finfo(dtype).tiny))
     agreement = jnp.sum(batch * state.cross) / jnp.maximum(
@@ -206,13 +254,9 @@ def refine_update(
     )
     cross = jnp.where(length > 0, decay * state.cross + (1 - decay) * batch, state.cross)
     W = polar_step(state.W, cross)
-    objective = (
-        mean_present(matches.x_to_y.similarity[:, :1], present_rows(x))
-        + mean_present(matches.y_to_x.similarity[:, :1], present_rows(queue))
-    ) / 2
     inner = W.T @ cross if W.shape[0] >= W.shape[1] else W @ cross.T
     info = RefineInfo(
-        objective=average(objective),
+        objective=average(match.objective),
         agreement=agreement,
         residual=jnp.linalg.norm(inner - inner.T) / jnp.maximum(jnp.linalg.norm(cross), jnp.finfo(dtype).tiny),
         moved=jnp.linalg.norm(W - state.W) / min(W.shape) ** 0.5,
