@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             }
         )
     print_table(
-        f"top-1 on {options.eval:,} texts, {num_fit // 2:,} a side to fit; synchronised in {seconds:.1f} s, compiling included",
+        f"top-1 on {options.eval:,} texts, {num_fit // 2:,} a side to fit; {seconds:.1f} s with compiling",
         ["pair", "fitted", "given", "synchronised", "agreement", "cycle residual", "wrong"],
         [
             [
