@@ -17,20 +17,38 @@ def block(heading: str, language: str) -> str:
     return re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)[-1]
 
 
+def run(command, folder):
+    """Run a block in a folder of its own; what it prints, by line."""
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=590, env={**os.environ, "PATH": scripts}
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_training_loop(tmp_path):
+    lines = run([sys.executable, "-c", block("Inside a training loop", "python")], tmp_path)
+    assert float(lines[-1]) > 0.5
+
+
+@pytest.mark.slow
+def test_more_than_two_spaces(tmp_path):
+    lines = run([sys.executable, "-c", block("More than two spaces", "python")], tmp_path)
+    assert lines[-1] == "(256, 384)"
+    assert "True" not in lines[0]
+
+
 @pytest.mark.parametrize("language", ["python", "sh"])
 def test_quick_start(tmp_path, language):
     if language == "python":
         command = [sys.executable, "-c", block("In Python", "python")]
     else:
         command = ["bash", "-euc", block("On the command line", "sh")]
-    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, timeout=590, env={**os.environ, "PATH": scripts}
-    )
-    assert done.returncode == 0, done.stderr
+    lines = run(command, tmp_path)
     if language == "python":
         # The second line is the share of texts found among 2,000; chance is 0.0005.
-        assert float(done.stdout.splitlines()[1]) > 0.5
+        assert float(lines[1]) > 0.5
     else:
         assert (tmp_path / "mapped.npy").exists()
-        assert "mean_rank" in done.stdout
+        assert "mean_rank" in "\n".join(lines)

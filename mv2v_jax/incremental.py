@@ -1,0 +1,293 @@
+"""A map that follows an encoder while it is trained: one small update a training step, in the manner of optax.
+
+``refine_init`` once, ``refine_update`` with every batch, ``refine_map`` where a map is wanted. The state is a pytree of
+arrays of fixed shapes: it goes through `jax.lax.scan` and into any checkpointer. No pair is used: a batch of the source
+is matched by CSLS, both ways, with a queue of the latest rows of the target, much as `anneal.refine_csls` does it.
+
+The cross-covariance of the matches and the means are exponential averages, and the rotation takes one step a batch
+towards the polar factor of the average (`procrustes.polar_step`): products alone, and directions of which the matches
+say little stay as they were. Both spaces are partly whitened for comparing, as in `directions`, but on the target's
+side, where whitening both is ``W C_y^-a`` with twice the power as long as the map is right: the target stands still and
+is decomposed once.
+
+Nothing is differentiated: gradients stop at the batches. `losses` is what one differentiates.
+"""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from mv2v_jax.csls import NUM_LOCAL
+from mv2v_jax.directions import measure_spread
+from mv2v_jax.preprocess import center_unit, mean_present, present_rows, unit_rows, working_dtype
+from mv2v_jax.procrustes import polar, polar_step
+from mv2v_jax.pytree import pytree
+from mv2v_jax.types import LinearMap, _static, _traced
+
+# Halvings of the range of similarities: to a few in ten thousand of it, where few rows lie.
+_HALVINGS = 12
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RefineConfig:
+    """Choices of `refine_init` and `refine_update`; integers are static, floats traced."""
+
+    queue_rows: int = _static(2_048, "latest rows of the target that a batch is matched with")
+    num_neighbors: int = _static(16, "nearest rows averaged into a pseudo-partner")
+    decay: float = _traced(
+        0.98, "share of the running averages kept by an update; 1 / (1 - decay) updates are remembered"
+    )
+    whitening_power: float = _traced(0.5, "power of the target's variance that both whitenings together come to")
+
+
+@pytree
+class RefineState:
+    """What is carried from update to update.
+
+    Attributes:
+        W: ``[d_x, d_y]`` semi-orthogonal, the rotation.
+        cross: ``[d_x, d_y]``, running cross-covariance of the matches, each batch's scaled to length ``sqrt(r)``, with
+            ``r`` the smaller dimension.
+        mean_x, mean_y: ``[d_x]`` and ``[d_y]``, running means of raw rows.
+        scale_x, scale_y: scalars, running mean lengths of centred rows.
+        whitener: ``[d_y, d_y]``, applied to both sides before rows are compared; fixed.
+        queue: ``[q, d_y]`` centred unit rows of the target; zero where none came yet.
+        compared: ``[q, d_y]``, the same, whitened and of unit length again.
+        head: int32 scalar, the place in the queue that is written next.
+        count: int32 scalar, updates so far.
+    """
+
+    W: jax.Array
+    cross: jax.Array
+    mean_x: jax.Array
+    mean_y: jax.Array
+    scale_x: jax.Array
+    scale_y: jax.Array
+    whitener: jax.Array
+    queue: jax.Array
+    compared: jax.Array
+    head: jax.Array
+    count: jax.Array
+
+
+@pytree
+class RefineInfo:
+    """What one update saw. Scalars, no label in them.
+
+    Attributes:
+        objective: mean CSLS of the rows with their best matches, both directions; see `csls`.
+        agreement: cosine of the batch's cross-covariance with the running one before it: near 0 where a batch says
+            nothing of what was known, which is a map that is lost or an encoder that jumped.
+        residual: ``||W^T C - C^T W|| / ||C||`` of the new map and running cross-covariance: 0 where the map is its
+            polar factor, larger where it is still on its way.
+        moved: ``||W_new - W_old|| / sqrt(r)``.
+    """
+
+    objective: jax.Array
+    agreement: jax.Array
+    residual: jax.Array
+    moved: jax.Array
+
+
+def _enqueue(queue: jax.Array, rows: jax.Array, head: jax.Array) -> jax.Array:
+    place = (head + jnp.arange(rows.shape[0], dtype=jnp.int32)) % queue.shape[0]
+    return queue.at[place].set(rows, unique_indices=True)
+
+
+def _compared(rows: jax.Array, whitener: jax.Array) -> jax.Array:
+    return unit_rows(rows @ whitener)
+
+
+@pytree
+class _Match:
+    plan: jax.Array
+    objective: jax.Array
+
+
+def _match(x: jax.Array, y: jax.Array, num_neighbors: int) -> _Match:
+    """Match unit rows ``x [b, d]`` and ``y [q, d]`` by CSLS, both ways: what each pair counts, ``[b, q]``.
+
+    `csls.match_csls` for one batch: the similarities are there whole, and products with them are cheaper than gathering
+    partners by their index.
+    """
+    present_x, present_y = present_rows(x), present_rows(y)
+    # Less than any inner product where either row has no length: nobody's partner, and in nobody's neighbourhood.
+    similarity = jnp.where(present_x[:, None] & present_y[None], x @ y.T, -2)
+    csls = 2 * similarity - _density(similarity.T)[:, None] - _density(similarity)[None]
+    plan = jnp.zeros_like(csls)
+    objective = jnp.zeros((), csls.dtype)
+    for axis, present in ((1, present_x), (0, present_y)):
+        nearest = (csls >= _threshold(csls, num_neighbors, axis)).astype(csls.dtype)
+        plan += nearest / (nearest.sum(axis=axis, keepdims=True) * csls.shape[1 - axis])
+        objective += mean_present(csls.max(axis=axis), present) / 2
+    return _Match(plan=plan, objective=objective)
+
+
+def _density(similarity: jax.Array) -> jax.Array:
+    """Mean of the largest similarities of each column of ``[b, q]``: of the largest of ten parts, as `nearness`."""
+    num_parts = min(NUM_LOCAL, similarity.shape[0])
+    part = similarity.shape[0] // num_parts
+    parts = similarity[: num_parts * part].reshape(num_parts, part, -1)
+    return parts.max(axis=1).mean(axis=0)
+
+
+def _threshold(values: jax.Array, num_largest: int, axis: int) -> jax.Array:
+    """What at least ``num_largest`` values along an axis reach, and few more: by halving, which sorts nothing."""
+    num_largest = min(num_largest, values.shape[axis])
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        enough = (values >= middle).sum(axis=axis, keepdims=True) >= num_largest
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    bounds = values.min(axis=axis, keepdims=True), values.max(axis=axis, keepdims=True)
+    return jax.lax.fori_loop(0, _HALVINGS, halve, bounds)[0]
+
+
+def refine_init(linear_map: LinearMap, y: jax.Array, config: RefineConfig | None = None) -> RefineState:
+    """The state that starts from a map.
+
+    Args:
+        linear_map: from `align`, `load_map` or a guess; its polar factor is the first rotation.
+        y: ``[m, d_y]`` raw rows of the target, any floating dtype: all of them say how the target spreads, the last
+            ``config.queue_rows`` fill the queue. Some thousands are best; with fewer, the queue fills as batches come.
+        config: a `RefineConfig`; the defaults if none.
+
+    Raises:
+        ValueError: rows of the wrong shape.
+    """
+    config = RefineConfig() if config is None else config
+    d_x, d_y = linear_map.W.shape
+    if y.ndim != 2 or y.shape[1] != d_y or not y.shape[0]:
+        raise ValueError(f"y must be [m, {d_y}] for this map, found shape {list(y.shape)}")
+    dtype = working_dtype(linear_map.W.dtype)
+    # Copies, so that a donated state takes nothing from the map.
+    given = jax.tree.map(lambda leaf: jnp.array(leaf, dtype), linear_map)
+    rows = center_unit(jnp.asarray(y), given.mean_y)
+    # Half of the power on each side: rows of both are whitened before they are compared.
+    whitener = measure_spread(rows, jnp.asarray(config.whitening_power, dtype) / 2).whitener
+    latest = rows[-config.queue_rows :]
+    queue = jnp.zeros((config.queue_rows, d_y), dtype).at[: latest.shape[0]].set(latest)
+    W = polar(given.W)
+    return RefineState(
+        W=W,
+        cross=W * (min(d_x, d_y) ** 0.5 / jnp.linalg.norm(W)),
+        mean_x=given.mean_x,
+        mean_y=given.mean_y,
+        scale_x=given.scale_x,
+        scale_y=given.scale_y,
+        whitener=whitener,
+        queue=queue,
+        compared=_compared(queue, whitener),
+        head=jnp.asarray(latest.shape[0] % config.queue_rows, jnp.int32),
+        count=jnp.zeros((), jnp.int32),
+    )
+
+
+def _track(batch: jax.Array, mean: jax.Array, scale: jax.Array, decay: jax.Array, average):
+    """Running mean and scale after a raw ``batch [b, d]``, its centred unit rows; rows without length take no part."""
+    present = present_rows(batch)
+    share = jnp.maximum(present.mean(dtype=mean.dtype), jnp.finfo(mean.dtype).tiny)
+    # Where a batch has no row at all there is nothing to average, and the old values stay.
+    decay = jnp.where(present.any(), decay, 1)
+    new_mean = decay * mean + (1 - decay) * average(batch.mean(axis=0) / share)
+    lengths = jnp.linalg.norm(batch - new_mean[None], axis=1)
+    new_scale = decay * scale + (1 - decay) * average(mean_present(lengths, present))
+    return new_mean, new_scale, center_unit(batch, new_mean)
+
+
+def refine_update(
+    state: RefineState,
+    x: jax.Array,
+    y: jax.Array,
+    config: RefineConfig | None = None,
+    *,
+    axis_name: str | None = None,
+) -> tuple[RefineState, RefineInfo]:
+    """One update by a batch of each space, of different texts.
+
+    Args:
+        state: from `refine_init` or the update before.
+        x: ``[b, d_x]`` raw rows of the source as the encoder gives them now, any floating dtype.
+        y: ``[c, d_y]`` raw rows of the target; none (``c = 0``) where the queue says enough.
+        config: a `RefineConfig`; ``queue_rows`` is that of the state.
+        axis_name: inside `jax.pmap`, `jax.shard_map` or a `jax.vmap` with an axis name, each device with its own rows:
+            averages go over all of them, every queue gets all rows, and the states stay the same everywhere.
+
+    Returns:
+        The new `RefineState` and a `RefineInfo`; nothing is differentiated.
+    """
+    config = RefineConfig() if config is None else config
+    state, x, y = jax.lax.stop_gradient((state, x, y))
+    dtype, q = state.W.dtype, state.queue.shape[0]
+    chex.assert_rank((x, y), 2)
+    chex.assert_axis_dimension(x, 1, state.W.shape[0])
+    chex.assert_axis_dimension(y, 1, state.W.shape[1])
+    x, y = x.astype(dtype), y.astype(dtype)
+    decay = jnp.asarray(config.decay, dtype)
+
+    def average(tree):
+        return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+    if axis_name is not None:
+        y = jax.lax.all_gather(y, axis_name, tiled=True)
+    mean_x, scale_x, x = _track(x, state.mean_x, state.scale_x, decay, average)
+    mean_y, scale_y, queue, compared, head = state.mean_y, state.scale_y, state.queue, state.compared, state.head
+    if y.shape[0]:
+        # All devices have the same rows of the target by now.
+        mean_y, scale_y, y = _track(y, mean_y, scale_y, decay, lambda tree: tree)
+        y = y[-q:]
+        queue = _enqueue(queue, y, head)
+        compared = _enqueue(compared, _compared(y, state.whitener), head)
+        head = (head + y.shape[0]) % q
+
+    match = _match(unit_rows(x @ state.W @ state.whitener), compared, config.num_neighbors)
+    batch = average(x.T @ (match.plan @ queue))
+    length = jnp.linalg.norm(batch)
+    batch = batch * (min(batch.shape) ** 0.5 / jnp.maximum(length, jnp.finfo(dtype).tiny))
+    agreement = jnp.sum(batch * state.cross) / jnp.maximum(
+        min(batch.shape) ** 0.5 * jnp.linalg.norm(state.cross), jnp.finfo(dtype).tiny
+    )
+    cross = jnp.where(length > 0, decay * state.cross + (1 - decay) * batch, state.cross)
+    W = polar_step(state.W, cross)
+    inner = W.T @ cross if W.shape[0] >= W.shape[1] else W @ cross.T
+    info = RefineInfo(
+        objective=average(match.objective),
+        agreement=agreement,
+        residual=jnp.linalg.norm(inner - inner.T) / jnp.maximum(jnp.linalg.norm(cross), jnp.finfo(dtype).tiny),
+        moved=jnp.linalg.norm(W - state.W) / min(W.shape) ** 0.5,
+    )
+    return (
+        RefineState(
+            W=W,
+            cross=cross,
+            mean_x=mean_x,
+            mean_y=mean_y,
+            scale_x=scale_x,
+            scale_y=scale_y,
+            whitener=state.whitener,
+            queue=queue,
+            compared=compared,
+            head=head,
+            count=state.count + 1,
+        ),
+        info,
+    )
+
+
+def refine_map(state: RefineState, *, whitened: bool = True) -> LinearMap:
+    """The map of a state, for `apply`, `metrics.evaluate` and `losses.alignment_loss`.
+
+    Args:
+        state: of any update.
+        whitened: false for the rotation itself, which retrieves worse and lies nearer.
+    """
+    W = state.W
+    if whitened:
+        W = W @ state.whitener @ state.whitener
+        W = W * (min(W.shape) ** 0.5 / jnp.maximum(jnp.linalg.norm(W), jnp.finfo(W.dtype).tiny))
+    return LinearMap(W=W, mean_x=state.mean_x, mean_y=state.mean_y, scale_x=state.scale_x, scale_y=state.scale_y)

@@ -1,0 +1,46 @@
+"""The benchmarks of training loops and of several spaces run and judge, on sizes that take seconds."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks import common, incremental, synchronize
+from mv2v_jax import metrics
+
+# Compiling is the cost.
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture
+def bundled(monkeypatch, tmp_path):
+    """Only the bundled set is there, as for a stranger."""
+    monkeypatch.setattr(common, "SHARED", tmp_path / "nowhere")
+
+
+def test_incremental_times_every_variant_and_follows(bundled, monkeypatch, tmp_path):
+    def fit(key, x, y, *_):
+        # Any map will do, and fitting one is what would take time here.
+        return SimpleNamespace(best=SimpleNamespace(map=metrics.oracle(x, y[: len(x)], y)))
+
+    monkeypatch.setattr(incremental, "align_restarts", fit)
+    for name, value in {"TIMED_STEPS": 2, "HIDDEN": 8, "FEATURES": 4}.items():
+        monkeypatch.setattr(incremental, name, value)
+    file = tmp_path / "out.json"
+    found = incremental.main(["--rows", "240", "--eval", "40", "--steps", "5", "--batch", "16", "--json", str(file)])
+    assert set(found["seconds"]) == set(incremental.VARIANTS)
+    assert [run["step"] for run in found["drift"]] == [1, 2, 3, 4, 5]
+    assert json.loads(file.read_text())["drift"] == found["drift"]
+
+
+def test_synchronize_finds_what_it_broke(bundled, tmp_path):
+    file = tmp_path / "out.json"
+    found = synchronize.main(["--rows", "1500", "--eval", "300", "--supervised", "--json", str(file)])
+    assert len(found["pairs"]) == 6
+    assert [run["pair"] for run in found["pairs"] if run["wrong"]] == ["minilm - wordllama"]
+    assert all(requirement["passed"] for requirement in found["requirements"][:2])
+    assert json.loads(file.read_text())["pairs"] == found["pairs"]
+    broken = next(run for run in found["pairs"] if run["wrong"])
+    assert broken["given"] < 0.05 < 0.3 < broken["synchronised"]
+    assert np.isfinite(found["seconds"])

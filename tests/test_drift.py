@@ -1,0 +1,73 @@
+"""`refine_update` on real rows whose encoder drifts: the map keeps up where a fixed one falls apart."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+from mv2v_jax import metrics, refine_init, refine_map, refine_update
+from mv2v_jax.demo_data import load_demo_data
+from mv2v_jax.incremental import RefineConfig
+
+# By the end the source has turned by up to so many radians, and every row has moved by half of its length.
+STEPS, BATCH, ANGLE, MOVED = 400, 192, 3.0, 0.5
+
+
+def skew(rng, d):
+    """A skew-symmetric matrix of spectral norm 1: its exponential turns by at most one radian."""
+    matrix = rng.standard_normal((d, d))
+    return (matrix - matrix.T) / np.linalg.norm(matrix - matrix.T, 2)
+
+
+def make_encoder(rng, d):
+    """What an encoder makes of its rows once it has turned, and a random small network has moved them by a share."""
+    first, second = (jnp.asarray(rng.standard_normal((d, d)) / d**0.5, jnp.float32) for _ in range(2))
+
+    def encode(rows, rotation, share):
+        moved = jnp.tanh(4 * rows @ first) @ second
+        return rows @ rotation + share * moved / jnp.linalg.norm(moved, axis=1, keepdims=True)
+
+    return encode
+
+
+def follow(config, start, x, y, rotation_step, encode, key):
+    """All updates on rows drawn anew at every step, in one scan."""
+
+    def step(carry, index):
+        state, rotation = carry
+        keys = jax.random.split(jax.random.fold_in(key, index))
+        drawn = [jax.random.randint(k, (BATCH,), 0, x.shape[0]) for k in keys]
+        rotation = rotation @ rotation_step
+        batch = encode(x[drawn[0]], rotation, MOVED * index / STEPS)
+        state, info = refine_update(state, batch, y[drawn[1]], config)
+        return (state, rotation), info
+
+    state = refine_init(start, y, config)
+    return jax.lax.scan(step, (state, jnp.eye(x.shape[1])), jnp.arange(1, STEPS + 1))
+
+
+def run(config):
+    """Top-1 at the end, of the map that was followed, the fixed one, and the oracle; and what the updates saw."""
+    data = load_demo_data()
+    x, y, y_true = (jnp.asarray(rows[:5_000]) for rows in (data.x, data.y, data.y_true))
+    rng = np.random.default_rng(0)
+    rotation_step = jnp.asarray(scipy.linalg.expm(skew(rng, x.shape[1]) * ANGLE / STEPS), jnp.float32)
+    encode = make_encoder(rng, x.shape[1])
+    start = metrics.oracle(x, y_true, y)
+    followed = jax.jit(follow, static_argnames="encode")(
+        config, start, x, y, rotation_step, encode=encode, key=jax.random.key(0)
+    )
+    (state, rotation), info = followed
+    now = [encode(rows, rotation, MOVED) for rows in (x, jnp.asarray(data.x_eval))]
+    maps = [refine_map(state), start, metrics.oracle(now[0], y_true, y)]
+    return [float(metrics.evaluate(found, now[1], jnp.asarray(data.y_eval)).top1) for found in maps], info
+
+
+def test_the_map_keeps_up_with_a_drifting_encoder_where_a_fixed_one_falls_apart():
+    (ours, fixed, oracle), info = run(RefineConfig(decay=0.95, num_neighbors=16, queue_rows=1_024))
+    assert oracle > 0.75
+    assert fixed < 0.1
+    assert ours > 0.75 * oracle, (ours, oracle)
+    # It shows without labels, too.
+    assert float(info.agreement[-50:].mean()) > 0.5
+    assert float(info.objective[-50:].mean()) > 0.7 * float(info.objective[:50].mean())

@@ -1,0 +1,176 @@
+"""What an update does with a batch, and the rules its state obeys; `test_drift` has what it is for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_trees_close, count_compilations, equations, planted_clouds, semi_orthogonal
+
+from mv2v_jax import LinearMap, metrics, refine_init, refine_map, refine_update
+from mv2v_jax.incremental import RefineConfig
+
+# Compiling is the cost.
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+D_X, D_Y = 12, 10
+SMALL = RefineConfig(queue_rows=64, num_neighbors=2, decay=0.9, whitening_power=0.5)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return planted_clouds(D_X, D_Y, num_x=400, num_y=400)
+
+
+def true_map(data, W=None):
+    return LinearMap(
+        W=jnp.asarray(data.W if W is None else W, jnp.float32),
+        mean_x=jnp.asarray(data.x.mean(0)),
+        mean_y=jnp.asarray(data.y.mean(0)),
+        scale_x=jnp.ones(()),
+        scale_y=jnp.ones(()),
+    )
+
+
+def batches(data, num_steps, size, dtype=jnp.float32):
+    """Rows of both spaces in their order: ``[num_steps, size, d]``."""
+    x, y = (jnp.asarray(rows[: num_steps * size], dtype) for rows in (data.x, data.y))
+    return tuple(rows.reshape(num_steps, size, -1) for rows in (x, y))
+
+
+@pytest.mark.parametrize("shape", [(12, 10), (10, 12)])
+def test_an_inexact_map_is_improved_by_batches(shape):
+    data = planted_clouds(*shape, num_x=3_200, num_y=3_200)
+    rng = np.random.default_rng(1)
+    noisy = true_map(data, data.W + 0.25 * rng.standard_normal(data.W.shape))
+    state = refine_init(noisy, jnp.asarray(data.y[:64]), SMALL)
+    before = metrics.evaluate(refine_map(state), jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).foscttm
+    state, info = jax.jit(lambda state, xs: jax.lax.scan(lambda s, batch: refine_update(s, *batch, SMALL), state, xs))(
+        state, batches(data, 50, 64)
+    )
+    after = metrics.evaluate(refine_map(state), jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).foscttm
+    assert after < 0.5 * before
+    assert info.agreement[-1] > info.agreement[0]
+    assert info.moved[-1] < info.moved[0]
+    gram = state.W.T @ state.W if shape[0] > shape[1] else state.W @ state.W.T
+    np.testing.assert_allclose(gram, np.eye(min(shape)), atol=1e-4)
+
+
+def test_scan_equals_loop_and_other_floats_compile_nothing(planted):
+    xs = batches(planted, 4, 32)
+    state = refine_init(true_map(planted), jnp.asarray(planted.y[:40]), SMALL)
+    update = jax.jit(refine_update)
+    scanned, infos = jax.jit(
+        lambda state, xs: jax.lax.scan(lambda s, batch: refine_update(s, *batch, SMALL), state, xs)
+    )(state, xs)
+    looped = state
+    with count_compilations() as compilations:
+        for index in range(4):
+            looped, info = update(looped, xs[0][index], xs[1][index], SMALL)
+        assert len(compilations) >= 1
+    assert_trees_close(scanned, looped, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(infos.objective[-1], info.objective, atol=1e-5)
+    assert int(scanned.count) == 4
+    assert jax.tree.structure(scanned) == jax.tree.structure(state)
+    with count_compilations() as again:
+        update(looped, xs[0][0], xs[1][0], dataclasses.replace(SMALL, decay=0.5))
+    assert not again
+
+
+def test_the_queue_holds_the_latest_rows_of_the_target(planted):
+    xs = batches(planted, 4, 24)
+    state = refine_init(true_map(planted), jnp.asarray(planted.y[300:340]), SMALL)
+    update = jax.jit(refine_update)
+    for index in range(3):
+        state, _ = update(state, xs[0][index], xs[1][index], SMALL)
+    # 40 + 3 x 24 rows have come, of which 64 fit.
+    assert int(state.head) == (40 + 72) % 64
+    came = np.concatenate([planted.y[300:340], planted.y[:72]])[-64:]
+    held = np.roll(np.asarray(state.queue), -int(state.head), axis=0)
+    cosine = np.sum(held * (came - planted.y.mean(0)), axis=1) / np.linalg.norm(came - planted.y.mean(0), axis=1)
+    assert cosine.min() > 0.9
+    # More rows than the queue has places, and none at all.
+    many, _ = update(state, xs[0][0], jnp.asarray(planted.y[:100]), SMALL)
+    assert int(many.head) == (int(state.head) + 64) % 64
+    none, _ = update(state, xs[0][0], jnp.zeros((0, D_Y)), SMALL)
+    np.testing.assert_array_equal(none.queue, state.queue)
+    assert not np.array_equal(none.W, state.W)
+
+
+def test_rows_without_length_say_nothing(planted):
+    state = refine_init(true_map(planted), jnp.asarray(planted.y[:64]), SMALL)
+    update = jax.jit(refine_update)
+    same, info = update(state, jnp.zeros((8, D_X)), jnp.zeros((0, D_Y)), SMALL)
+    np.testing.assert_allclose(same.mean_x, state.mean_x)
+    np.testing.assert_array_equal(same.cross, state.cross)
+    np.testing.assert_allclose(same.W, state.W, atol=1e-5)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((same, info)))
+
+
+def test_half_precision_batches_leave_the_state_float32(planted):
+    dtype = jnp.bfloat16
+    x, y = batches(planted, 1, 64, dtype)
+    state = refine_init(true_map(planted), y[0], SMALL)
+    new, info = jax.jit(refine_update)(state, x[0], y[0], SMALL)
+    for old_leaf, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
+        assert old_leaf.dtype == leaf.dtype != dtype
+    assert info.objective.dtype == jnp.float32
+
+
+def test_dtypes_hold_under_strict_promotion_and_nothing_is_called_back(planted):
+    x, y = batches(planted, 1, 32)
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        state = jax.eval_shape(lambda y: refine_init(true_map(planted), y, SMALL), y[0])
+        found = jax.make_jaxpr(refine_update)(state, x[0], y[0], SMALL)
+    names = {equation.primitive.name for equation in equations(found.jaxpr)}
+    assert not {name for name in names if "callback" in name or name in ("svd", "eigh")}
+
+
+def test_no_gradient_goes_through_an_update(planted):
+    x, y = batches(planted, 1, 32)
+    state = refine_init(true_map(planted), y[0], SMALL)
+
+    def loss(x):
+        state_new, info = refine_update(state, x, y[0], SMALL)
+        return state_new.W.sum() + info.objective
+
+    np.testing.assert_array_equal(jax.jit(jax.grad(loss))(x[0]), 0)
+
+
+def test_devices_that_share_an_axis_do_what_one_does(planted):
+    """Rows split over an axis: the same averages, and the same state everywhere."""
+    x, y = batches(planted, 1, 64)
+    state = refine_init(true_map(planted), jnp.asarray(planted.y[100:164]), SMALL)
+
+    def split(state, x, y):
+        update = jax.vmap(lambda x, y: refine_update(state, x, y, SMALL, axis_name="data"), axis_name="data")
+        return update(x.reshape(4, 16, -1), y.reshape(4, 16, -1))
+
+    (shared, info) = jax.jit(split)(state, x[0], y[0])
+    whole, _ = jax.jit(refine_update)(state, x[0], y[0], SMALL)
+    for name in ("W", "cross", "mean_x", "queue", "head"):
+        leaf = getattr(shared, name)
+        np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
+    np.testing.assert_allclose(shared.mean_x[0], whole.mean_x, atol=1e-5)
+    np.testing.assert_allclose(shared.queue[0], whole.queue, atol=1e-5)
+    # Rows of the queue look for partners in a part of the batch each: nearly the same cross-covariance.
+    assert float(jnp.sum(shared.W[0] * whole.W)) / min(D_X, D_Y) > 0.99
+    assert info.objective.shape == (4,)
+
+
+def test_bad_input_is_refused(planted):
+    linear_map = true_map(planted)
+    for y in (jnp.zeros((5, D_X)), jnp.zeros((0, D_Y)), jnp.zeros(D_Y)):
+        with pytest.raises(ValueError, match=r"y must be \[m, 10\]"):
+            refine_init(linear_map, y, SMALL)
+    state = refine_init(linear_map, jnp.asarray(planted.y[:5]), SMALL)
+    with pytest.raises(AssertionError):
+        refine_update(state, jnp.zeros((3, D_Y)), jnp.zeros((3, D_Y)), SMALL)
+
+
+def test_a_map_of_the_rotation_itself_is_semi_orthogonal(planted):
+    W = semi_orthogonal(np.random.default_rng(0), D_X, D_Y)
+    state = refine_init(true_map(planted, 3 * W), jnp.asarray(planted.y), SMALL)
+    np.testing.assert_allclose(refine_map(state, whitened=False).W, W, atol=1e-5)
+    assert float(jnp.linalg.norm(refine_map(state).W)) == pytest.approx(D_Y**0.5, rel=1e-5)

@@ -1,0 +1,220 @@
+"""Losses without pairs against closed forms, POT and finite differences in float64."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import ot
+import pytest
+from conftest import semi_orthogonal, unit
+
+from mv2v_jax import LinearMap, alignment_loss
+from mv2v_jax.evidence import HoldOut, gather_evidence
+from mv2v_jax.losses import (
+    LossConfig,
+    alignment_terms,
+    all_csls,
+    csls_loss,
+    cycle_loss,
+    preservation_loss,
+    soft_match,
+    soft_procrustes,
+)
+from mv2v_jax.preprocess import unit_rows
+from mv2v_jax.sinkhorn import sinkhorn_divergence
+
+# Compiling is the cost.
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+B, C, D_X, D_Y = 9, 11, 6, 5
+
+divergence = jax.jit(sinkhorn_divergence, static_argnames=("num_steps", "stop_gradient"))
+loss_of, terms_of, csls_of = (jax.jit(fun) for fun in (alignment_loss, alignment_terms, csls_loss))
+
+
+@pytest.fixture
+def rows(rng):
+    """Unit rows of two spaces and a map between them, float64."""
+    x, y = unit(rng.standard_normal((B, D_X))), unit(rng.standard_normal((C, D_Y)))
+    return x, y, semi_orthogonal(rng, D_X, D_Y)
+
+
+def as_map(W, dtype=np.float64):
+    zeros = [np.zeros(d, dtype) for d in W.shape]
+    return LinearMap(W=jnp.asarray(W, dtype), mean_x=zeros[0], mean_y=zeros[1], scale_x=dtype(1), scale_y=dtype(1))
+
+
+def map_rows(x, W):
+    return unit(x @ W)
+
+
+def assert_gradients(fun, *arguments, seed=0, atol=1e-7):
+    """Gradients of a scalar function in each argument against central differences along a random direction."""
+    rng = np.random.default_rng(seed)
+    gradients = jax.jit(jax.grad(fun, argnums=tuple(range(len(arguments)))))(*arguments)
+    value = jax.jit(fun)
+    for number, gradient in enumerate(gradients):
+        change = rng.standard_normal(gradient.shape)
+
+        def moved(step, number=number, change=change):
+            return value(*(a + step * change if i == number else a for i, a in enumerate(arguments)))
+
+        expected = (moved(1e-6) - moved(-1e-6)) / 2e-6
+        np.testing.assert_allclose(np.sum(gradient * change), expected, atol=atol, rtol=1e-5)
+        assert np.abs(gradient).max() > 0
+
+
+def test_csls_is_that_of_the_ten_nearest_and_partners_sharpen(rows):
+    x, y, W = rows
+    x = map_rows(x, W)
+    similarity = x @ y.T
+    r_x, r_y = similarity.mean(1) * C, similarity.mean(0)
+    r_x = (r_x - similarity.min(1)) / 10  # Eleven others, of which the ten nearest count; of nine, all.
+    expected = 2 * similarity - r_x[:, None] - r_y[None]
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(all_csls(x, y), expected, atol=1e-12)
+        matched = soft_match(x, y, temperature=1e-5)
+        np.testing.assert_array_equal(matched.argmax(1), expected.argmax(1))
+        np.testing.assert_allclose(matched.sum(1), 1)
+        loss = csls_of(x, y, temperature=1e-5)
+        np.testing.assert_allclose(loss, -(expected.max(1).mean() + expected.max(0).mean()) / 2, atol=1e-4)
+
+
+def transport_by_pot(x, y, epsilon):
+    shares = [np.full(len(rows), 1 / len(rows)) for rows in (x, y)]
+    cost = ot.dist(x, y) / 2
+    plan = ot.sinkhorn(*shares, cost, epsilon, stopThr=1e-13, numItermax=20_000)
+    return np.sum(plan * cost) + epsilon * np.sum(plan * np.log(plan / np.outer(*shares)))
+
+
+@pytest.mark.parametrize("epsilon", [0.2, 0.5])
+def test_sinkhorn_divergence_equals_that_of_pot(rng, epsilon):
+    x, y = rng.standard_normal((B, 3)), 0.7 * rng.standard_normal((C, 3)) + 1
+    expected = transport_by_pot(x, y, epsilon) - (transport_by_pot(x, x, epsilon) + transport_by_pot(y, y, epsilon)) / 2
+    with jax.enable_x64(True):
+        found = divergence(x, y, epsilon=epsilon, num_steps=400)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        np.testing.assert_allclose(divergence(x, x[::-1], epsilon=epsilon), 0, atol=1e-12)
+        # Few steps are near on unit rows, where it is used.
+        x, y = unit(x), unit(y)
+        steps = [divergence(x, y, epsilon=epsilon, num_steps=number) for number in (10, 400)]
+        np.testing.assert_allclose(*steps, atol=0.02)
+
+
+def test_sinkhorn_at_convergence_has_the_gradient_of_its_plan(rng):
+    x, y = rng.standard_normal((B, 3)), rng.standard_normal((C, 3))
+    with jax.enable_x64(True):
+        through, held = (
+            jax.jit(
+                jax.grad(lambda x, stop=stop: sinkhorn_divergence(x, y, epsilon=0.5, num_steps=400, stop_gradient=stop))
+            )(x)
+            for stop in (False, True)
+        )
+        np.testing.assert_allclose(through, held, atol=1e-6)
+
+
+def test_everything_can_be_differentiated_in_rows_and_map(rows):
+    x, y, W = rows
+    with jax.enable_x64(True):
+        mapped = map_rows(x, W)
+        assert_gradients(lambda x, y: csls_loss(x, y), mapped, y)
+        assert_gradients(lambda x, y: sinkhorn_divergence(x, y, num_steps=5), mapped, y)
+        assert_gradients(cycle_loss, x, W)
+        assert_gradients(lambda x, after: preservation_loss(unit_rows(x), unit_rows(after)), x, mapped)
+        weights = np.random.default_rng(1).standard_normal((B, C))
+        assert_gradients(lambda x, y: jnp.sum(weights * soft_match(x, y)), mapped, y)
+        assert_gradients(lambda x, y, W: jnp.sum(soft_procrustes(x, y, W) * W**2), x, y, W)
+        config = LossConfig(stop_gradient=False)
+        assert_gradients(
+            lambda x, y, W: alignment_loss(dataclasses.replace(as_map(W), W=W), x, y, config), x + 0.1, y + 0.1, W
+        )
+
+
+def test_evidence_can_be_differentiated_in_rows_and_map(rng):
+    """The label-free score by which restarts are chosen, piecewise smooth."""
+    x, y, W = rng.standard_normal((40, D_X)), rng.standard_normal((44, D_Y)), semi_orthogonal(rng, D_X, D_Y)
+
+    def closeness(x, y, W):
+        parts = [HoldOut(fitted=rows[6:], held_out=rows[:6]) for rows in (x, y)]
+        return gather_evidence(jax.random.key(0), *parts, W, jnp.ones(2)).closeness
+
+    with jax.enable_x64(True):
+        assert_gradients(closeness, unit(x), unit(y), W, atol=1e-5)
+
+
+def test_stop_gradient_holds_the_correspondence_and_nothing_else(rows):
+    x, y, W = rows
+    with jax.enable_x64(True):
+        x = jnp.asarray(map_rows(x, W))
+        temperature = 0.1
+        partners = [soft_match(*pair, temperature=temperature) for pair in ((x, y), (y, x))]
+
+        def with_known_partners(x):
+            scores = all_csls(x, y)
+            return -(jnp.sum(partners[0] * scores, 1).mean() + jnp.sum(partners[1] * scores.T, 1).mean()) / 2
+
+        held, through = (
+            jax.jit(jax.grad(lambda x, stop=stop: csls_loss(x, y, temperature=temperature, stop_gradient=stop)))(x)
+            for stop in (True, False)
+        )
+        np.testing.assert_allclose(held, jax.jit(jax.grad(with_known_partners))(x), atol=1e-12)
+        assert not np.allclose(held, through, atol=1e-3)
+        np.testing.assert_array_equal(jax.jit(jax.grad(lambda x: soft_match(x, y, stop_gradient=True)[0, 0]))(x), 0)
+        values = [loss_of(as_map(W), x @ W.T, y, LossConfig(stop_gradient=stop)) for stop in (True, False)]
+        np.testing.assert_allclose(*values, atol=1e-12)
+
+
+def test_terms_are_at_their_best_for_the_same_rows(rng):
+    x = unit(rng.standard_normal((40, 8))).astype(np.float32)
+    rotation = semi_orthogonal(rng, 8, 8).astype(np.float32)
+    y = (x @ rotation)[::-1]
+    right = terms_of(as_map(rotation, np.float32), x, y)
+    wrong = terms_of(as_map(semi_orthogonal(rng, 8, 8), np.float32), x, y)
+    np.testing.assert_allclose([right.sinkhorn, right.cycle, right.preservation], 0, atol=1e-5)
+    assert right.csls < wrong.csls - 0.1
+    assert wrong.sinkhorn > 0.01
+    config = LossConfig(csls=2.0, sinkhorn=3.0, cycle=4.0, preservation=5.0)
+    other = as_map(1 + np.arange(64.0).reshape(8, 8) ** 2 % 7, np.float32)
+    terms = terms_of(other, x, y)
+    expected = 2 * terms.csls + 3 * terms.sinkhorn + 4 * terms.cycle + 5 * terms.preservation
+    np.testing.assert_allclose(loss_of(other, x, y, config), expected, rtol=1e-5)
+
+
+def test_cycle_and_preservation_by_hand(rng):
+    x = unit(rng.standard_normal((7, D_X)))
+    W, back = rng.standard_normal((D_X, D_Y)), rng.standard_normal((D_Y, D_X))
+    with jax.enable_x64(True):
+        returned = unit(unit(x @ W) @ back)
+        np.testing.assert_allclose(cycle_loss(x, W, back), np.sum((returned - x) ** 2, 1).mean())
+        np.testing.assert_allclose(cycle_loss(x, W), np.sum((unit(unit(x @ W) @ W.T) - x) ** 2, 1).mean())
+        after = unit(x @ W)
+        np.testing.assert_allclose(preservation_loss(x, after), np.abs(x @ x.T - after @ after.T).mean())
+
+
+def test_padding_takes_no_part(rows):
+    x, y, W = rows
+    padded_x, padded_y = (np.concatenate([a, np.zeros((3, a.shape[1]))]) for a in (x, y))
+    config = LossConfig(sinkhorn_steps=3)
+    with jax.enable_x64(True):
+        loss = jax.jit(jax.value_and_grad(lambda x, y: alignment_loss(as_map(W), x, y, config), argnums=(0, 1)))
+        value, gradients = loss(x, y)
+        padded_value, padded_gradients = loss(padded_x, padded_y)
+        np.testing.assert_allclose(padded_value, value, rtol=1e-9)
+        for padded, gradient in zip(padded_gradients, gradients, strict=True):
+            np.testing.assert_allclose(padded[:-3], gradient, atol=1e-9)
+            np.testing.assert_array_equal(padded[-3:], 0)
+        assert np.isfinite(divergence(padded_x[-3:], padded_x[-2:]))
+
+
+def test_half_precision_is_summed_in_float32_and_keeps_its_gradients_dtype(rows):
+    x, y, W = rows
+    dtype = jnp.bfloat16
+    whole = [jnp.asarray(a, dtype) for a in (x, y)]
+    linear_map = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), as_map(W, np.float32))
+    value, gradient = jax.jit(jax.value_and_grad(lambda x: alignment_loss(linear_map, x, whole[1])))(whole[0])
+    expected = loss_of(as_map(W, np.float32), x.astype(np.float32), y.astype(np.float32))
+    assert value.dtype == jnp.float32
+    assert gradient.dtype == dtype
+    assert np.isfinite(gradient.astype(jnp.float32)).all()
+    np.testing.assert_allclose(value, expected, atol=0.05)
