@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -30,13 +31,16 @@ from benchmarks import (
     reference,
     restarts,
     roofline,
+    scaling,
     selection,
+    soak,
     speed,
     startup,
     verdict,
     work,
 )
 from mv2v_jax import Config, cli, metrics, notebook
+from mv2v_jax.mesh import EVERYWHERE, ROW, make_mesh, over_mesh, total, whole
 from mv2v_jax.verdict import Verdict
 
 # Compiling is the cost.
@@ -526,6 +530,32 @@ def test_work_of_a_product_is_what_the_compiler_counts(rng):
     compiled = jax.jit(jnp.matmul).lower(a, b).compile().cost_analysis()
     assert work.count_work(jnp.matmul, a, b).matmul_flop == compiled["flops"]
     assert work.count_work(jnp.matmul, a, b).bytes == compiled["bytes accessed"]
+
+
+def test_what_moves_is_counted_in_the_compiled_program():
+    mesh = make_mesh(1, row_devices=4, devices=jax.devices()[:4])
+
+    def fun(x):
+        return total(x, ROW), whole(x[:2], ROW, 8)
+
+    compiled = jax.jit(over_mesh(fun, mesh, EVERYWHERE)).lower(jnp.ones((3, 5))).compile()
+    # Around a ring an array that is summed goes nearly twice, one that is gathered nearly once.
+    moved, collectives = scaling.count_moved(compiled.as_text(), 4)
+    assert (moved, collectives) == (2 * 3 / 4 * 15 * 4 + 3 / 4 * 8 * 5 * 4, 2)
+
+
+def test_scaling_predicts_by_what_is_computed_and_moved():
+    devices = {"1": {"limit": 2.0}, "8": {"limit": 0.5, "bytes": 1e6, "collectives": 3}}
+    found = scaling.predict({"step": {"times": 10, "devices": devices}}, {"step": 4.0}, 8, bandwidth=1e9, latency=1e-3)
+    assert found == {"step": pytest.approx(10 * (1.0 + 1e-3 + 3e-3))}
+
+
+def test_memory_is_watched_while_a_command_runs(tmp_path):
+    wait = "time.sleep(0.5)"
+    script = f"import sys, time, pathlib; {wait}; pathlib.Path(sys.argv[1], 'restarts-0.safetensors').touch(); {wait}"
+    seen = dict(soak.watch([sys.executable, "-c", script, str(tmp_path)], tmp_path))
+    assert sorted(seen) == [0, 1]
+    assert all(2**20 < resident < 2**30 for resident in seen.values())
 
 
 def test_roofline_says_every_stage(tiny, capsys, monkeypatch):

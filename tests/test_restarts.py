@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,18 @@ from conftest import assert_trees_close, count_compilations, planted_clouds, sma
 
 from mv2v_jax import align, align_restarts, select
 from mv2v_jax.evidence import Evidence
+from mv2v_jax.mesh import make_mesh
 from mv2v_jax.pipeline import Searched, finish, prepare_search, search_map, settle
 from mv2v_jax.preprocess import fit_space
-from mv2v_jax.restarts import average, check_restarts, choose, map_agreement, num_averaged
+from mv2v_jax.restarts import (
+    average,
+    check_restarts,
+    choose,
+    map_agreement,
+    num_averaged,
+    restart_batch,
+    search_bytes,
+)
 from mv2v_jax.sizes import size_rows
 from mv2v_jax.validate import InputError
 
@@ -204,6 +214,30 @@ def test_side_by_side_is_one_after_the_other():
     expected = jax.tree.map(lambda leaf: leaf[:2], restarts().evidence)
     assert_trees_close(found.evidence, expected, atol=1e-8)
     assert int(found.chosen) == int(np.argmax(expected.score))
+
+
+class Accelerator(NamedTuple):
+    """As much of a device as says what memory it has."""
+
+    memory: dict[str, int]
+    platform: str = "gpu"
+
+    def memory_stats(self):
+        return self.memory
+
+
+def test_as_many_restarts_go_side_by_side_as_fit_half_of_the_memory(monkeypatch):
+    config = small_config()
+    assert restart_batch(100, 3_000, 128, config) == 1  # One after the other is faster on CPU.
+    one = search_bytes(3_000, 128, config)
+    for memory, expected in (({"bytes_limit": 20 * one}, 10), ({"bytes_limit": 20 * one, "bytes_in_use": 8 * one}, 6)):
+        monkeypatch.setattr(jax, "local_devices", lambda memory=memory: [Accelerator(memory)])
+        assert restart_batch(100, 3_000, 128, config) == expected
+        assert restart_batch(4, 3_000, 128, config) == 4
+    monkeypatch.setattr(jax, "local_devices", lambda: [Accelerator({"bytes_limit": one})])
+    assert restart_batch(100, 3_000, 128, config) == 1
+    monkeypatch.undo()
+    assert restart_batch(100, 3_000, 128, config, make_mesh(100)) == 1
 
 
 def test_same_shapes_compile_once():
