@@ -78,8 +78,17 @@ def is_first() -> bool:
 
 
 def from_first(values: Any) -> Any:
-    """Arrays or numbers as the first process has them."""
-    return multihost_utils.broadcast_one_to_all(values) if jax.process_count() > 1 else values
+    """Arrays or numbers as the first process has them, bit for bit; in the others only shape and dtype count."""
+    if jax.process_count() == 1:
+        return values
+    arrays = jax.tree.map(np.asarray, values)
+    # As bytes: what is sent is a sum with zeros, which would turn -0.0 into 0.0.
+    sent = multihost_utils.broadcast_one_to_all(
+        jax.tree.map(lambda array: np.frombuffer(array.tobytes(), np.uint8), arrays)
+    )
+    return jax.tree.map(
+        lambda array, data: np.frombuffer(np.asarray(data).tobytes(), array.dtype).reshape(array.shape), arrays, sent
+    )
 
 
 def together(action: Callable[[], T]) -> T:

@@ -33,6 +33,11 @@ def folder(tmp_path_factory):
     return folder
 
 
+def environment(**more):
+    # Compiling is the cost.
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **more}
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -43,14 +48,16 @@ class Run:
     """The same command in several processes; ``files`` may differ."""
 
     def __init__(self, folder, command, files, *arguments):
-        environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
-        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        cache = {
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         shared = ["--distributed", f"--coordinator=127.0.0.1:{free_port()}", f"--num-processes={len(files)}"]
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-m", "mv2v_jax", command, *pair, *arguments, *FLAGS, *shared, f"--process={number}"],
                 cwd=folder,
-                env=environment,
+                env=environment(**cache),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -69,13 +76,15 @@ def printed(text):
 
 
 def alone(folder, command, *arguments):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     run = [sys.executable, "-m", "mv2v_jax", command, "x.npy", "y.npy", *arguments, *FLAGS]
-    done = subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        run, cwd=folder, env=environment(JAX_NUM_CPU_DEVICES="2"), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode in (0, 3), done.stderr
     return printed(done.stdout)
 
 
+@pytest.mark.slow
 def test_two_processes_fit_as_one_with_two_devices(folder):
     arguments = ["--restarts=1", "--settled=1", "--accept", "--json"]
     one = alone(folder, "align", "-o", "one.safetensors", "--all-devices", *arguments)
@@ -118,10 +127,12 @@ def test_one_of_four_is_killed_and_the_study_goes_on_with_two(folder, victim):
         time.sleep(0.05)
     run.processes[victim].send_signal(signal.SIGKILL)
     codes, _, errors = run.end(seconds=120)
-    assert codes.pop(victim) == -signal.SIGKILL
-    assert codes == [4, 4, 4], errors
-    others = [error for number, error in enumerate(errors) if number != victim]
-    assert all("another process of this run is gone" in error for error in others), others
+    assert codes[victim] == -signal.SIGKILL
+    for number, (code, error) in enumerate(zip(codes, errors, strict=True)):
+        if number != victim:
+            # Where the service in process 0 is gone, JAX may be quicker to end a process, with words of its own.
+            ours, theirs = (4, "another process of this run is gone"), (-signal.SIGABRT, "another task died")
+            assert any(code == ending and words in error for ending, words in (ours, theirs)[: 2 if victim == 0 else 1])
     assert not (output / "stability.json").exists()
     codes, _, errors = Run(folder, "stability", [("x.npy", "y.npy")] * 2, "-o", str(output), *plan, "--resume").end()
     assert codes == [0, 0], errors
