@@ -265,8 +265,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     fits = {}
     for number in devices:
         fits[number] = _child("fits", number, given)
-        found = ", ".join(f"{name} {fits[number][name]['seconds']:.1f} s" for name in _FITS)
-        print(f"{number} devices: {found}", flush=True)
+        times = ", ".join(f"{name} {fits[number][name]['seconds']:.1f} s" for name in _FITS)
+        print(f"{number} devices: {times}", flush=True)
     stages = _child(f"count {json.dumps(fits[1]['peaks'])}", max(_PREDICTED), given)
     predicted = show(fits, dict(stages), options.bandwidth, options.latency)
     record = {"environment": environment, "fits": fits, "stages": stages, "predicted": predicted}

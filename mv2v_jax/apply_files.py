@@ -13,7 +13,7 @@ import numpy as np
 from mv2v_jax import __version__
 from mv2v_jax.errors import InputError
 from mv2v_jax.linear_map import Frame, apply
-from mv2v_jax.measure import Moments, read_blocks, row_place
+from mv2v_jax.measure import read_blocks, row_place
 from mv2v_jax.progress import OnStep
 from mv2v_jax.resumable import Job, SourceFile, resumable_npy
 from mv2v_jax.rows import RowFiles
@@ -105,12 +105,12 @@ def apply_to_file(
 
         def write(start: int, block: np.ndarray, mapped: jax.Array, finite: jax.Array) -> None:
             if not finite:
-                moments = Moments()
-                moments.add(start, block)
-                assert moments.first_not_finite is not None
-                place = row_place(rows, moments.first_not_finite)
+                with np.errstate(over="ignore"):
+                    bad = ~np.isfinite(block.astype(np.float32)).all(axis=1)
+                place = row_place(rows, start + int(bad.argmax()))
+                too_large = " (as float32)" if np.isfinite(block).all() else ""
                 kept = "; rows before it are kept: repair it and go on with --resume" if out.rows_done else ""
-                raise InputError(f"{name} must be finite, found NaN or infinity, first in {place}{kept}")
+                raise InputError(f"{name} must be finite, found NaN or infinity, first in {place}{too_large}{kept}")
             out.write(np.asarray(mapped))
             on_step("rows mapped", out.rows_done, n)
 

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -180,7 +181,7 @@ def _open(source: str, config: Config) -> Any:
 def _measure(source: str, config: Config) -> tuple[CheckedRows, RowStatistics]:
     """Rows to fit, and what one pass over them tells."""
     rows = together(functools.partial(_open, source, config))
-    check_same({source: probe(rows)})
+    check_same({source: together(lambda: probe(rows))})
     with progress_bar() as on_step:
         statistics = measure_shares(rows, source, lambda done, total: on_step(f"reading {source}", done, total))
     return CheckedRows(rows=rows, mean=statistics.mean, digest=statistics.digest), statistics
@@ -321,19 +322,22 @@ def align(
         "mean_norm_y": of_y.mean_norm,
     }
     facts = {"seconds": fit.seconds, "compile_seconds": fit.compile_seconds, **shapes, **run, **odd_rows}
-    if not is_first():
-        return
+    good = judged["verdict"] == Verdict.aligned.name or accept
+    if is_first():
+        _print_fit(facts, judged, output, good, as_json)
+    if not good and judged["verdict"] == Verdict.not_aligned.name:
+        raise NotAligned
+
+
+def _print_fit(facts: dict[str, Any], judged: dict[str, Any], output: Path, good: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
     else:
         print_facts({**facts, "map": output})
-    if judged["verdict"] == Verdict.aligned.name or accept:
-        if not as_json:
-            print(describe_verdict(judged))
-        return
-    print(f"Warning: {describe_verdict(judged)}", file=sys.stderr)
-    if judged["verdict"] == Verdict.not_aligned.name:
-        raise NotAligned
+    if not good:
+        print(f"Warning: {describe_verdict(judged)}", file=sys.stderr)
+    elif not as_json:
+        print(describe_verdict(judged))
 
 
 @cli.command()
@@ -538,5 +542,9 @@ def main() -> None:
         message, code = error.format_message(), error.exit_code
     except click.Abort:
         message, code = "interrupted; no file is left half-written", 130
+    except Exception:
+        # A defect of ours; of several processes this one must still end, or the others would wait for it.
+        traceback.print_exc()
+        leave(1)
     print(f"Error: {message}", file=sys.stderr)
     leave(code)

@@ -92,11 +92,13 @@ def from_first(values: Any) -> Any:
 
 
 def together(action: Callable[[], T]) -> T:
-    """Do something that may end in `InputError`; where it does in one process, it does in all of them."""
-    result, error = None, None
+    """Do something that may fail; where it does in one process all of them raise, the others `InputError`."""
+    result: T | None = None
+    error: Exception | None = None
     try:
         result = action()
-    except InputError as caught:
+    except Exception as caught:
+        # Whatever it is, the others wait.
         error = caught
     if jax.process_count() > 1:
         failed = np.flatnonzero(multihost_utils.process_allgather(np.asarray(error is not None)))
@@ -161,7 +163,9 @@ def measure_shares(rows: Any, name: str, on_rows: OnRows | None = None) -> RowSt
     weights = found[:, 0] / max(found[:, 0].sum(), 1)
     means = found[:, 5:]
     # Shares of equal rows differ where their means do.
-    difference.found = bool(found[:, 4].any() or (means[weights > 0] != means[weights.argmax()]).any())
+    difference.found = bool(
+        found[:, 4].any() or not np.allclose(means[weights > 0], means[weights.argmax()], rtol=1e-12, atol=0)
+    )
     refuse_equal(rows, name, difference)
     return RowStatistics(
         mean=weights @ means,
@@ -185,7 +189,15 @@ def clear_losses() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        lost = ("Gloo", "coordination", "heartbeat", "Connection closed", "Connection reset", "DEADLINE_EXCEEDED")
+        lost = (
+            "Gloo",
+            "coordination",
+            "heartbeat",
+            "Connection closed",
+            "Connection reset",
+            "DEADLINE_EXCEEDED",
+            "NCCL",
+        )
         if isinstance(error, InputError) or not any(sign in str(error) for sign in lost):
             raise
         raise LostProcess(

@@ -3,3 +3,8 @@
 
 class InputError(ValueError):
     """Something a user gave cannot be used; one sentence says what was expected and what was found."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mv2v_jax import __version__
-from mv2v_jax.errors import InputError
+from mv2v_jax.errors import InputError, first_line
 from mv2v_jax.measure import CheckedRows, Digest, ask, join_digest
 from mv2v_jax.rows import RowFiles, open_rows
 from mv2v_jax.types import LinearMap
@@ -73,7 +73,7 @@ def _load_parquet(path: Path, key: str | None) -> np.ndarray:
         name = _choose_key(path, lists, key)
         column = file.read([name]).column(name).combine_chunks()
     except pyarrow.ArrowException as error:
-        raise InputError(f"{path} cannot be read as Parquet: {_first_line(error)}") from error
+        raise InputError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
     if column.null_count:
         raise InputError(f"{path}: column {name} must have a list in every row, found {column.null_count} nulls")
     values = column.flatten()
@@ -95,7 +95,7 @@ def _load_torch(path: Path, key: str | None) -> np.ndarray:
         # weights_only refuses everything but tensors and plain containers: nothing in the file is run.
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{path} cannot be read as tensors alone: {_first_line(error)}") from error
+        raise InputError(f"{path} cannot be read as tensors alone: {first_line(error)}") from error
     if isinstance(loaded, dict):
         loaded = loaded[_choose_key(path, [name for name, value in loaded.items() if torch.is_tensor(value)], key)]
     if not torch.is_tensor(loaded):
@@ -111,10 +111,6 @@ _LOADERS: dict[str, Callable[[Path, str | None], Any]] = {
     ".parquet": _load_parquet,
     ".pt": _load_torch,
 }
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _split_key(source: str) -> tuple[Path, str | None]:
@@ -161,7 +157,7 @@ def load_embeddings(source: str) -> np.ndarray | RowFiles:
         # Damaged bytes raise whatever the format's library stumbles over, down to zlib.error and AttributeError.
         if "allow_pickle" in str(error) or "Python objects" in str(error):
             raise InputError(f"{path} must hold numbers, found an object array, which is not unpickled") from error
-        raise InputError(f"{path} cannot be read, it is damaged or cut short: {_first_line(error)}") from error
+        raise InputError(f"{path} cannot be read, it is damaged or cut short: {first_line(error)}") from error
 
 
 def digest(rows: Any) -> str:
@@ -177,10 +173,11 @@ def digest(rows: Any) -> str:
 def atomic_path(final: Path) -> Iterator[Path]:
     """A temporary path beside ``final``, renamed to it when the block ends and removed when it fails."""
     check_writable(final)
-    handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary: Path | None = None
     try:
+        handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         # mkstemp makes files that only their owner may read.
         umask = os.umask(0)
@@ -189,10 +186,13 @@ def atomic_path(final: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(final)
-    except OSError as error:
-        raise InputError(f"{final} cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        # A full disk is an error of its own kind to safetensors.
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise InputError(f"{final} cannot be written: {reason}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def check_writable(final: Path) -> None:
@@ -233,7 +233,7 @@ def load_arrays(path: Path, shapes: list[tuple[tuple[int, ...], Any]]) -> list[n
         with safe_open(path, framework="numpy") as file:
             arrays = [file.get_tensor(str(place)) for place in range(len(shapes))]
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({_first_line(error)}); remove it and resume") from error
+        raise InputError(f"{path} is damaged ({first_line(error)}); remove it and resume") from error
     if [(array.shape, array.dtype) for array in arrays] != [(shape, np.dtype(dtype)) for shape, dtype in shapes]:
         raise InputError(f"{path} must hold searches of this study, found other shapes; remove it and resume")
     return arrays
@@ -278,7 +278,7 @@ def load_map(path: str | Path) -> tuple[LinearMap, dict[str, str]]:
     except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} must be a map that mv2v align wrote, found: {_first_line(error)}") from error
+        raise InputError(f"{path} must be a map that mv2v align wrote, found: {first_line(error)}") from error
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     d_x, d_y = shapes["W"] if len(shapes["W"]) == 2 else (0, 0)
     if shapes != {"W": [d_x, d_y], "mean_x": [d_x], "mean_y": [d_y], "scale_x": [], "scale_y": []}:

@@ -34,7 +34,9 @@ def make_mesh(num_restarts: int, *, row_devices: int | None = None, devices: lis
     """
     devices = jax.devices() if devices is None else devices
     if row_devices is None:
-        row_devices = len(devices) // math.gcd(len(devices), num_restarts)
+        left = len(devices) // math.gcd(len(devices), num_restarts)
+        # The largest power of two in it: what divides the padded rows of all but small data.
+        row_devices = left & -left
     if row_devices < 1 or len(devices) % row_devices:
         raise InputError(f"row devices must divide the {len(devices)} devices there are, found {row_devices}")
     grid = np.asarray(devices).reshape(-1, row_devices)
@@ -56,8 +58,12 @@ def over_mesh(fun, mesh: Mesh | None, *specs: Any):
 
 
 def num_parts(axis: str) -> int:
-    """Devices along an axis of the mesh that is being mapped over; 1 where there is none."""
-    return jax.lax.axis_size(axis) if axis in jax.sharding.get_abstract_mesh().manual_axes else 1
+    """Devices along an axis of the mesh that is being mapped over; 1 where there is none.
+
+    A mesh of someone else's that has but one axis of these names is not ours.
+    """
+    is_ours = {RESTART, ROW} <= set(jax.sharding.get_abstract_mesh().manual_axes)
+    return jax.lax.axis_size(axis) if is_ours else 1
 
 
 def part(values: Any, axis: str) -> Any:

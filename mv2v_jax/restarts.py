@@ -10,8 +10,10 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
+from mv2v_jax.distributed import from_first
 from mv2v_jax.evidence import num_held_out
 from mv2v_jax.mesh import EVERYWHERE, RESTART, over_mesh, part, whole
 from mv2v_jax.neighbors import BLOCK_ENTRIES, BLOCK_ROWS
@@ -150,7 +152,7 @@ def searched_maps(
     """The maps ``[r, d_x, d_y]`` that searches found, before they are settled, as a `LinearMap` of ``[r, ...]``."""
     W = jax.vmap(lambda matrix: lift_search(as_map(matrix, config=config), rows))(matrices)
     sides = (space_x.mean, space_y.mean, space_x.scale, space_y.scale)
-    mean_x, mean_y, scale_x, scale_y = (jnp.broadcast_to(part, (len(matrices), *part.shape)) for part in sides)
+    mean_x, mean_y, scale_x, scale_y = (jnp.broadcast_to(side, (len(matrices), *side.shape)) for side in sides)
     return LinearMap(W=W, mean_x=mean_x, mean_y=mean_y, scale_x=scale_x, scale_y=scale_y)
 
 
@@ -241,7 +243,7 @@ def align_restarts(
         num_settled: how many of the best restarts are settled and averaged, as far as they agree with the best: a
             consensus that is better than any of them, for half of a fit's time each. At most all are.
         mesh: of `make_mesh`, to spread restarts and rows over devices, of several processes as well; all of them call
-            this with the same arguments, and each reads of ``x`` and ``y`` what its own devices need. The result is
+            this with the same arguments, and each holds of ``x`` and ``y`` what its own devices need. The result is
             that of one device, up to rounding.
 
     Raises:
@@ -295,7 +297,9 @@ def search_bytes(num_rows: int, num_dims: int, config: Config) -> int:
 
 
 def restart_batch(num_restarts: int, num_rows: int, num_dims: int, config: Config, mesh: Mesh | None = None) -> int:
-    """Restarts to search side by side on each device: as many as fit half of its free memory; 1 on CPU.
+    """Restarts to search side by side on each device: as many as fit half of its memory; 1 on CPU.
+
+    Free memory would be a matter of the moment, and a batch of another size may round in another way.
 
     Args:
         num_restarts: how many there are in all.
@@ -308,9 +312,10 @@ def restart_batch(num_restarts: int, num_rows: int, num_dims: int, config: Confi
     memory = device.memory_stats() if device.platform != "cpu" else None
     if not memory or "bytes_limit" not in memory:
         return 1
-    free = memory["bytes_limit"] - memory.get("bytes_in_use", 0)
     on_each = -(-num_restarts // (1 if mesh is None else mesh.shape[RESTART]))
-    return max(1, min(on_each, free // 2 // search_bytes(num_rows, num_dims, config)))
+    batch = max(1, min(on_each, memory["bytes_limit"] // 2 // search_bytes(num_rows, num_dims, config)))
+    # All processes compile the same program.
+    return batch if mesh is None else int(from_first(np.asarray(batch)))
 
 
 def check_restarts(num_restarts: int, num_rows: int, config: Config, num_settled: int = 1) -> None:

@@ -161,6 +161,9 @@ def resumable_npy(
     part = final.with_name(f".{final.name}.part")
     manifest = part.with_name(f"{part.name}.json")
     try:
+        if resume and manifest.exists() and not part.exists() and final.exists():
+            # Killed between its last two steps: the rows have their last name, and the note is still there.
+            final.replace(part)
         with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
             _lock(file, part, final)
             keep = _rows_to_keep(manifest, job, final) if resume and manifest.exists() else 0

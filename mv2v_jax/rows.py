@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mv2v_jax.errors import InputError
+from mv2v_jax.errors import InputError, first_line
 
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -50,7 +50,7 @@ def _open_shard(path: Path) -> Shard:
             if min(shape, default=0) < 0:
                 raise ValueError(f"its shape is {list(shape)}")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read, it is damaged or cut short: {_first_line(error)}") from error
+        raise InputError(f"{path} cannot be read, it is damaged or cut short: {first_line(error)}") from error
     if dtype.hasobject:
         raise InputError(f"{path} must hold numbers, found an object array, which is not unpickled")
     needed = offset + math.prod(shape) * dtype.itemsize
@@ -60,11 +60,6 @@ def _open_shard(path: Path) -> Shard:
             f"bytes, found {size:,}; write it again"
         )
     return Shard(path=path, offset=offset, shape=shape, dtype=dtype, by_column=by_column)
-
-
-def _first_line(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return (reason or type(error).__name__).strip().splitlines()[0]
 
 
 def _fill(file: io.FileIO, start: int, out: np.ndarray, path: Path) -> None:
@@ -97,7 +92,7 @@ def _read_rows(shard: Shard, index: np.ndarray) -> np.ndarray:
                 for first, last in _runs(index):
                     _fill(file, shard.offset + int(index[first]) * row_bytes, out[first:last], shard.path)
     except OSError as error:
-        raise InputError(f"{shard.path} cannot be read: {_first_line(error)}") from error
+        raise InputError(f"{shard.path} cannot be read: {first_line(error)}") from error
     return out
 
 
@@ -216,6 +211,33 @@ class RowShare:
         return self.rows[self.first + start : self.first + stop]
 
 
+@dataclasses.dataclass(frozen=True)
+class RowChoice:
+    """Some rows of others, none of which is read before it is asked for.
+
+    Attributes:
+        rows: an array, a memory map or `RowFiles`.
+        index: ``[m]`` whole numbers, rows of ``rows``.
+    """
+
+    rows: Any
+    index: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.index), self.rows.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.rows.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.rows[self.index[index]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+
 def open_rows(path: str | Path) -> RowFiles:
     """Open a ``.npy`` file, or a folder of ``.npy`` shards in the order of their names, without reading any row.
 
@@ -264,7 +286,7 @@ def _list_shards(folder: Path) -> list[Path]:
     try:
         names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise InputError(f"{folder} cannot be read: {_first_line(error)}") from error
+        raise InputError(f"{folder} cannot be read: {first_line(error)}") from error
     if not names:
         raise InputError(f"{folder} must hold .npy shards, found an empty folder")
     for path in names:

@@ -4,6 +4,7 @@ Padding is zero rows, which take no part in anything, behind the data. Both happ
 to a device: of a file only the rows that are drawn are held in memory. What they are centred by is the mean of all.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -47,18 +48,12 @@ def padded_size(num_rows: int) -> int:
     return -(-num_rows // step) * step
 
 
-def _chosen(num_rows: int, most: int) -> np.ndarray | None:
+def chosen_rows(num_rows: int, most: int) -> np.ndarray | None:
     """``most`` of so many rows in the order they came in, the same ones for the same number; ``None`` for all."""
     if num_rows <= most:
         return None
     # Which rows is a matter of their number alone, as in `evidence.hold_out`: restarts can share them.
     return np.sort(np.random.default_rng(num_rows).choice(num_rows, most, replace=False))
-
-
-def draw_from(index: np.ndarray, most: int) -> np.ndarray:
-    """``most`` of the rows ``index`` names, before any is read."""
-    chosen = _chosen(len(index), most)
-    return index if chosen is None else index[chosen]
 
 
 def _mean_of_all(x: Any) -> Any:
@@ -80,20 +75,31 @@ def row_specs(x: SizedRows) -> SizedRows:
     return jax.tree.map(lambda _: EVERYWHERE, x)._replace(rows=BY_ROWS)
 
 
+def check_spread(num_rows: int, most: int, mesh: Mesh | None) -> None:
+    """Raise `InputError` where the devices along the row axis do not divide so many rows, drawn and padded."""
+    padded = padded_size(min(num_rows, most))
+    if mesh is not None and padded % mesh.shape[ROW]:
+        raise InputError(
+            f"the devices along the row axis must divide the padded rows, {padded}, found {mesh.shape[ROW]}; use a "
+            "smaller power of two"
+        )
+
+
 def _spread_rows(x: Any, chosen: np.ndarray | None, mean: Any, mesh: Mesh) -> SizedRows:
     """Rows ``chosen`` of ``x``, padded, each process reading those of its own devices."""
     num_rows = x.shape[0] if chosen is None else len(chosen)
     shape = (padded_size(num_rows), x.shape[1])
-    if shape[0] % mesh.shape[ROW]:
-        raise InputError(
-            f"the devices along the row axis must divide the padded rows, {shape[0]}, found {mesh.shape[ROW]}; use a "
-            "power of two"
-        )
+    check_spread(num_rows, num_rows, mesh)
+
+    # Devices that search with the same rows ask for them one after the other.
+    @functools.lru_cache(maxsize=1)
+    def read_part(first, last):
+        rows = np.asarray(x[first : min(last, num_rows)] if chosen is None else x[chosen[first:last]])
+        return np.pad(rows, ((0, last - first - len(rows)), (0, 0)))
 
     def read(slices):
         first, last, _ = slices[0].indices(shape[0])
-        rows = np.asarray(x[first : min(last, num_rows)] if chosen is None else x[chosen[first:last]])
-        return np.pad(rows, ((0, last - first - len(rows)), (0, 0)))
+        return read_part(first, last)
 
     def everywhere(values):
         return place(values.shape, mesh, EVERYWHERE, lambda _: values)
@@ -117,7 +123,7 @@ def size_rows(x: Any, most: int, mesh: Mesh | None = None) -> SizedRows:
     Raises:
         InputError: the devices along the mesh's row axis do not divide the padded rows.
     """
-    chosen = _chosen(x.shape[0], most)
+    chosen = chosen_rows(x.shape[0], most)
     mean = None if chosen is None else _mean_of_all(x)
     if mesh is not None:
         return _spread_rows(x, chosen, mean, mesh)

@@ -35,13 +35,14 @@ from mv2v_jax.restarts import (
     search_restarts,
     settle_restarts,
 )
-from mv2v_jax.sizes import SizedRows, draw_from, row_specs, size_rows
+from mv2v_jax.rows import RowChoice
+from mv2v_jax.sizes import SizedRows, check_spread, chosen_rows, row_specs, size_rows
 from mv2v_jax.stability import Stability, measure_stability
 from mv2v_jax.types import AlignResult, Config
 from mv2v_jax.validate import InputError
 from mv2v_jax.verdict import Verdict, judge
 
-_MANIFEST = "study.json"
+_MANIFEST, _CHUNKS = "study.json", "chunks"
 T = TypeVar("T")
 
 
@@ -75,6 +76,7 @@ class Study(NamedTuple):
         facts: what `write_study` writes as JSON.
         restarts: one dict a restart, the rows of the CSV.
         stability: `Stability` of the restarts on all rows.
+        row_numbers: which rows of X its ``row_stability`` is of.
         trajectory: per stage, ``[r, steps]``.
     """
 
@@ -82,6 +84,7 @@ class Study(NamedTuple):
     facts: dict[str, Any]
     restarts: list[dict[str, Any]]
     stability: Stability
+    row_numbers: np.ndarray
     trajectory: dict[str, np.ndarray]
 
 
@@ -157,8 +160,8 @@ def check_plan(plan: Plan, num_rows: int, config: Config) -> None:
 
 def open_study(
     folder: Path, x: Any, y: Any, config: Config, plan: Plan, *, resume: bool, mesh: Mesh | None = None
-) -> Path:
-    """Make the folder of a study, or find it as it was left; returns the folder of its chunks.
+) -> None:
+    """Make the folder of a study, or find it as it was left.
 
     Raises:
         InputError: there is a study already and ``resume`` is not given, or it is one of other rows, another config or
@@ -177,7 +180,7 @@ def open_study(
         "digest_x": digest(x),
         "digest_y": digest(y),
     }
-    manifest, chunks = folder / _MANIFEST, folder / "chunks"
+    manifest, chunks = folder / _MANIFEST, folder / _CHUNKS
     if manifest.is_file():
         try:
             found = json.loads(manifest.read_text())
@@ -200,7 +203,6 @@ def open_study(
     if not manifest.is_file():
         with atomic_path(manifest) as temporary:
             temporary.write_text(json.dumps(wanted))
-    return chunks
 
 
 def _sample(seed: int, size: int, num_rows: int) -> np.ndarray:
@@ -225,7 +227,14 @@ class _Runner:
     def prepare(self, draw: Callable[[int], np.ndarray] | None) -> tuple[Space, Space, SearchRows]:
         """Both spaces and their searched rows; ``draw`` says which of ``n`` rows take part, all where it is none."""
         most = self.config.most_rows
-        sides = (rows if draw is None else rows[draw_from(draw(rows.shape[0]), most)] for rows in (self.x, self.y))
+
+        def drawn(rows, draw):
+            index = draw(rows.shape[0])
+            chosen = chosen_rows(len(index), most)
+            # Drawn once and again before any row is read.
+            return RowChoice(rows, index if chosen is None else index[chosen])
+
+        sides = (self.x, self.y) if draw is None else (drawn(self.x, draw), drawn(self.y, draw))
         return _prepare(*(size_rows(rows, most, self.mesh) for rows in sides), self.config, self.mesh)
 
     def search(self, name: str, restarts: int, rows: SearchRows) -> Searched:
@@ -292,10 +301,10 @@ def run_study(
     """
     num_rows = min(x.shape[0], y.shape[0])
     check_plan(plan, num_rows, config)
-    if is_first():
-        chunks = together(lambda: open_study(folder, x, y, config, plan, resume=resume, mesh=mesh))
-    else:
-        chunks = together(lambda: folder)
+    for size in (*plan.sizes, x.shape[0], y.shape[0]):
+        check_spread(size, config.most_rows, mesh)
+    chunks = folder / _CHUNKS
+    together(lambda: open_study(folder, x, y, config, plan, resume=resume, mesh=mesh) if is_first() else None)
     runner = _Runner(x, y, config, plan, chunks, on_step, mesh)
 
     space_x, space_y, rows = runner.prepare(None)
@@ -306,7 +315,9 @@ def run_study(
     result = _on_host(_settle(keys, space_x, space_y, rows, searches, choice, config, plan.settled, mesh))
     found = _on_host(_stability(searches.matrix, space_x, space_y, rows, config))
     # Without the padding.
-    found = found.replace(row_stability=found.row_stability[: x.shape[0]])
+    numbers = chosen_rows(x.shape[0], config.most_rows)
+    numbers = (np.arange(x.shape[0]) if numbers is None else numbers)[: len(found.row_stability)]
+    found = found.replace(row_stability=found.row_stability[: len(numbers)])
     listed = _list_restarts(searches, choice, np.asarray(found.basin))
 
     curve = []
@@ -338,7 +349,14 @@ def run_study(
         "bootstrap_agreement": _summary(np.asarray(resampled)) if resampled else None,
     }
     trajectory = {name: np.asarray(values) for name, values in searches.trajectory.items()}
-    return Study(result=result, facts=facts, restarts=listed, stability=found, trajectory=trajectory)
+    return Study(
+        result=result,
+        facts=facts,
+        restarts=listed,
+        stability=found,
+        row_numbers=numbers,
+        trajectory=trajectory,
+    )
 
 
 def _on_host(tree: T) -> T:
@@ -396,7 +414,10 @@ def write_study(study: Study, folder: Path) -> None:
         temporary.write_text(json.dumps(study.facts, indent=2) + "\n")
     _write_csv(folder / "restarts.csv", study.restarts)
     stable = np.asarray(study.stability.row_stability)
-    _write_csv(folder / "rows.csv", [{"row": row, "stability": float(share)} for row, share in enumerate(stable)])
+    _write_csv(
+        folder / "rows.csv",
+        [{"row": int(row), "stability": float(share)} for row, share in zip(study.row_numbers, stable, strict=True)],
+    )
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:

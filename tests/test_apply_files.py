@@ -109,6 +109,30 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(folder, stop_at):
     assert left(folder) == []
 
 
+def test_killed_between_its_last_two_steps_it_goes_on(folder, monkeypatch):
+    def killed(path, missing_ok=False):
+        raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.unlink", killed)
+        with pytest.raises(Stop):
+            run(folder, stop_at=None)
+    assert left(folder) == PARTS[1:]
+    whole = (folder / "out.npy").read_bytes()
+    assert run(folder, resume=True) == []
+    assert (folder / "out.npy").read_bytes() == whole
+    assert left(folder) == []
+
+
+def test_rows_beyond_float32_are_named(folder):
+    rows = np.ones((40, 6))
+    rows[33, 2] = 1e300
+    (folder / "x2").mkdir()
+    np.save(folder / "x2" / "0.npy", rows)
+    with pytest.raises(InputError, match=r"must be finite, .* first in row 33 \(as float32\); rows before it are kept"):
+        run(folder, source="x2")
+
+
 def test_without_resume_it_starts_over(folder):
     with pytest.raises(Stop):
         run(folder, stop_at=100)

@@ -378,6 +378,26 @@ def test_a_write_that_fails_halfway(folder):
     assert sorted(folder.iterdir()) == before
 
 
+def test_a_map_that_does_not_fit_on_the_disk(folder):
+    """Of safetensors too it is one sentence, and nothing is left."""
+    before = sorted(folder.iterdir())
+    program = "import resource; from mv2v_jax import cli; save = cli.save_map; limit = resource.RLIMIT_FSIZE\n"
+    # The limit would fall on everything that is compiled as well.
+    program += "cli.save_map = lambda *a: (resource.setrlimit(limit, (1_000, 1_000)), save(*a)); cli.main()"
+    arguments = ["align", "x.npy", "y.npy", "-o", "full.safetensors", *SMALL]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=folder,
+        env={**os.environ, **CACHE},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "full.safetensors cannot be written" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert sorted(folder.iterdir()) == before
+
+
 def test_interrupt(folder):
     """Ctrl-C in the middle of a fit: exit code 130, one sentence, nothing written."""
     ours, theirs = pty.openpty()

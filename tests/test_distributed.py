@@ -75,21 +75,23 @@ def printed(text):
     return json.loads([line for line in text.splitlines() if line.startswith("{")][-1])
 
 
-def alone(folder, command, *arguments):
+def alone(folder, command, *arguments, devices=1):
     run = [sys.executable, "-m", "mv2v_jax", command, "x.npy", "y.npy", *arguments, *FLAGS]
     done = subprocess.run(
-        run, cwd=folder, env=environment(JAX_NUM_CPU_DEVICES="2"), capture_output=True, text=True, timeout=300
+        run, cwd=folder, env=environment(JAX_NUM_CPU_DEVICES=str(devices)), capture_output=True, text=True, timeout=300
     )
     assert done.returncode in (0, 3), done.stderr
     return printed(done.stdout)
 
 
 @pytest.mark.slow
-def test_two_processes_fit_as_one_with_two_devices(folder):
-    arguments = ["--restarts=1", "--settled=1", "--accept", "--json"]
-    one = alone(folder, "align", "-o", "one.safetensors", "--all-devices", *arguments)
-    codes, out, errors = Run(folder, "align", [("x.npy", "y.npy")] * 2, "-o", "two.safetensors", *arguments).end()
-    assert codes == [0, 0], errors
+@pytest.mark.parametrize(("processes", "restarts"), [(2, 1), (4, 2)], ids=["row axis", "both axes"])
+def test_processes_fit_as_one_with_as_many_devices(folder, processes, restarts):
+    arguments = [f"--restarts={restarts}", "--settled=1", "--accept", "--json"]
+    one = alone(folder, "align", "-o", "one.safetensors", "--all-devices", *arguments, devices=processes)
+    run = Run(folder, "align", [("x.npy", "y.npy")] * processes, "-o", "two.safetensors", *arguments)
+    codes, out, errors = run.end()
+    assert codes == [0] * processes, errors
     two = printed(out[0])
     assert "{" not in out[1]  # The first speaks for all.
     same = ["n", "m", "seed", "zero_rows_x", "verdict", "duplicate_rows_x"]

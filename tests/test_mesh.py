@@ -135,6 +135,20 @@ def test_restarts_are_spread_first_and_a_mesh_that_does_not_fit_is_refused():
         size_rows(np.ones((61, 3)), 100, make_mesh(1, row_devices=3, devices=jax.devices()[:3]))
 
 
+def test_devices_that_do_not_divide_share_rows_by_powers_of_two():
+    devices = jax.devices()[:6]
+    shapes = [dict(make_mesh(restarts, devices=devices).shape) for restarts in (1, 2, 3, 4)]
+    assert [(shape[RESTART], shape[ROW]) for shape in shapes] == [(3, 2), (6, 1), (3, 2), (6, 1)]
+
+
+def test_a_mesh_of_someone_else_is_left_alone():
+    mesh = jax.make_mesh((4,), (ROW,), devices=jax.devices()[:4])
+    rows = jnp.asarray(X[:64], jnp.float32)
+    alone = jax.shard_map(lambda x: fit_space(x).mean[None], mesh=mesh, in_specs=BY_ROWS, out_specs=BY_ROWS)
+    expected = np.stack([fit_space(rows[first : first + 16]).mean for first in range(0, 64, 16)])
+    np.testing.assert_allclose(jax.jit(alone)(rows), expected, atol=1e-6)
+
+
 def test_rows_over_a_mesh_are_those_of_one_device():
     x = np.float32(rng.normal(size=(200, 3)))
     for most in (100, 1_000):

@@ -16,7 +16,7 @@ from mv2v_jax.measure import CheckedRows
 from mv2v_jax.pipeline import _align
 from mv2v_jax.preprocess import fit_space
 from mv2v_jax.refine import refine_matching
-from mv2v_jax.restarts import _align_restarts
+from mv2v_jax.restarts import fit_restarts
 from mv2v_jax.rows import RowFiles, open_rows
 from mv2v_jax.sizes import padded_size, size_rows
 
@@ -148,8 +148,8 @@ def test_larger_data_is_sampled_and_centred_by_the_mean_of_all(planted):
     config = small_config(most_rows=128)
     whole = align_restarts(jax.random.key(0), planted.x, planted.y, 1, config)
     drawn = [size_rows(rows, 128) for rows in (planted.x, planted.y)]
-    sampled = _align_restarts(
-        jax.random.key(0), *drawn, config, num_restarts=1, batch_size=1, keep="summary", num_settled=1
+    sampled = fit_restarts(
+        jax.random.key(0), *drawn, config, num_restarts=1, batch_size=1, keep="summary", num_settled=1, mesh=None
     )
     np.testing.assert_array_equal(whole.best.map.W, sampled.best.map.W)
     np.testing.assert_allclose(whole.best.map.mean_x, planted.x.mean(0, dtype=np.float64), atol=1e-6)
