@@ -142,7 +142,7 @@ def test_devices_that_do_not_divide_share_rows_by_powers_of_two():
 
 
 def test_a_mesh_of_someone_else_is_left_alone():
-    mesh = jax.make_mesh((4,), (ROW,), devices=jax.devices()[:4])
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), (ROW,))
     rows = jnp.asarray(X[:64], jnp.float32)
     alone = jax.shard_map(lambda x: fit_space(x).mean[None], mesh=mesh, in_specs=BY_ROWS, out_specs=BY_ROWS)
     expected = np.stack([fit_space(rows[first : first + 16]).mean for first in range(0, 64, 16)])
