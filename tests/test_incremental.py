@@ -39,9 +39,8 @@ def batches(data, num_steps, size, dtype=jnp.float32):
     return tuple(rows.reshape(num_steps, size, -1) for rows in (x, y))
 
 
-@pytest.mark.parametrize("shape", [(12, 10), (10, 12)])
-def test_an_inexact_map_is_improved_by_batches(shape):
-    data = planted_clouds(*shape, num_x=3_200, num_y=3_200)
+def test_an_inexact_map_is_improved_by_batches():
+    data = planted_clouds(D_Y, D_X, num_x=3_200, num_y=3_200)
     rng = np.random.default_rng(1)
     noisy = true_map(data, data.W + 0.25 * rng.standard_normal(data.W.shape))
     state = refine_init(noisy, jnp.asarray(data.y[:64]), SMALL)
@@ -53,8 +52,7 @@ def test_an_inexact_map_is_improved_by_batches(shape):
     assert after < 0.5 * before
     assert info.agreement[-1] > info.agreement[0]
     assert info.moved[-1] < info.moved[0]
-    gram = state.W.T @ state.W if shape[0] > shape[1] else state.W @ state.W.T
-    np.testing.assert_allclose(gram, np.eye(min(shape)), atol=1e-4)
+    np.testing.assert_allclose(state.W @ state.W.T, np.eye(D_Y), atol=1e-4)
 
 
 def test_scan_equals_loop_and_other_floats_compile_nothing(planted):

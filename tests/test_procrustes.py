@@ -13,9 +13,8 @@ from mv2v_jax.procrustes import polar, polar_step, procrustes
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_square_equals_scipy(seed):
-    rng = np.random.default_rng(seed)
+def test_square_equals_scipy():
+    rng = np.random.default_rng(0)
     x, y = rng.standard_normal((2, 40, 7)).astype(np.float32)
     np.testing.assert_allclose(procrustes(jnp.asarray(x), jnp.asarray(y)), orthogonal_procrustes(x, y)[0], atol=1e-4)
 
@@ -65,7 +64,8 @@ def test_rank_deficient_is_finite(rank):
 
 # ---------------------------------------------------------------------------------------------------------- derivative
 
-SHAPES = [(5, 5), (6, 4), (4, 6)]
+# Wide matrices are their transposes, which the tests of values see.
+SHAPES = [(5, 5), (6, 4)]
 
 
 def with_singular_values(rng, shape, singular):
