@@ -12,6 +12,7 @@ self-training; no true pair is seen. What is wrong with a map that found nothing
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -31,7 +32,10 @@ class ContrastiveConfig:
     """Choices of `refine_contrastive`; integers and booleans are static, floats traced."""
 
     num_rounds: int = _static(2, "rounds of matching and training")
-    num_steps: int = _static(100, "gradient steps of a round")
+    num_steps: int = _static(100, "gradient steps of a round, at most")
+    most_passes: int = _static(
+        4, "times that a round may see every pseudo-pair: with few, it would learn them by heart"
+    )
     batch_rows: int = _static(2_048, "pseudo-pairs per step; those of a batch are each other's negatives")
     most_rows: int = _static(32_768, "rows of each space that take part, drawn at random from larger ones")
     num_neighbors: int = _static(2, "nearest rows averaged into a pseudo-partner")
@@ -48,7 +52,7 @@ class Contrastive:
 
     Attributes:
         map: the `LinearMap`, no longer a rotation; its means are those it was given, but for ``mean_x`` if affine.
-        loss: ``[num_rounds, num_steps]``, the whole loss at every step. Partners change between rounds.
+        loss: ``[num_rounds, t]``, the whole loss at every step; ``t`` is `round_steps`. Partners change between rounds.
         moved: ``[num_rounds]``, distance from the first ``W``, relative to its length.
     """
 
@@ -69,6 +73,12 @@ def contrastive_loss(mapped: jax.Array, y: jax.Array, *, temperature: float | ja
     own = jnp.where(present, jnp.diagonal(logits), 0)
     losses = [jax.nn.logsumexp(logits, axis=axis) - own for axis in (0, 1)]
     return (mean_present(losses[0], present) + mean_present(losses[1], present)) / 2
+
+
+def round_steps(num_x: int, num_y: int, config: ContrastiveConfig) -> int:
+    """Gradient steps of a round on so many rows of each space: ``num_steps``, or fewer where there are few pairs."""
+    num_pairs = min(num_x, config.most_rows) + min(num_y, config.most_rows)
+    return min(config.num_steps, math.ceil(config.most_passes * num_pairs / config.batch_rows))
 
 
 def _mean_of(rows: jax.Array, neighbors: Neighbors) -> jax.Array:
@@ -92,7 +102,7 @@ def refine_contrastive(
         x: ``[n, d_x]`` raw fitting rows of the source, any floating dtype.
         y: ``[m, d_y]`` raw fitting rows of the target, of other texts.
         config: a `ContrastiveConfig`; the defaults if none.
-        optimizer: any optax optimiser, its schedule over ``num_steps`` within; started anew in every round. Adam with
+        optimizer: any optax optimiser, with its schedule over `round_steps`; started anew in every round. Adam with
             ``learning_rate`` and a cosine schedule if none. Make it once: another one compiles another program.
 
     Returns:
@@ -126,9 +136,10 @@ def _refine(
         draw_rows(k, rows, config.most_rows, order)
         for k, rows, order in zip(jax.random.split(draw_key), (x, y), order_rows(draw_key, x, y), strict=True)
     )
+    num_steps = round_steps(x.shape[0], y.shape[0], config)
     target = center_unit(y, given.mean_y)
     if optimizer is None:
-        optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, config.num_steps))
+        optimizer = optax.adam(optax.cosine_decay_schedule(config.learning_rate, num_steps))
     # An offset counts in lengths of rows, so that one learning rate does for both.
     start: dict[str, Any] = {"W": first} | ({"offset": jnp.zeros_like(given.mean_x)} if config.affine else {})
 
@@ -157,7 +168,7 @@ def _refine(
             updates, opt_state = optimizer.update(gradient, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), value
 
-        (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(config.num_steps))
+        (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), jnp.arange(num_steps))
         return params, (losses, jnp.linalg.norm(params["W"] - first) / length)
 
     keys = jax.vmap(lambda index: jax.random.fold_in(round_key, index))(jnp.arange(config.num_rounds))
