@@ -1,5 +1,6 @@
 """mini-vec2vec in JAX: a linear map between two embedding spaces without a single known pair."""
 
+from mv2v_jax.contrastive import refine_contrastive
 from mv2v_jax.incremental import refine_init, refine_map, refine_update
 from mv2v_jax.linear_map import apply, invert
 from mv2v_jax.losses import alignment_loss
@@ -29,6 +30,7 @@ __all__ = [
     "invert",
     "notebook",
     "paper",
+    "refine_contrastive",
     "refine_init",
     "refine_map",
     "refine_update",

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import common, incremental, synchronize
+from benchmarks import common, fidelity, incremental, synchronize
 from mv2v_jax import metrics
 
 # Compiling is the cost.
@@ -47,6 +47,17 @@ def test_incremental_times_and_follows(bundled, monkeypatch, tmp_path):
     assert set(found["seconds"]) == set(incremental.VARIANTS)
     assert [run["step"] for run in found["drift"]] == [1, 2, 3, 4, 5]
     assert json.loads(file.read_text())["drift"] == found["drift"]
+
+
+def test_fidelity_has_every_way_in_its_table(bundled, monkeypatch, tmp_path):
+    monkeypatch.setattr(fidelity, "align", lambda key, x, y, _: SimpleNamespace(map=metrics.oracle(x, y[: len(x)], y)))
+    # Other tests differentiate that loss.
+    monkeypatch.setattr(fidelity, "follow_losses", lambda linear_map, *_: linear_map)
+    file = tmp_path / "out.json"
+    found = fidelity.main(["--rows", "240", "--eval", "40", "--steps", "1", "--json", str(file)])
+    assert {"start", "refine_contrastive", "true pairs: rotation", "true pairs: ridge"} < set(found["scores"])
+    assert all(np.isfinite(value) for run in found["scores"].values() for value in run.values())
+    assert json.loads(file.read_text())["scores"] == found["scores"]
 
 
 def test_synchronize_finds_what_it_broke(bundled, tmp_path):
