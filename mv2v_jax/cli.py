@@ -80,6 +80,12 @@ def _device_options(command):
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), command)
 
 
+def _device_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """Take the flags of `_device_options` out of all ``flags``; those of the config are left."""
+    names = ("all_devices", "distributed", "coordinator", "num_processes", "process", "row_devices")
+    return {name: flags.pop(name) for name in names}
+
+
 def _mesh(
     restarts: int,
     all_devices: bool,
@@ -285,12 +291,6 @@ def align(
     seed: int,
     restarts: int,
     settled: int,
-    all_devices: bool,
-    distributed: bool,
-    coordinator: str | None,
-    num_processes: int | None,
-    process: int | None,
-    row_devices: int | None,
     accept: bool,
     as_json: bool,
     **flags: Any,
@@ -299,10 +299,11 @@ def align(
 
     The map is written with a verdict, which no label goes into. Exit code 3 where the verdict is not_aligned.
     """
+    devices = _device_flags(flags)
     config = _config(preset, flags)
-    mesh = _mesh(restarts, all_devices, distributed, coordinator, num_processes, process, row_devices)
+    mesh = _mesh(restarts, **devices)
     together(lambda: check_writable(output) if is_first() else None)
-    check_same({"options": (config, seed, restarts, settled, row_devices)})
+    check_same({"options": (config, seed, restarts, settled, devices["row_devices"])})
     (x, of_x), (y, of_y) = (_measure(file, config) for file in (x_file, y_file))
     fit = _fit(x, y, config, seed, restarts, settled, mesh)
     info = fit.result.best.info
@@ -381,12 +382,6 @@ def stability(
     plots: bool,
     preset: str,
     seed: int,
-    all_devices: bool,
-    distributed: bool,
-    coordinator: str | None,
-    num_processes: int | None,
-    process: int | None,
-    row_devices: int | None,
     as_json: bool,
     **flags: Any,
 ) -> None:
@@ -396,8 +391,9 @@ def stability(
     """
     if plots:
         check_plotting()
+    devices = _device_flags(flags)
     config = _config(preset, flags)
-    mesh = _mesh(chunk or restarts, all_devices, distributed, coordinator, num_processes, process, row_devices)
+    mesh = _mesh(chunk or restarts, **devices)
     chunk = chunk or _CHUNK * (1 if mesh is None else mesh.shape[RESTART])
     (x, _), (y, _) = (_measure(file, config) for file in (x_file, y_file))
     num_rows = min(len(x), len(y))
@@ -410,7 +406,7 @@ def stability(
         size_restarts=size_restarts,
         bootstraps=bootstraps,
     )
-    check_same({"options": (config, plan, row_devices)})
+    check_same({"options": (config, plan, devices["row_devices"])})
     with progress_bar() as on_step:
         study = run_study(x, y, config, plan, output, on_step, resume=resume, mesh=mesh)
     together(lambda: _write_study(study, output, plots) if is_first() else None)

@@ -6,5 +6,5 @@ class InputError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its name where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What the system says, the first line of an error's message, or its name where it has none."""
+    return getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -188,8 +188,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
         temporary.replace(final)
     except (OSError, SafetensorError) as error:
         # A full disk is an error of its own kind to safetensors.
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise InputError(f"{final} cannot be written: {reason}") from error
+        raise InputError(f"{final} cannot be written: {first_line(error)}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

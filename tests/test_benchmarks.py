@@ -244,6 +244,7 @@ def test_startup_times_processes_and_their_cache(tmp_path, monkeypatch):
     assert stored["requirement"]["passed"]
 
 
+@pytest.mark.slow
 def test_device_prints_stages_restarts_and_quality(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(device, "PRESETS", PRESETS)
     monkeypatch.setattr(device, "RESULTS", tmp_path / "results")

@@ -132,7 +132,7 @@ def test_nothing_that_fits_selects_or_judges_imports_the_metrics():
     assert "metrics" in imports["cli"]
     assert "metrics" not in imports["__main__"]
     assert "metrics" in reachable("__main__", imports)
-    assert "neighbors" in reachable("restarts", imports) - imports["restarts"]
+    assert "anchors" in reachable("restarts", imports) - imports["restarts"]
 
 
 @pytest.mark.parametrize(

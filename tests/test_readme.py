@@ -27,6 +27,7 @@ def run(command, folder):
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_training_loop(tmp_path):
     lines = run([sys.executable, "-c", block("Inside a training loop", "python")], tmp_path)
     assert float(lines[-1]) > 0.5

@@ -20,6 +20,8 @@ from mv2v_jax.restarts import fit_restarts
 from mv2v_jax.rows import RowFiles, open_rows
 from mv2v_jax.sizes import padded_size, size_rows
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 FEW = 2**17
 
 

@@ -21,6 +21,8 @@ from mv2v_jax.io import load_map
 from mv2v_jax.study import Plan, run_study, write_study
 from mv2v_jax.validate import InputError
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 CONFIG = small_config(match_steps=0, cluster_steps=0, search_dims=4)
 PLAN = Plan(seed=3, restarts=5, settled=8, chunk=2, sizes=(40,), size_restarts=2, bootstraps=1)
 FLAGS = [
@@ -51,7 +53,8 @@ def command(output, *more):
 
 def environment(folder):
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return {**os.environ, **cache}
+    # Compiling is the cost.
+    return {**os.environ, **cache, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def run(folder, output, *more):
@@ -180,6 +183,7 @@ def test_plans_that_make_no_sense_are_refused(folder, tmp_path, changes, expecte
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_without_a_curve_or_resamples(folder, tmp_path):
     seen = []
     plan = PLAN._replace(sizes=(), bootstraps=0, restarts=2)
