@@ -191,18 +191,25 @@ def open_study(
             raise InputError(f"{folder} holds a study with another {', '.join(other)}; use another folder")
         if not resume:
             raise InputError(f"{folder} holds a study already; go on with it by --resume or use another folder")
-    elif folder.is_dir() and any(folder.iterdir()):
+    elif folder.is_dir() and any(not _is_left(path) for path in folder.iterdir()):
         raise InputError(f"{folder} must be empty or hold a study, found other files")
     try:
-        chunks.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not manifest.is_file():
+            # Before anything else is in the folder, or a kill in between would leave what is no study.
+            with atomic_path(manifest) as temporary:
+                temporary.write_text(json.dumps(wanted))
+        chunks.mkdir(exist_ok=True)
+        for path in (*folder.iterdir(), *chunks.iterdir()):
+            if _is_left(path):
+                path.unlink()
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}") from error
-    # What a killed process left half-written.
-    for left in chunks.glob(".*.part"):
-        left.unlink()
-    if not manifest.is_file():
-        with atomic_path(manifest) as temporary:
-            temporary.write_text(json.dumps(wanted))
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a killed process left a file half-written."""
+    return path.name.startswith(".") and path.name.endswith(".part")
 
 
 def _sample(seed: int, size: int, num_rows: int) -> np.ndarray:

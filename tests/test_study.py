@@ -18,7 +18,7 @@ from conftest import planted_clouds, small_config
 
 from mv2v_jax import align_restarts
 from mv2v_jax.io import load_map
-from mv2v_jax.study import Plan, run_study, write_study
+from mv2v_jax.study import Plan, open_study, run_study, write_study
 from mv2v_jax.validate import InputError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -181,6 +181,16 @@ def test_plans_that_make_no_sense_are_refused(folder, tmp_path, changes, expecte
     with pytest.raises(InputError, match=expected):
         run_study(*rows(folder), CONFIG, PLAN._replace(**changes), tmp_path / "none", lambda *_: None)
     assert not (tmp_path / "none").exists()
+
+
+def test_killed_before_the_folder_is_a_study_it_goes_on(folder, tmp_path):
+    x, y = rows(folder)
+    (tmp_path / ".study.json.abc.part").write_text("{")
+    open_study(tmp_path, x, y, CONFIG, PLAN, resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chunks", "study.json"]
+    (tmp_path / "chunks").rmdir()
+    open_study(tmp_path, x, y, CONFIG, PLAN, resume=True)
+    assert (tmp_path / "chunks").is_dir()
 
 
 @pytest.mark.slow
