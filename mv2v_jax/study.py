@@ -260,7 +260,7 @@ class _Runner:
             path = self.chunks / f"{name}-{first:06d}.safetensors"
             if not from_first(path.is_file()):
                 # The last chunk is a whole one as well, so that it runs in the same function.
-                searched = jax.tree.map(np.asarray, run(restart_keys(key, first, chunk), rows))
+                searched = _on_host(run(restart_keys(key, first, chunk), rows))
                 together(functools.partial(self._write, path, searched))
             # Read back even where just written: a resumed study sees the same.
             arrays = together(functools.partial(self._read, path, leaves))
@@ -325,7 +325,7 @@ def run_study(
     numbers = chosen_rows(x.shape[0], config.most_rows)
     numbers = (np.arange(x.shape[0]) if numbers is None else numbers)[: len(found.row_stability)]
     found = found.replace(row_stability=found.row_stability[: len(numbers)])
-    listed = _list_restarts(searches, choice, np.asarray(found.basin))
+    listed = _list_restarts(searches, choice, found.basin)
 
     curve = []
     for size in plan.sizes:
@@ -351,7 +351,7 @@ def run_study(
         "chosen": chosen,
         "basins": _list_basins(listed),
         **{name: _summary(values) for name, values in pairs.items()},
-        "row_stability": _summary(np.asarray(found.row_stability)),
+        "row_stability": _summary(found.row_stability),
         "sizes": curve,
         "bootstrap_agreement": _summary(np.asarray(resampled)) if resampled else None,
     }
