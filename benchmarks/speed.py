@@ -83,7 +83,7 @@ def time_stages(
         return initial_map(key, x, y, sets, config=config)
 
     def evidence(key, rows, matrix, trajectory, sets, anchors, config):
-        return weigh(key, rows.x, rows.y, matrix, trajectory, sets, anchors, config=config)
+        return weigh(key, rows, matrix, trajectory, sets, anchors, config=config)
 
     def last(space_x, space_y, matrix, searched, trajectory, config):
         return finish(space_x, space_y, matrix, searched, trajectory, config=config)

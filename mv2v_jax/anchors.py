@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.kmeans import kmeans
+from mv2v_jax.known import KnownPairs, match_terms
 from mv2v_jax.mesh import ROW, part, whole
 from mv2v_jax.preprocess import draw_rows, order_rows
 from mv2v_jax.pytree import pytree
-from mv2v_jax.qap import centered_kernel, search_assignment
+from mv2v_jax.qap import assignment_objective, centered_kernel, search_assignment
 from mv2v_jax.types import Config
 
 
@@ -44,7 +45,13 @@ class Anchors:
 
 
 def match_anchor_sets(
-    key: jax.Array, x: jax.Array, y: jax.Array, *, config: Config, sets: jax.Array | None = None
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    *,
+    config: Config,
+    sets: jax.Array | None = None,
+    known: KnownPairs | None = None,
 ) -> AnchorSets:
     """Draw rows, cluster both spaces and match the centres, once per anchor set.
 
@@ -54,6 +61,7 @@ def match_anchor_sets(
         y: ``[m, d_y]`` centred unit rows.
         config: uses the fields about anchors.
         sets: ``[s]`` numbers of the sets to make; all of ``config.num_anchor_sets`` by default.
+        known: `KnownPairs` that the centres are matched with, if any.
     """
     sets = jnp.arange(config.num_anchor_sets) if sets is None else sets
     order_x, order_y = order_rows(key, x, y)
@@ -71,9 +79,17 @@ def match_anchor_sets(
 
     def match(centers_x, centers_y, key):
         kernel_x, kernel_y = centered_kernel(centers_x), centered_kernel(centers_y)
-        found = search_assignment(key, kernel_x, kernel_y, num_starts=config.num_starts, num_steps=config.search_steps)
+        found = search_assignment(
+            key,
+            kernel_x,
+            kernel_y,
+            linear=match_terms(centers_x, centers_y, known),
+            num_starts=config.num_starts,
+            num_steps=config.search_steps,
+        )
         largest = jnp.linalg.norm(kernel_x) * jnp.linalg.norm(kernel_y)
-        cka = found.objective / jnp.where(largest > 0, largest, 1)
+        objective = assignment_objective(kernel_x, kernel_y, found.permutation)
+        cka = objective / jnp.where(largest > 0, largest, 1)
         return AnchorSets(x=centers_x, y=centers_y[found.permutation], objective=cka)
 
     # Sets need nothing from each other, so the devices of a mesh's row axis have some each.

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 
 from mv2v_jax.csls import match_csls
 from mv2v_jax.directions import Directions, measure_spread, weigh_directions
+from mv2v_jax.known import KnownPairs, blend
 from mv2v_jax.mesh import ROW, part, total
 from mv2v_jax.preprocess import draw_rows, mean_present, order_rows, present_rows, unit_rows
+from mv2v_jax.procrustes import of_length
 from mv2v_jax.refine import Refined
 from mv2v_jax.types import Config
 
@@ -29,10 +31,11 @@ _MOST_LONGER = 4
 _LEAST_SHARE = 0.5
 
 
-def _cross_covariance(x, y, directions: Directions, num_neighbors):
+def _cross_covariance(x, y, directions: Directions, num_neighbors, known: KnownPairs | None, config: Config):
     """Match rows by how they compare, both ways: the cross-covariance of the pseudo-pairs, and the mean CSLS.
 
-    It is scaled to the length of a semi-orthogonal map, so that a map can also be what it is averaged with.
+    It is scaled to the length of a semi-orthogonal map, so that a map can also be what it is averaged with. Known pairs
+    are blended in.
     """
     matches = match_csls(unit_rows(x @ directions.x), unit_rows(y @ directions.y), num_neighbors=num_neighbors)
     # Over a mesh's row axis each device pairs its share of the rows.
@@ -41,12 +44,11 @@ def _cross_covariance(x, y, directions: Directions, num_neighbors):
     cross = total(
         rows_x.T @ y[index_x].mean(axis=1) / x.shape[0] + x[index_y].mean(axis=1).T @ rows_y / y.shape[0], ROW
     )
-    length = jnp.maximum(jnp.linalg.norm(cross), jnp.finfo(cross.dtype).tiny)
     objective = (
         mean_present(matches.x_to_y.similarity, present_rows(x))
         + mean_present(matches.y_to_x.similarity, present_rows(y))
     ) / 2
-    return cross * (min(cross.shape) ** 0.5 / length), objective
+    return of_length(blend(cross, 2, known, config), min(cross.shape) ** 0.5), objective
 
 
 def _annealed_rows(num_rows: int, config: Config) -> int:
@@ -60,7 +62,14 @@ def annealing_length(num_rows: int, config: Config) -> int:
 
 
 def refine_annealed(
-    key: jax.Array, x: jax.Array, y: jax.Array, matrix: jax.Array, *, config: Config, steps: jax.Array | None = None
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    matrix: jax.Array,
+    *,
+    config: Config,
+    steps: jax.Array | None = None,
+    known: KnownPairs | None = None,
 ) -> Refined:
     """Match random rows of both spaces again and again, with directions weighted by how well they match, less and less.
 
@@ -71,6 +80,7 @@ def refine_annealed(
         matrix: ``[d_x, d_y]``, a map or a cross-covariance to start from.
         config: uses ``anneal_*``, ``reliability_power`` and ``whitening_power``.
         steps: ``[t]`` numbers of the steps to take; all of `annealing_length` by default.
+        known: `KnownPairs` to blend into every step's cross-covariance, if any.
 
     Returns:
         `Refined`: the running cross-covariance, and the mean CSLS of the rows with their best matches.
@@ -88,7 +98,7 @@ def refine_annealed(
         )
         power = config.anneal_power * (1 - progress) + config.reliability_power * progress
         directions = weigh_directions(cross, spread_x, spread_y, power, exact=False)
-        new, objective = _cross_covariance(drawn_x, drawn_y, directions, config.anneal_neighbors)
+        new, objective = _cross_covariance(drawn_x, drawn_y, directions, config.anneal_neighbors, known, config)
         momentum = _FIRST_MOMENTUM + (_LAST_MOMENTUM - _FIRST_MOMENTUM) * progress
         return (momentum * cross + (1 - momentum) * new).astype(cross.dtype), objective
 
@@ -107,7 +117,7 @@ def settle_neighbors(num_rows: int, config: Config) -> int:
     return max(config.csls_neighbors, min(wanted, num_rows // 50))
 
 
-def _settle(key, x, y, matrix, steps, num_rows: int, config: Config) -> Refined:
+def _settle(key, x, y, matrix, steps, num_rows: int, config: Config, known: KnownPairs | None) -> Refined:
     spread_x, spread_y = (measure_spread(rows, config.whitening_power) for rows in (x, y))
     orders = order_rows(key, x, y)
     smaller = min(x.shape[0], y.shape[0])
@@ -124,7 +134,8 @@ def _settle(key, x, y, matrix, steps, num_rows: int, config: Config) -> Refined:
             for draw_key, rows, order in zip(draws, (x, y), orders, strict=True)
         )
         directions = weigh_directions(cross, spread_x, spread_y, config.reliability_power)
-        new, objective = _cross_covariance(drawn_x, drawn_y, directions, settle_neighbors(smaller, config))
+        num_neighbors = settle_neighbors(smaller, config)
+        new, objective = _cross_covariance(drawn_x, drawn_y, directions, num_neighbors, known, config)
         return ((1 - share) * cross + share * new).astype(cross.dtype), objective
 
     matrix, objective = jax.lax.scan(step, matrix, steps)
@@ -132,21 +143,33 @@ def _settle(key, x, y, matrix, steps, num_rows: int, config: Config) -> Refined:
 
 
 def refine_csls(
-    key: jax.Array, x: jax.Array, y: jax.Array, matrix: jax.Array, *, config: Config, steps: jax.Array | None = None
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    matrix: jax.Array,
+    *,
+    config: Config,
+    steps: jax.Array | None = None,
+    known: KnownPairs | None = None,
 ) -> Refined:
     """Settle a map: match samples of up to ``config.csls_rows`` rows by CSLS in both directions, and average.
 
     Arguments and result as for `refine_annealed`; uses ``csls_*``, ``reliability_power`` and ``whitening_power``.
     """
-    return _settle(
-        key, x, y, matrix, jnp.arange(config.csls_steps) if steps is None else steps, config.csls_rows, config
-    )
+    steps = jnp.arange(config.csls_steps) if steps is None else steps
+    return _settle(key, x, y, matrix, steps, config.csls_rows, config, known)
 
 
 def refine_whole(
-    key: jax.Array, x: jax.Array, y: jax.Array, matrix: jax.Array, *, config: Config, steps: jax.Array | None = None
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    matrix: jax.Array,
+    *,
+    config: Config,
+    steps: jax.Array | None = None,
+    known: KnownPairs | None = None,
 ) -> Refined:
     """As `refine_csls` on as many rows as there are, up to ``config.whole_rows``; ``config.whole_steps`` steps."""
-    return _settle(
-        key, x, y, matrix, jnp.arange(config.whole_steps) if steps is None else steps, config.whole_rows, config
-    )
+    steps = jnp.arange(config.whole_steps) if steps is None else steps
+    return _settle(key, x, y, matrix, steps, config.whole_rows, config, known)

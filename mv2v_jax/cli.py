@@ -29,7 +29,7 @@ from mv2v_jax.distributed import (
     start,
     together,
 )
-from mv2v_jax.io import check_writable, file_of, load_embeddings, load_map, save_map, save_npy
+from mv2v_jax.io import check_writable, digest, file_of, load_embeddings, load_map, save_map, save_npy
 from mv2v_jax.linear_map import Frame
 from mv2v_jax.measure import CheckedRows, RowStatistics
 from mv2v_jax.mesh import RESTART, make_mesh
@@ -40,13 +40,14 @@ from mv2v_jax.report import describe_verdict, print_facts, print_table, progress
 from mv2v_jax.rows import RowFiles
 from mv2v_jax.study import Plan, Study, run_study, write_study
 from mv2v_jax.types import Config, LinearMap
-from mv2v_jax.validate import InputError, check_config, check_finite, check_shape
+from mv2v_jax.validate import InputError, check_config, check_finite, check_pairs, check_shape
 from mv2v_jax.verdict import Verdict
 
 _NOT_ALIGNED_EXIT = 3
 _LOST_EXIT = 4
 # Restarts that are lost at most where a study is interrupted.
 _CHUNK = 8
+Pairs = tuple[np.ndarray, np.ndarray]
 _DEFAULT_RESTARTS = 2
 
 _restarts_option = click.option(
@@ -107,6 +108,14 @@ def _mesh(
             raise InputError("--row-devices must come with --all-devices or --distributed")
         return None
     return make_mesh(restarts, row_devices=row_devices)
+
+
+_pairs_option = click.option(
+    "--pairs",
+    nargs=2,
+    metavar="PX PY",
+    help="Known pairs, if there are any: row i of PX, of the source encoder, and row i of PY belong together.",
+)
 
 
 def _settled_option(default: int):
@@ -193,14 +202,35 @@ def _measure(source: str, config: Config) -> tuple[CheckedRows, RowStatistics]:
     return CheckedRows(rows=rows, mean=statistics.mean, digest=statistics.digest), statistics
 
 
+def _load_pairs(sources: tuple[str, str] | None, x: Any, y: Any) -> Pairs | None:
+    """Known pairs of rows like those of ``x`` and ``y``, the same in every process."""
+    if sources is None:
+        return None
+
+    def load() -> Pairs:
+        left, right = check_pairs(tuple(np.asarray(load_embeddings(source)) for source in sources), x, y, sources)
+        return left, right
+
+    known = together(load)
+    check_same({source: together(functools.partial(probe, side)) for source, side in zip(sources, known, strict=True)})
+    return known
+
+
 def _fit(
-    x: Any, y: Any, config: Config, seed: int, restarts: int, settled: int = 1, mesh: Mesh | None = None
+    x: Any,
+    y: Any,
+    config: Config,
+    seed: int,
+    restarts: int,
+    settled: int = 1,
+    mesh: Mesh | None = None,
+    pairs: Pairs | None = None,
 ) -> TimedFit:
     key = jax.random.key(seed)
     with progress_bar() as on_step:
         if mesh is not None:
-            return align_on_mesh(key, x, y, config, on_step, mesh, restarts, settled)
-        return align_with_progress(key, x, y, config, on_step, restarts, settled)
+            return align_on_mesh(key, x, y, config, on_step, mesh, restarts, settled, pairs)
+        return align_with_progress(key, x, y, config, on_step, restarts, settled, pairs)
 
 
 def _judged(fit: TimedFit) -> dict[str, Any]:
@@ -279,6 +309,7 @@ def _device() -> str:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Random seed.")
 @_restarts_option
 @_settled_option(1)
+@_pairs_option
 @_device_options
 @click.option("--accept", is_flag=True, help="Take the map whatever the verdict: no warning, exit code 0.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with one JSON line.")
@@ -291,11 +322,12 @@ def align(
     seed: int,
     restarts: int,
     settled: int,
+    pairs: tuple[str, str] | None,
     accept: bool,
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Learn the map from the space of X to the space of Y. No row of X needs a partner in Y.
+    """Learn the map from the space of X to the space of Y. No row of X needs a partner in Y; a few known ones help.
 
     The map is written with a verdict, which no label goes into. Exit code 3 where the verdict is not_aligned.
     """
@@ -305,14 +337,21 @@ def align(
     together(lambda: check_writable(output) if is_first() else None)
     check_same({"options": (config, seed, restarts, settled, devices["row_devices"])})
     (x, of_x), (y, of_y) = (_measure(file, config) for file in (x_file, y_file))
-    fit = _fit(x, y, config, seed, restarts, settled, mesh)
+    known = _load_pairs(pairs, x, y)
+    fit = _fit(x, y, config, seed, restarts, settled, mesh, known)
     info = fit.result.best.info
     if not bool(info.all_finite):
         raise InputError(f"{x_file} and {y_file} must be in a range float32 can square, found a map that is not finite")
     shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
     judged = _judged(fit)
     run = {"preset": preset, "seed": seed, **judged, "settled": min(settled, restarts), "device": _device()}
-    provenance = {"config": dataclasses.asdict(config), "digest_x": of_x.digest, "digest_y": of_y.digest}
+    provenance: dict[str, Any] = {
+        "config": dataclasses.asdict(config),
+        "digest_x": of_x.digest,
+        "digest_y": of_y.digest,
+    }
+    if known is not None:
+        provenance |= {"pairs": len(known[0]), "digest_pairs": [digest(side) for side in known]}
     together(lambda: save_map(output, fit.result.best.map, {**shapes, **run, **provenance}) if is_first() else None)
     odd_rows = {
         "zero_rows_x": of_x.num_zero,
@@ -357,6 +396,7 @@ def _print_fit(facts: dict[str, Any], judged: dict[str, Any], output: Path, good
     "--sizes", metavar="N,N,...", help="Rows a side of the curve over sizes.  [default: 1/8, 1/4, 1/2 of all]"
 )
 @_settled_option(8)
+@_pairs_option
 @click.option("--size-restarts", type=click.IntRange(2, 10_000), default=8, show_default=True, help="At each of them.")
 @click.option(
     "--bootstraps", type=click.IntRange(0, 10_000), default=4, show_default=True, help="Resamples of the rows."
@@ -374,6 +414,7 @@ def stability(
     output: Path,
     restarts: int,
     settled: int,
+    pairs: tuple[str, str] | None,
     chunk: int | None,
     sizes: str | None,
     size_restarts: int,
@@ -407,8 +448,9 @@ def stability(
         bootstraps=bootstraps,
     )
     check_same({"options": (config, plan, devices["row_devices"])})
+    known = _load_pairs(pairs, x, y)
     with progress_bar() as on_step:
-        study = run_study(x, y, config, plan, output, on_step, resume=resume, mesh=mesh)
+        study = run_study(x, y, config, plan, output, on_step, resume=resume, mesh=mesh, pairs=known)
     together(lambda: _write_study(study, output, plots) if is_first() else None)
     if not is_first():
         return

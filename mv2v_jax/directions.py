@@ -13,6 +13,7 @@ where the map is not quite right.
 import jax
 import jax.numpy as jnp
 
+from mv2v_jax.procrustes import of_length
 from mv2v_jax.pytree import pytree
 
 # Directions with less than this share of the largest variance are noise; lifting them further would only amplify it.
@@ -120,13 +121,9 @@ def map_from_cross(cross: jax.Array, x: Spread, y: Spread, reliability_power: fl
     u, singular, vt = jnp.linalg.svd(cross, full_matrices=False)
     weights = _correlations(u, singular, vt.T, x, y) ** jnp.asarray(reliability_power, cross.dtype)
     directions = _scaled(u, vt, weights, x, y)
-    return _of_length(directions.x @ directions.y.T, min(cross.shape) ** 0.5)
+    return of_length(directions.x @ directions.y.T, min(cross.shape) ** 0.5)
 
 
 def whiten_map(W: jax.Array, x: Spread, y: Spread) -> jax.Array:
     """``C_x^-a W C_y^-a`` of a map ``[d_x, d_y]``, of the length of ``W``; ``W`` itself for power zero."""
-    return _of_length(x.whitener @ W @ y.whitener, jnp.linalg.norm(W))
-
-
-def _of_length(W: jax.Array, length: float | jax.Array) -> jax.Array:
-    return W * (length / jnp.maximum(jnp.linalg.norm(W), jnp.finfo(W.dtype).tiny))
+    return of_length(x.whitener @ W @ y.whitener, jnp.linalg.norm(W))

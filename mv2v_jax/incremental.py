@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from mv2v_jax.csls import NUM_LOCAL
 from mv2v_jax.directions import measure_spread
 from mv2v_jax.preprocess import center_unit, mean_present, present_rows, unit_rows, working_dtype
-from mv2v_jax.procrustes import polar, polar_step
+from mv2v_jax.procrustes import of_length, polar, polar_step
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import LinearMap, _static, _traced
 
@@ -289,5 +289,5 @@ def refine_map(state: RefineState, *, whitened: bool = True) -> LinearMap:
     W = state.W
     if whitened:
         W = W @ state.whitener @ state.whitener
-        W = W * (min(W.shape) ** 0.5 / jnp.maximum(jnp.linalg.norm(W), jnp.finfo(W.dtype).tiny))
+        W = of_length(W, min(W.shape) ** 0.5)
     return LinearMap(W=W, mean_x=state.mean_x, mean_y=state.mean_y, scale_x=state.scale_x, scale_y=state.scale_y)

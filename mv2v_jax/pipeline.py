@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,16 @@ from mv2v_jax.anchors import Anchors, AnchorSets, match_anchor_sets, select_anch
 from mv2v_jax.anneal import annealing_length, refine_annealed, refine_csls, refine_whole
 from mv2v_jax.directions import map_from_cross, measure_spread, whiten_map
 from mv2v_jax.evidence import HoldOut, gather_evidence, hold_out, num_held_out
+from mv2v_jax.known import KnownPairs, blend, known_pairs
 from mv2v_jax.matching import match_relative
 from mv2v_jax.preprocess import Space, draw_rows, fit_space, order_rows
-from mv2v_jax.principal import in_directions, lift, lower, principal_directions, project
-from mv2v_jax.procrustes import polar
+from mv2v_jax.principal import in_directions, known_in_directions, lift, lower, principal_directions, project
+from mv2v_jax.procrustes import of_length, polar
 from mv2v_jax.pytree import pytree
 from mv2v_jax.refine import Refined, refine_clusters, refine_matching
 from mv2v_jax.sizes import SizedRows, size_rows
 from mv2v_jax.types import AlignInfo, AlignResult, Config, Evidence, LinearMap
-from mv2v_jax.validate import check_config, check_fitting_rows
+from mv2v_jax.validate import check_config, check_fitting_rows, check_pairs
 from mv2v_jax.verdict import judge
 
 
@@ -59,14 +60,16 @@ REFINEMENTS = (
 )
 
 
-def _anneal_again(key, x, y, matrix, *, config: Config, steps=None) -> Refined:
+def _anneal_again(key, x, y, matrix, *, config: Config, steps=None, known: KnownPairs | None = None) -> Refined:
     """The second half of the annealed refinement once more, in twice the directions of the search."""
     length = annealing_length(min(x.shape[0], y.shape[0]), config)
     half = length // 2
     steps = (jnp.arange(half) if steps is None else steps) + length - half
     directions_x, directions_y = (principal_directions(rows, 2 * config.search_dims) for rows in (x, y))
     x, y = in_directions(x, directions_x), in_directions(y, directions_y)
-    refined = refine_annealed(key, x, y, lower(matrix, directions_x, directions_y), config=config, steps=steps)
+    known = known_in_directions(known, directions_x, directions_y)
+    lowered = lower(matrix, directions_x, directions_y)
+    refined = refine_annealed(key, x, y, lowered, config=config, steps=steps, known=known)
     return Refined(matrix=lift(refined.matrix, directions_x, directions_y), objective=refined.objective)
 
 
@@ -93,12 +96,14 @@ class SearchRows:
         y: `HoldOut` of the target, rows of ``[., r_y]``.
         directions_x: ``[d_x, r_x]``, the principal directions whose coordinates these are; ``None`` for all.
         directions_y: ``[d_y, r_y]``, the same of the target.
+        known: `KnownPairs` in these coordinates; ``None`` where there are none.
     """
 
     x: HoldOut
     y: HoldOut
     directions_x: jax.Array | None
     directions_y: jax.Array | None
+    known: KnownPairs | None
 
 
 def prepare_search(space_x: Space, space_y: Space, *, config: Config) -> SearchRows:
@@ -106,7 +111,8 @@ def prepare_search(space_x: Space, space_y: Space, *, config: Config) -> SearchR
     parts = [hold_out(space, config.held_out_rows) for space in (space_x, space_y)]
     directions = [principal_directions(part.fitted, config.search_dims) for part in parts]
     x, y = (project(part, found) for part, found in zip(parts, directions, strict=True))
-    return SearchRows(x=x, y=y, directions_x=directions[0], directions_y=directions[1])
+    known = known_in_directions(known_pairs(space_x.known, space_y.known), *directions)
+    return SearchRows(x=x, y=y, directions_x=directions[0], directions_y=directions[1], known=known)
 
 
 @pytree
@@ -128,7 +134,7 @@ class Searched:
     anchor_kept: jax.Array
 
 
-def initial_map(key, x: jax.Array, y: jax.Array, sets: AnchorSets, *, config: Config):
+def initial_map(key, x: jax.Array, y: jax.Array, sets: AnchorSets, *, config: Config, known: KnownPairs | None = None):
     """Anchors that agree, relative representations: the first matrix ``[d_x, d_y]`` and the anchors.
 
     The matrix is a map where a published refinement goes on with it, else a cross-covariance, whose singular values
@@ -137,11 +143,10 @@ def initial_map(key, x: jax.Array, y: jax.Array, sets: AnchorSets, *, config: Co
     anchors = select_anchors(sets, config=config)
     drawn = draw_rows(key, x, config.matching_rows or x.shape[0], *order_rows(key, x))
     partners = match_relative(drawn, y, anchors.x, anchors.y, num_neighbors=config.num_neighbors)
-    cross = drawn.T @ partners.rows
+    cross = blend(drawn.T @ partners.rows, len(drawn), known, config)
     if config.match_steps or config.cluster_steps or not config.returns_cross:
         return polar(cross), anchors
-    length = jnp.maximum(jnp.linalg.norm(cross), jnp.finfo(cross.dtype).tiny)
-    return cross * (min(cross.shape) ** 0.5 / length), anchors
+    return of_length(cross, min(cross.shape) ** 0.5), anchors
 
 
 def as_map(matrix: jax.Array, *, config: Config) -> jax.Array:
@@ -159,31 +164,38 @@ def _weigh_map(matrix: jax.Array, space_x: Space, space_y: Space, *, config: Con
 
 
 def refine(
-    keys: Keys, stages: tuple[Refinement, ...], x: jax.Array, y: jax.Array, matrix: jax.Array, *, config: Config
+    keys: Keys,
+    stages: tuple[Refinement, ...],
+    x: jax.Array,
+    y: jax.Array,
+    matrix: jax.Array,
+    *,
+    config: Config,
+    known: KnownPairs | None = None,
 ):
     """Run the stages that have steps, one after the other: the last matrix, and each one's objective by name."""
     trajectory = {}
     for name, num_steps, run in stages:
         if num_steps(config, min(x.shape[0], y.shape[0])):
-            refined = run(getattr(keys, name), x, y, matrix, config=config)
+            refined = run(getattr(keys, name), x, y, matrix, config=config, known=known)
             matrix, trajectory[name] = refined.matrix, refined.objective
     return matrix, trajectory
 
 
-def search_map(key: jax.Array, x: HoldOut, y: HoldOut, *, config: Config) -> Searched:
+def search_map(key: jax.Array, rows: SearchRows, *, config: Config) -> Searched:
     """Everything that has a chance in it, on the fitted rows: anchors, matching, refinement; and the evidence."""
-    keys = split_keys(key)
-    sets = match_anchor_sets(keys.anchors, x.fitted, y.fitted, config=config)
-    matrix, anchors = initial_map(keys.matching, x.fitted, y.fitted, sets, config=config)
-    matrix, trajectory = refine(keys, REFINEMENTS, x.fitted, y.fitted, matrix, config=config)
-    return weigh(keys.evidence, x, y, matrix, trajectory, sets, anchors, config=config)
+    keys, x, y, known = split_keys(key), rows.x.fitted, rows.y.fitted, rows.known
+    sets = match_anchor_sets(keys.anchors, x, y, config=config, known=known)
+    matrix, anchors = initial_map(keys.matching, x, y, sets, config=config, known=known)
+    matrix, trajectory = refine(keys, REFINEMENTS, x, y, matrix, config=config, known=known)
+    return weigh(keys.evidence, rows, matrix, trajectory, sets, anchors, config=config)
 
 
-def weigh(key, x: HoldOut, y: HoldOut, matrix, trajectory, sets: AnchorSets, anchors: Anchors, *, config) -> Searched:
+def weigh(key, rows: SearchRows, matrix, trajectory, sets: AnchorSets, anchors: Anchors, *, config) -> Searched:
     """Ask the held-out rows, and pack a search."""
     return Searched(
         matrix=matrix,
-        evidence=gather_evidence(key, x, y, as_map(matrix, config=config), anchors.agreement),
+        evidence=gather_evidence(key, rows.x, rows.y, as_map(matrix, config=config), anchors.agreement),
         trajectory=trajectory,
         anchor_objective=sets.objective,
         anchor_agreement=anchors.agreement,
@@ -229,20 +241,28 @@ def lift_search(matrix: jax.Array, rows: SearchRows) -> jax.Array:
 def settle(key: jax.Array, space_x: Space, space_y: Space, rows: SearchRows, matrix: jax.Array, *, config: Config):
     """Settle the matrix of a search on all rows, in all directions: a matrix ``[d_x, d_y]`` and its trajectory."""
     lifted = lift_search(matrix, rows)
-    return refine(split_keys(key), SETTLING, space_x.rows, space_y.rows, lifted, config=config)
+    known = known_pairs(space_x.known, space_y.known)
+    return refine(split_keys(key), SETTLING, space_x.rows, space_y.rows, lifted, config=config, known=known)
 
 
 @jax.jit
 def _align(key: jax.Array, x: SizedRows, y: SizedRows, config: Config) -> AlignResult:
     space_x, space_y = fit_space(*x), fit_space(*y)
     rows = prepare_search(space_x, space_y, config=config)
-    searched = search_map(key, rows.x, rows.y, config=config)
+    searched = search_map(key, rows, config=config)
     matrix, trajectory = settle(key, space_x, space_y, rows, searched.matrix, config=config)
     return finish(space_x, space_y, matrix, searched, trajectory, config=config)
 
 
-def align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config | None = None) -> AlignResult:
-    """Learn a linear map from one embedding space to another without a single known pair.
+def align(
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    config: Config | None = None,
+    *,
+    pairs: tuple[Any, Any] | None = None,
+) -> AlignResult:
+    """Learn a linear map from one embedding space to another without a single known pair, or with a few.
 
     One pure function: it jits, vmaps over keys, exports, and compiles once per shapes and static config.
 
@@ -252,6 +272,8 @@ def align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config | None = No
             `rows.RowFiles`, which may be larger than memory.
         y: ``[m, d_y]`` raw rows of the target encoder, of other texts of the same kind.
         config: a `Config`; the default preset if none. Its integers are static, its floats traced.
+        pairs: raw rows ``[p, d_x]`` and ``[p, d_y]`` of which row i and row i belong together, if any are known: none,
+            a handful or thousands. They need not be rows of ``x`` and ``y``.
 
     Returns:
         `AlignResult`: the map, the verdict on it with its evidence, the trajectory of every stage, and more.
@@ -265,4 +287,6 @@ def align(key: jax.Array, x: jax.Array, y: jax.Array, config: Config | None = No
     config = Config() if config is None else config
     check_config(config)
     rows = (check_fitting_rows(x, "x", config), check_fitting_rows(y, "y", config))
-    return _align(key, *(size_rows(checked, config.most_rows) for checked in rows), config)
+    known = check_pairs(pairs, *rows)
+    sized = (size_rows(side, config.most_rows, known=side_known) for side, side_known in zip(rows, known, strict=True))
+    return _align(key, *sized, config)

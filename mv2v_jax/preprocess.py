@@ -22,12 +22,14 @@ class Space:
         mean: ``[d]``, mean of the rows that have a length; of all of them where ``rows`` were drawn from more.
         scale: scalar, mean length of the centred rows before they were scaled.
         zero_rows: int32 scalar, rows of the data without length, before or after centring.
+        known: ``[p, d]``, rows whose partners are known, as ``rows`` are; ``None`` where there are none.
     """
 
     rows: jax.Array
     mean: jax.Array
     scale: jax.Array
     zero_rows: jax.Array
+    known: jax.Array | None = None
 
 
 def unit_rows(x: jax.Array) -> jax.Array:
@@ -63,13 +65,19 @@ def mean_present(values: jax.Array, present: jax.Array) -> jax.Array:
     return counted.sum() / jnp.maximum(present.sum() * per_row, 1).astype(values.dtype)
 
 
-def fit_space(x: jax.Array, num_rows: jax.Array | int | None = None, mean: jax.Array | None = None) -> Space:
+def fit_space(
+    x: jax.Array,
+    num_rows: jax.Array | int | None = None,
+    mean: jax.Array | None = None,
+    known: jax.Array | None = None,
+) -> Space:
     """Preprocess the fitting rows ``x [n, d]`` of one space; half precision comes out as float32.
 
     Args:
         x: raw rows; over a mesh's row axis each device has its share of them, and gets all of the space.
         num_rows: how many of them are rows of the data, where the last ones are padding (`sizes.size_rows`).
         mean: ``[d]``, what to centre by, where these rows were drawn from more and the mean of all is known.
+        known: ``[p, d]`` raw rows whose partners in the other space are known, if any; they fit no mean.
     """
     chex.assert_rank(x, 2)
     num_all = x.shape[0] * num_parts(ROW)
@@ -87,6 +95,7 @@ def fit_space(x: jax.Array, num_rows: jax.Array | int | None = None, mean: jax.A
         mean=mean,
         scale=total(lengths.sum(), ROW) / num_present,
         zero_rows=jnp.asarray(num_rows, jnp.int32) - present_rows(rows).sum(dtype=jnp.int32),
+        known=None if known is None else center_unit(known, mean),
     )
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.evidence import HoldOut
+from mv2v_jax.known import KnownPairs
 from mv2v_jax.preprocess import unit_rows
 
 
@@ -29,6 +30,15 @@ def in_directions(rows: jax.Array, directions: jax.Array | None) -> jax.Array:
 def project(part: HoldOut, directions: jax.Array | None) -> HoldOut:
     """Both parts of a space as `in_directions` has them."""
     return HoldOut(fitted=in_directions(part.fitted, directions), held_out=in_directions(part.held_out, directions))
+
+
+def known_in_directions(
+    known: KnownPairs | None, directions_x: jax.Array | None, directions_y: jax.Array | None
+) -> KnownPairs | None:
+    """Known pairs as `in_directions` has them, each side in its own directions."""
+    if known is None:
+        return None
+    return KnownPairs(x=in_directions(known.x, directions_x), y=in_directions(known.y, directions_y))
 
 
 def lower(matrix: jax.Array, directions_x: jax.Array | None, directions_y: jax.Array | None) -> jax.Array:

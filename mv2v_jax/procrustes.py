@@ -118,6 +118,11 @@ def polar_step(start: jax.Array, matrix: jax.Array) -> jax.Array:
     return x
 
 
+def of_length(matrix: jax.Array, length: float | jax.Array) -> jax.Array:
+    """``matrix`` scaled to a Frobenius norm of ``length``; one of zeros stays so."""
+    return matrix * (length / jnp.maximum(jnp.linalg.norm(matrix), jnp.finfo(matrix.dtype).tiny))
+
+
 def procrustes(x: jax.Array, y: jax.Array) -> jax.Array:
     """Semi-orthogonal map from paired rows ``x [n, d_x]`` to ``y [n, d_y]``: ``polar(x^T y)``, ``[d_x, d_y]``."""
     chex.assert_equal_shape_prefix((x, y), 1)

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mv2v_jax.anchors import AnchorSets, match_anchor_sets
+from mv2v_jax.known import known_pairs
 from mv2v_jax.pipeline import (
     REFINEMENTS,
     SETTLING,
@@ -42,7 +43,7 @@ from mv2v_jax.restarts import (
 )
 from mv2v_jax.sizes import size_rows
 from mv2v_jax.types import Config
-from mv2v_jax.validate import check_config, check_fitting_rows
+from mv2v_jax.validate import check_config, check_fitting_rows, check_pairs
 
 OnStep = Callable[[str, int, int], None]
 
@@ -88,12 +89,12 @@ def _chunks(num_steps: int) -> list[jax.Array]:
     return list(jnp.arange(num_steps).reshape(-1, length))
 
 
-def _some_sets(key, rows_x, rows_y, config, sets):
-    return match_anchor_sets(key, rows_x, rows_y, config=config, sets=sets)
+def _some_sets(key, rows, config, sets):
+    return match_anchor_sets(key, rows.x.fitted, rows.y.fitted, config=config, sets=sets, known=rows.known)
 
 
-def _first_matrix(key, rows_x, rows_y, sets, config):
-    return initial_map(key, rows_x, rows_y, sets, config=config)
+def _first_matrix(key, rows, sets, config):
+    return initial_map(key, rows.x.fitted, rows.y.fitted, sets, config=config, known=rows.known)
 
 
 def _search_rows(space_x, space_y, config):
@@ -101,7 +102,7 @@ def _search_rows(space_x, space_y, config):
 
 
 def _searched(key, rows, matrix, trajectory, sets, anchors, config):
-    return weigh(key, rows.x, rows.y, matrix, trajectory, sets, anchors, config=config)
+    return weigh(key, rows, matrix, trajectory, sets, anchors, config=config)
 
 
 def _choose(searches, rows_x, config):
@@ -126,12 +127,12 @@ class _Fit:
     def _run_steps(self, stage: Refinement) -> Callable[..., Any]:
         """One function a stage, so that all restarts share its compilation."""
 
-        def some_steps(key, rows_x, rows_y, matrix, config, steps):
-            return stage.run(key, rows_x, rows_y, matrix, config=config, steps=steps)
+        def some_steps(key, rows_x, rows_y, matrix, config, known, steps):
+            return stage.run(key, rows_x, rows_y, matrix, config=config, steps=steps, known=known)
 
         return self._steps.setdefault(stage.name, some_steps)
 
-    def refine(self, keys: Keys, stages: tuple[Refinement, ...], rows_x, rows_y, matrix, label: str):
+    def refine(self, keys: Keys, stages: tuple[Refinement, ...], rows_x, rows_y, matrix, known, label: str):
         """As `pipeline.refine`, in chunks of steps."""
         trajectory = {}
         for stage in stages:
@@ -140,7 +141,7 @@ class _Fit:
                 continue
             objective = []
             for chunk in _follow(label + stage.name, num_steps, self.on_step):
-                arguments = (getattr(keys, stage.name), rows_x, rows_y, matrix, self.config, chunk)
+                arguments = (getattr(keys, stage.name), rows_x, rows_y, matrix, self.config, known, chunk)
                 refined = self.watch.run(self._run_steps(stage), *arguments)
                 matrix = refined.matrix
                 objective.append(refined.objective)
@@ -150,13 +151,13 @@ class _Fit:
     def search(self, key: jax.Array, rows: SearchRows, label: str) -> Searched:
         """As `pipeline.search_map`."""
         keys, config = split_keys(key), self.config
-        fitted = rows.x.fitted, rows.y.fitted
         found: list[AnchorSets] = []
         for chunk in _follow(f"{label}anchors", config.num_anchor_sets, self.on_step):
-            found.append(self.watch.run(_some_sets, keys.anchors, *fitted, config, chunk))
+            found.append(self.watch.run(_some_sets, keys.anchors, rows, config, chunk))
         sets = jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
-        matrix, anchors = self.watch.run(_first_matrix, keys.matching, *fitted, sets, config)
-        matrix, trajectory = self.refine(keys, REFINEMENTS, *fitted, matrix, label)
+        matrix, anchors = self.watch.run(_first_matrix, keys.matching, rows, sets, config)
+        fitted = rows.x.fitted, rows.y.fitted
+        matrix, trajectory = self.refine(keys, REFINEMENTS, *fitted, matrix, rows.known, label)
         return self.watch.run(_searched, keys.evidence, rows, matrix, trajectory, sets, anchors, config)
 
 
@@ -168,6 +169,7 @@ def align_with_progress(
     on_step: OnStep,
     num_restarts: int = 1,
     num_settled: int = 1,
+    pairs: tuple[Any, Any] | None = None,
 ) -> TimedFit:
     """Fit as `mv2v_jax.align_restarts` does, telling ``on_step(stage, done, total)`` after every chunk.
 
@@ -179,6 +181,7 @@ def align_with_progress(
         on_step: called on the host with a stage's name, the steps done and the steps to do.
         num_restarts: as for `align_restarts`.
         num_settled: as for `align_restarts`.
+        pairs: as for `align_restarts`.
 
     Raises:
         InputError: as `align_restarts`.
@@ -186,7 +189,8 @@ def align_with_progress(
     check_config(config)
     x, y = (check_fitting_rows(rows, name, config) for rows, name in ((x, "x"), (y, "y")))
     check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config, num_settled)
-    x, y = (size_rows(rows, config.most_rows) for rows in (x, y))
+    known = check_pairs(pairs, x, y)
+    x, y = (size_rows(rows, config.most_rows, known=side) for rows, side in zip((x, y), known, strict=True))
     fit = _Fit(config, on_step)
     watch = fit.watch
     on_step("preprocess", 0, 1)
@@ -202,11 +206,13 @@ def align_with_progress(
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *searches)
     choice = watch.run(_choose, stacked, rows.x.fitted, config)
     order = choice.order[: num_averaged(num_settled, num_restarts, config)]
+    whole_known = known_pairs(space_x.known, space_y.known)
     settled = []
     for place, index in enumerate(map(int, order)):
         matrix = watch.run(lift_search, searches[index].matrix, rows)
         label = f"settling {place + 1} " if len(order) > 1 else ""
-        settled.append(fit.refine(split_keys(keys[index]), SETTLING, space_x.rows, space_y.rows, matrix, label))
+        spaces = space_x.rows, space_y.rows
+        settled.append(fit.refine(split_keys(keys[index]), SETTLING, *spaces, matrix, whole_known, label))
     matrix = watch.run(_average, [matrix for matrix, _ in settled], choice.weights[order])
     best, trajectory = searches[int(choice.chosen)], settled[0][1]
     result = watch.run(_finish, space_x, space_y, matrix, best, trajectory, choice.with_others, config)
@@ -230,12 +236,15 @@ def align_on_mesh(
     mesh: Mesh,
     num_restarts: int = 1,
     num_settled: int = 1,
+    pairs: tuple[Any, Any] | None = None,
 ) -> TimedFit:
     """Fit as `mv2v_jax.align_restarts` does over a mesh, in one piece; ``on_step`` hears of its two ends.
 
     Arguments as for `align_with_progress`; every process of the mesh calls this together.
     """
-    x, y, choices = ready_restarts(x, y, config, num_restarts=num_restarts, num_settled=num_settled, mesh=mesh)
+    x, y, choices = ready_restarts(
+        x, y, config, num_restarts=num_restarts, num_settled=num_settled, mesh=mesh, pairs=pairs
+    )
     on_step("fit", 0, 1)
     started = time.perf_counter()
     compiled = fit_restarts.lower(key, x, y, config, **choices).compile()

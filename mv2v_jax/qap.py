@@ -1,8 +1,9 @@
 """Quadratic assignment: which cluster of one space is which cluster of the other.
 
 Two sets of ``c`` centres are matched by the permutation ``p`` that maximises
-``sum_ij kx[i, j] * ky[p[i], p[j]]``. On double-centred Gram matrices this is the linear CKA of the matched centres, so
-nothing but the geometry inside each space is compared.
+``sum_ij kx[i, j] * ky[p[i], p[j]]``, and ``sum_i linear[i, p[i]]`` with it where something is known of single matches.
+On double-centred Gram matrices the first is the linear CKA of the matched centres, so nothing but the geometry inside
+each space is compared.
 
 The search is a tabu search over swaps. The gain of *every* swap comes from one ``c x c`` matrix product, so thousands
 of starts advance together under ``vmap``; the number of steps is fixed, so no start waits for another. The starts come
@@ -23,7 +24,7 @@ class Assignment:
 
     Attributes:
         permutation: ``[c]`` int32; row ``i`` of the first kernel is matched with row ``permutation[i]`` of the second.
-        objective: scalar, ``sum_ij kx[i, j] * ky[p[i], p[j]]``.
+        objective: scalar, ``sum_ij kx[i, j] * ky[p[i], p[j]]``, and the linear term where there is one.
     """
 
     permutation: jax.Array
@@ -34,6 +35,7 @@ class Assignment:
 class _SearchState:
     permutation: jax.Array  # [c]
     permuted: jax.Array  # [c, c], ky[p][:, p]
+    linear: jax.Array | None  # [c, c], the linear term with columns in the present order
     forbidden_until: jax.Array  # [c, c], step until which row i may not return to the place now held by row j
     objective: jax.Array
     best: Assignment
@@ -50,6 +52,11 @@ def centered_kernel(centers: jax.Array) -> jax.Array:
 def assignment_objective(kx: jax.Array, ky: jax.Array, permutation: jax.Array) -> jax.Array:
     """``sum_ij kx[i, j] * ky[p[i], p[j]]`` for kernels ``[c, c]`` and a permutation ``[c]``."""
     return jnp.vdot(kx, ky[permutation][:, permutation])
+
+
+def _whole_objective(kx, ky, linear, permutation):
+    objective = assignment_objective(kx, ky, permutation)
+    return objective if linear is None else objective + linear[jnp.arange(len(permutation)), permutation].sum()
 
 
 def swap_gains(kx: jax.Array, permuted: jax.Array) -> jax.Array:
@@ -88,6 +95,9 @@ def _swap_step(state: _SearchState, inputs: tuple[jax.Array, jax.Array], kx: jax
     step, tenures = inputs
     num_rows = kx.shape[0]
     gains = swap_gains(kx, state.permuted)
+    if state.linear is not None:
+        here = jnp.diagonal(state.linear)
+        gains += state.linear + state.linear.T - here[:, None] - here[None]
     still_forbidden = state.forbidden_until > step
     forbidden = still_forbidden & still_forbidden.T
     leads_to_best = state.objective + gains > state.best.objective
@@ -108,17 +118,31 @@ def _swap_step(state: _SearchState, inputs: tuple[jax.Array, jax.Array], kx: jax
         objective=jnp.where(better, objective, state.best.objective),
     )
     return _SearchState(
-        permutation=permutation, permuted=permuted, forbidden_until=forbidden_until, objective=objective, best=best
+        permutation=permutation,
+        permuted=permuted,
+        linear=None if state.linear is None else _exchange(state.linear, r, q, 1),
+        forbidden_until=forbidden_until,
+        objective=objective,
+        best=best,
     ), None
 
 
-def search_from(key: jax.Array, kx: jax.Array, ky: jax.Array, start: jax.Array, *, num_steps: int) -> Assignment:
+def search_from(
+    key: jax.Array,
+    kx: jax.Array,
+    ky: jax.Array,
+    start: jax.Array,
+    *,
+    num_steps: int,
+    linear: jax.Array | None = None,
+) -> Assignment:
     """Tabu search from one starting permutation ``start [c]``; see `search_assignment`."""
     num_rows = kx.shape[0]
-    objective = assignment_objective(kx, ky, start)
+    objective = _whole_objective(kx, ky, linear, start)
     state = _SearchState(
         permutation=start,
         permuted=ky[start][:, start],
+        linear=None if linear is None else linear[:, start],
         forbidden_until=jnp.zeros_like(kx, dtype=jnp.int32),
         objective=objective,
         best=Assignment(permutation=start, objective=objective),
@@ -128,7 +152,7 @@ def search_from(key: jax.Array, kx: jax.Array, ky: jax.Array, start: jax.Array, 
     state, _ = jax.lax.scan(lambda s, i: _swap_step(s, i, kx), state, (jnp.arange(num_steps, dtype=jnp.int32), tenures))
     # The carried objective is a long sum of gains; the returned one is computed afresh.
     best = state.best.permutation
-    return Assignment(permutation=best, objective=assignment_objective(kx, ky, best))
+    return Assignment(permutation=best, objective=_whole_objective(kx, ky, linear, best))
 
 
 def _profile_costs(kx: jax.Array, ky: jax.Array) -> jax.Array:
@@ -137,7 +161,15 @@ def _profile_costs(kx: jax.Array, ky: jax.Array) -> jax.Array:
     return jnp.sum((profiles_x[:, None] - profiles_y[None]) ** 2, axis=-1)
 
 
-def search_assignment(key: jax.Array, kx: jax.Array, ky: jax.Array, *, num_starts: int, num_steps: int) -> Assignment:
+def search_assignment(
+    key: jax.Array,
+    kx: jax.Array,
+    ky: jax.Array,
+    *,
+    num_starts: int,
+    num_steps: int,
+    linear: jax.Array | None = None,
+) -> Assignment:
     """Maximise ``sum_ij kx[i, j] * ky[p[i], p[j]]`` over permutations: the best of several tabu searches.
 
     Args:
@@ -149,13 +181,18 @@ def search_assignment(key: jax.Array, kx: jax.Array, ky: jax.Array, *, num_start
             which no permutation changes, the first without noise and the others with more and more. On matched
             k-means kernels they end nearer to the optimum than random starts do (see ``benchmarks/speed.py``).
         num_steps: swaps per start. About ``c`` of them reach the first local optimum.
+        linear: ``[c, c]``, a term ``sum_i linear[i, p[i]]`` of the objective, if any: what is known of single matches.
 
     Source: robust tabu search, E. Taillard, Parallel Computing 17 (1991).
     """
+    kx, ky, linear = jax.tree.map(jnp.asarray, (kx, ky, linear))
     chex.assert_rank((kx, ky), 2)
-    chex.assert_equal_shape((kx, ky))
+    chex.assert_equal_shape((kx, ky) if linear is None else (kx, ky, linear))
 
     profile_costs = _profile_costs(kx, ky)
+    if linear is not None:
+        # One unit of the objective is two of squared distance.
+        profile_costs -= 2 * linear
     spread = profile_costs.std()
 
     def search(key, noise):
@@ -163,7 +200,7 @@ def search_assignment(key: jax.Array, kx: jax.Array, ky: jax.Array, *, num_start
         costs = profile_costs + noise * spread * jax.random.normal(noise_key, kx.shape, kx.dtype)
         rows, columns = optax.assignment.hungarian_algorithm(costs)
         start = jnp.zeros(kx.shape[0], jnp.int32).at[rows].set(columns.astype(jnp.int32))
-        return search_from(tenure_key, kx, ky, start, num_steps=num_steps)
+        return search_from(tenure_key, kx, ky, start, num_steps=num_steps, linear=linear)
 
     # From the profiles' own assignment to one that is half noise: the starts differ, and all know something.
     noises = jnp.linspace(0, 1, num_starts, dtype=kx.dtype)

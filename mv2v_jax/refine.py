@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.kmeans import kmeans, lloyd
+from mv2v_jax.known import KnownPairs, blend
 from mv2v_jax.neighbors import neighbor_means
 from mv2v_jax.preprocess import draw_rows, mean_present, order_rows, present_rows, unit_rows
-from mv2v_jax.procrustes import procrustes
+from mv2v_jax.procrustes import polar
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import Config
 
@@ -31,7 +32,14 @@ def _smooth(W: jax.Array, new: jax.Array, share: float | jax.Array) -> jax.Array
 
 
 def refine_matching(
-    key: jax.Array, x: jax.Array, y: jax.Array, W: jax.Array, *, config: Config, steps: jax.Array | None = None
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    W: jax.Array,
+    *,
+    config: Config,
+    steps: jax.Array | None = None,
+    known: KnownPairs | None = None,
 ) -> Refined:
     """Refine-1: draw rows, map them, pair each with the mean of its nearest rows of Y, Procrustes, smooth.
 
@@ -42,6 +50,7 @@ def refine_matching(
         W: ``[d_x, d_y]``, the map to start from.
         config: uses ``match_*`` and ``smoothing``.
         steps: ``[t]`` numbers of the steps to take; all of ``config.match_steps`` by default.
+        known: `KnownPairs` to blend into every step's cross-covariance, if any.
 
     Returns:
         `Refined`; the objective is the mean cosine of the rows with their pseudo-partners' members.
@@ -52,14 +61,21 @@ def refine_matching(
         drawn = draw_rows(jax.random.fold_in(key, index), x, config.match_rows, order)
         partners = neighbor_means(unit_rows(drawn @ W), y, y, num_neighbors=config.match_neighbors)
         objective = mean_present(partners.similarity, present_rows(drawn))
-        return _smooth(W, procrustes(drawn, partners.rows), config.smoothing), objective
+        return _smooth(W, polar(blend(drawn.T @ partners.rows, len(drawn), known, config)), config.smoothing), objective
 
     W, objective = jax.lax.scan(step, W, jnp.arange(config.match_steps) if steps is None else steps)
     return Refined(matrix=W, objective=objective)
 
 
 def refine_clusters(
-    key: jax.Array, x: jax.Array, y: jax.Array, W: jax.Array, *, config: Config, steps: jax.Array | None = None
+    key: jax.Array,
+    x: jax.Array,
+    y: jax.Array,
+    W: jax.Array,
+    *,
+    config: Config,
+    steps: jax.Array | None = None,
+    known: KnownPairs | None = None,
 ) -> Refined:
     """Refine-2: k-means of X, k-means of Y started from the mapped centres, Procrustes on the centre pairs, smooth.
 
@@ -76,7 +92,9 @@ def refine_clusters(
         mapped = found.centers @ W
         centers_y = lloyd(y, mapped, num_steps=config.lloyd_steps, spread=True).centers
         similarity = jnp.sum(unit_rows(mapped) * unit_rows(centers_y), axis=1).mean()
-        return _smooth(W, procrustes(found.centers, centers_y), config.smoothing), similarity
+        return _smooth(
+            W, polar(blend(found.centers.T @ centers_y, num_clusters, known, config)), config.smoothing
+        ), similarity
 
     W, objective = jax.lax.scan(step, W, jnp.arange(config.cluster_steps) if steps is None else steps)
     return Refined(matrix=W, objective=objective)

@@ -22,7 +22,7 @@ from mv2v_jax.preprocess import Space, fit_space
 from mv2v_jax.pytree import pytree
 from mv2v_jax.sizes import SizedRows, row_specs, size_rows
 from mv2v_jax.types import AlignResult, Config, Evidence, LinearMap
-from mv2v_jax.validate import InputError, check_config, check_fitting_rows
+from mv2v_jax.validate import InputError, check_config, check_fitting_rows, check_pairs
 
 Keep = Literal["best", "summary", "all"]
 
@@ -142,7 +142,7 @@ def search_restarts(keys: jax.Array, rows: SearchRows, *, config: Config, batch_
     Over a mesh's restart axis each device searches for its share of them.
     """
     mine = keys[part(jnp.arange(keys.shape[0]), RESTART)]
-    searches = jax.lax.map(lambda key: search_map(key, rows.x, rows.y, config=config), mine, batch_size=batch_size)
+    searches = jax.lax.map(lambda key: search_map(key, rows, config=config), mine, batch_size=batch_size)
     return whole(searches, RESTART, keys.shape[0])
 
 
@@ -227,6 +227,7 @@ def align_restarts(
     keep: Keep = "summary",
     num_settled: int = 1,
     mesh: Mesh | None = None,
+    pairs: tuple[Any, Any] | None = None,
 ) -> Restarts:
     """Search several times from different draws, and settle the best search by its `Evidence`, or the best few.
 
@@ -245,6 +246,7 @@ def align_restarts(
         mesh: of `make_mesh`, to spread restarts and rows over devices, of several processes as well; all of them call
             this with the same arguments, and each holds of ``x`` and ``y`` what its own devices need. The result is
             that of one device, up to rounding.
+        pairs: known pairs, if any, as for `align`.
 
     Raises:
         InputError: as `align`, where nothing is held out to choose by, where ``keep`` is none of the three, and where
@@ -260,6 +262,7 @@ def align_restarts(
         keep=keep,
         num_settled=num_settled,
         mesh=mesh,
+        pairs=pairs,
     )
     return fit_restarts(key, x, y, config, **choices)
 
@@ -274,6 +277,7 @@ def ready_restarts(
     keep: Keep = "summary",
     num_settled: int,
     mesh: Mesh | None,
+    pairs: tuple[Any, Any] | None = None,
 ) -> tuple[SizedRows, SizedRows, dict[str, Any]]:
     """Check what `align_restarts` is given: both spaces' rows in their sizes, and the keywords of `fit_restarts`."""
     check_config(config)
@@ -281,7 +285,8 @@ def ready_restarts(
         raise InputError(f"keep must be one of {', '.join(get_args(Keep))}, found {keep!r}")
     x, y = check_fitting_rows(x, "x", config), check_fitting_rows(y, "y", config)
     check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config, num_settled)
-    x, y = (size_rows(rows, config.most_rows, mesh) for rows in (x, y))
+    known = check_pairs(pairs, x, y)
+    x, y = (size_rows(rows, config.most_rows, mesh, side) for rows, side in zip((x, y), known, strict=True))
     if batch_size is None:
         num_rows, num_dims = map(max, zip(x.rows.shape, y.rows.shape, strict=True))
         batch_size = restart_batch(num_restarts, num_rows, config.search_dims or num_dims, config, mesh)

@@ -30,11 +30,13 @@ class SizedRows(NamedTuple):
         rows: ``[padded_size(num_rows), d]`` jax array, zero rows last.
         num_rows: int32 scalar, how many are rows of the data.
         mean: ``[d]``, mean of all rows that have a length, where some were drawn; ``None`` where all are here.
+        known: ``[padded_size(p), d]``, rows whose partners are known, zero rows last; ``None`` where there are none.
     """
 
     rows: jax.Array
     num_rows: jax.Array
     mean: jax.Array | None = None
+    known: jax.Array | None = None
 
 
 def padded_size(num_rows: int) -> int:
@@ -85,7 +87,7 @@ def check_spread(num_rows: int, most: int, mesh: Mesh | None) -> None:
         )
 
 
-def _spread_rows(x: Any, chosen: np.ndarray | None, mean: Any, mesh: Mesh) -> SizedRows:
+def _spread_rows(x: Any, chosen: np.ndarray | None, mean: Any, known: Any, mesh: Mesh) -> SizedRows:
     """Rows ``chosen`` of ``x``, padded, each process reading those of its own devices."""
     num_rows = x.shape[0] if chosen is None else len(chosen)
     shape = (padded_size(num_rows), x.shape[1])
@@ -109,32 +111,39 @@ def _spread_rows(x: Any, chosen: np.ndarray | None, mean: Any, mesh: Mesh) -> Si
         rows=place(shape, mesh, BY_ROWS, read),
         num_rows=everywhere(np.asarray(num_rows, np.int32)),
         mean=None if mean is None else everywhere(np.asarray(mean, dtype)),
+        known=None if known is None else everywhere(np.asarray(known)),
     )
 
 
-def size_rows(x: Any, most: int, mesh: Mesh | None = None) -> SizedRows:
+def _pad(rows: Any) -> Any:
+    padding = ((0, padded_size(rows.shape[0]) - rows.shape[0]), (0, 0))
+    # NumPy pads without compiling anything.
+    return jnp.pad(rows, padding) if isinstance(rows, jax.Array) else np.pad(rows, padding)
+
+
+def size_rows(x: Any, most: int, mesh: Mesh | None = None, known: Any = None) -> SizedRows:
     """Rows ``x [n, d]`` in one of the sizes, of at most ``most`` rows.
 
     Args:
         x: a NumPy or JAX array, a memory map, `rows.RowFiles`, or `CheckedRows` of any of them.
         most: rows to draw where there are more, and then their mean is that of all.
         mesh: over which to spread them, if any: then each process reads the rows of its own devices.
+        known: ``[p, d]``, rows whose partners are known, if any.
 
     Raises:
         InputError: the devices along the mesh's row axis do not divide the padded rows.
     """
     chosen = chosen_rows(x.shape[0], most)
     mean = None if chosen is None else _mean_of_all(x)
+    known = None if known is None or not known.shape[0] else _pad(known)
     if mesh is not None:
-        return _spread_rows(x, chosen, mean, mesh)
+        return _spread_rows(x, chosen, mean, known, mesh)
     drawn = x if chosen is None else x[chosen]
     num_rows = drawn.shape[0]
-    padding = ((0, padded_size(num_rows) - num_rows), (0, 0))
-    drawn = drawn.rows if isinstance(drawn, CheckedRows) else drawn
-    # NumPy pads without compiling anything.
-    padded = jnp.pad(drawn, padding) if isinstance(drawn, jax.Array) else jnp.asarray(np.pad(drawn, padding))
+    padded = jnp.asarray(_pad(drawn.rows if isinstance(drawn, CheckedRows) else drawn))
     return SizedRows(
         rows=padded,
         num_rows=jnp.asarray(num_rows, jnp.int32),
         mean=None if mean is None else jnp.asarray(mean, working_dtype(padded.dtype)),
+        known=None if known is None else jnp.asarray(known),
     )

@@ -39,11 +39,13 @@ from mv2v_jax.rows import RowChoice
 from mv2v_jax.sizes import SizedRows, check_spread, chosen_rows, row_specs, size_rows
 from mv2v_jax.stability import Stability, measure_stability
 from mv2v_jax.types import AlignResult, Config
-from mv2v_jax.validate import InputError
+from mv2v_jax.validate import InputError, check_pairs
 from mv2v_jax.verdict import Verdict, judge
 
 _MANIFEST, _CHUNKS = "study.json", "chunks"
 T = TypeVar("T")
+# Both sides of the known pairs, if any.
+Known = tuple[Any, Any]
 
 
 class Plan(NamedTuple):
@@ -159,7 +161,15 @@ def check_plan(plan: Plan, num_rows: int, config: Config) -> None:
 
 
 def open_study(
-    folder: Path, x: Any, y: Any, config: Config, plan: Plan, *, resume: bool, mesh: Mesh | None = None
+    folder: Path,
+    x: Any,
+    y: Any,
+    config: Config,
+    plan: Plan,
+    *,
+    resume: bool,
+    mesh: Mesh | None = None,
+    known: Known = (None, None),
 ) -> None:
     """Make the folder of a study, or find it as it was left.
 
@@ -179,6 +189,7 @@ def open_study(
         "plan": plan._asdict() | {"sizes": list(plan.sizes)},
         "digest_x": digest(x),
         "digest_y": digest(y),
+        "digest_pairs": None if known[0] is None else [digest(side) for side in known],
     }
     manifest, chunks = folder / _MANIFEST, folder / _CHUNKS
     if manifest.is_file():
@@ -226,9 +237,9 @@ class _Runner:
     """Runs parts of a study: restarts that share their rows. What its calls share."""
 
     def __init__(
-        self, x: Any, y: Any, config: Config, plan: Plan, chunks: Path, on_step: OnStep, mesh: Mesh | None
+        self, x: Any, y: Any, config: Config, plan: Plan, chunks: Path, on_step: OnStep, mesh: Mesh | None, known: Known
     ) -> None:
-        self.x, self.y, self.config, self.plan = x, y, config, plan
+        self.x, self.y, self.config, self.plan, self.known = x, y, config, plan, known
         self.chunks, self.on_step, self.mesh = chunks, on_step, mesh
 
     def prepare(self, draw: Callable[[int], np.ndarray] | None) -> tuple[Space, Space, SearchRows]:
@@ -242,7 +253,8 @@ class _Runner:
             return RowChoice(rows, index if chosen is None else index[chosen])
 
         sides = (self.x, self.y) if draw is None else (drawn(self.x, draw), drawn(self.y, draw))
-        return _prepare(*(size_rows(rows, most, self.mesh) for rows in sides), self.config, self.mesh)
+        sized = (size_rows(rows, most, self.mesh, known) for rows, known in zip(sides, self.known, strict=True))
+        return _prepare(*sized, self.config, self.mesh)
 
     def search(self, name: str, restarts: int, rows: SearchRows) -> Searched:
         """Restarts ``0 .. restarts - 1`` on some rows: from their files where these exist, else run and written.
@@ -292,6 +304,7 @@ def run_study(
     *,
     resume: bool = False,
     mesh: Mesh | None = None,
+    pairs: tuple[Any, Any] | None = None,
 ) -> Study:
     """Run what is not in the folder yet, and compare: nothing that goes into the result depends on the time.
 
@@ -305,14 +318,17 @@ def run_study(
         resume: whether a study may be there already.
         mesh: of `make_mesh`, over which restarts and rows are spread; all processes of it call this together, and the
             folder is the first one's.
+        pairs: known pairs, if any, as for `align`; every restart gets them, and every resample.
     """
     num_rows = min(x.shape[0], y.shape[0])
     check_plan(plan, num_rows, config)
     for size in (*plan.sizes, x.shape[0], y.shape[0]):
         check_spread(size, config.most_rows, mesh)
+    known = check_pairs(pairs, x, y)
     chunks = folder / _CHUNKS
-    together(lambda: open_study(folder, x, y, config, plan, resume=resume, mesh=mesh) if is_first() else None)
-    runner = _Runner(x, y, config, plan, chunks, on_step, mesh)
+    find = functools.partial(open_study, folder, x, y, config, plan, resume=resume, mesh=mesh, known=known)
+    together(lambda: find() if is_first() else None)
+    runner = _Runner(x, y, config, plan, chunks, on_step, mesh, known)
 
     space_x, space_y, rows = runner.prepare(None)
     searches = runner.search("restarts", plan.restarts, rows)
@@ -342,7 +358,7 @@ def run_study(
         agreement = _agreement_with_chosen(matrix, some, searches.matrix[chosen], rows, space_x, config)
         resampled.append(float(agreement))
 
-    pairs = {name: _off_diagonal(getattr(found, name)) for name in ("agreement", "distance", "angle", "neighbors")}
+    compared = {name: _off_diagonal(getattr(found, name)) for name in ("agreement", "distance", "angle", "neighbors")}
     facts = {
         "restarts": plan.restarts,
         "verdict": Verdict(int(result.verdict)).name,
@@ -350,7 +366,7 @@ def run_study(
         "estimated_top1": float(result.estimated_top1),
         "chosen": chosen,
         "basins": _list_basins(listed),
-        **{name: _summary(values) for name, values in pairs.items()},
+        **{name: _summary(values) for name, values in compared.items()},
         "row_stability": _summary(found.row_stability),
         "sizes": curve,
         "bootstrap_agreement": _summary(np.asarray(resampled)) if resampled else None,

@@ -63,6 +63,10 @@ class Config:
     whole_steps: int = _static(2, "CSLS refinement: last steps, on all rows")
     whole_rows: int = _static(32_768, "CSLS refinement: what counts as all rows of a larger space")
 
+    pair_weight: float = _traced(
+        1.0, "how much a known pair counts, where any are given; 0 where they only match clusters"
+    )
+
     cluster_steps: int = _static(0, "refine-2: rounds of k-means of X, k-means of Y from there, Procrustes")
     refine_clusters: int = _static(500, "refine-2: clusters")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2v_jax.errors import InputError
-from mv2v_jax.measure import CheckedRows, Difference, Moments, ask, check_rows, refuse_equal, refuse_not_finite
+from mv2v_jax.measure import CheckedRows, Moments, ask, check_rows, refuse_not_finite
 from mv2v_jax.rows import RowFiles
 from mv2v_jax.types import Config
 
@@ -31,6 +31,7 @@ _AT_LEAST = {
 }
 _FLOAT_RANGE = {
     "anneal_power": (0.0, 8.0),
+    "pair_weight": (0.0, 1e9),
     "smoothing": (0.0, 1.0),
     "reliability_power": (0.0, 8.0),
     "whitening_power": (0.0, 0.5),
@@ -84,11 +85,37 @@ def check_finite(array: Any, name: str) -> None:
     refuse_not_finite(array, name, moments)
 
 
-def check_different(array: Any, name: str) -> None:
-    """Raise `InputError` where all rows with a length are equal: there is no geometry to align."""
-    difference = Difference()
-    ask(array, difference)
-    refuse_equal(array, name, difference)
+def check_pairs(pairs: Any, x: Any, y: Any, names: tuple[str, str] = ("pairs[0]", "pairs[1]")) -> tuple[Any, Any]:
+    """Check known pairs of rows like those of ``x`` and ``y``, and return both sides; nothing for nothing.
+
+    Args:
+        pairs: rows ``[p, d_x]`` and ``[p, d_y]``, or ``None``.
+        x: ``[n, d_x]``.
+        y: ``[m, d_y]``.
+        names: what errors call both sides.
+
+    Raises:
+        InputError: not two sides, of one number of rows, of the dimensions of ``x`` and ``y``; and, where they are
+            concrete, NaN or infinity.
+    """
+    if pairs is None:
+        return None, None
+    if not isinstance(pairs, (tuple, list)) or len(pairs) != 2:
+        raise InputError(
+            "pairs must be two matrices, (x_pairs, y_pairs), row i of one the partner of row i of the other"
+        )
+    sides = [side if isinstance(side, jax.Array) else np.asarray(side) for side in pairs]
+    for side, rows, name in zip(sides, (x, y), names, strict=True):
+        check_shape(side, name, least_rows=0)
+        if side.shape[1] != rows.shape[1]:
+            raise InputError(f"{name} must have {rows.shape[1]} columns, as the rows to align, found {side.shape[1]}")
+        if not isinstance(side, jax.core.Tracer) and side.shape[0]:
+            check_finite(side, name)
+    if sides[0].shape[0] != sides[1].shape[0]:
+        raise InputError(
+            f"{names[1]} must have a row for each of the {sides[0].shape[0]} of {names[0]}, found {sides[1].shape[0]}"
+        )
+    return sides[0], sides[1]
 
 
 def check_fitting_rows(x: Any, name: str, config: Config) -> Any:

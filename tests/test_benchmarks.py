@@ -343,6 +343,7 @@ def test_selection_regrets_what_the_best_score_loses():
     assert selection.regrets(fits) == pytest.approx({"good": 0, "bad": 0.2, "one at random, on average": 0.1})
 
 
+@pytest.mark.slow
 def test_selection_restarts_on_real_rows(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     for name in common.BUNDLED_ENCODERS:
@@ -441,6 +442,7 @@ def test_ablation_changes_one_choice_at_a_time(tiny, tmp_path, monkeypatch, caps
     assert "few rows, 100 a side" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_restarts_are_counted(tiny, tmp_path, capsys):
     file = tmp_path / "restarts.json"
     found = restarts.main(["--rows", "240", "--eval", "40", "--counts", "1,2", "--seeds", "2", "--json", str(file)])
@@ -456,6 +458,7 @@ def test_restarts_are_counted(tiny, tmp_path, capsys):
         restarts.main(["--counts", "2,0"])
 
 
+@pytest.mark.slow
 def test_a_consensus_is_compared(tiny, tmp_path, capsys):
     file = tmp_path / "consensus.json"
     arguments = ["--rows", "240", "--eval", "40", "--restarts", "3", "--seeds", "1", "--json", str(file)]
@@ -559,6 +562,7 @@ def test_memory_is_watched_while_a_command_runs(tmp_path):
     assert all(2**20 < resident < 2**30 for resident in seen.values())
 
 
+@pytest.mark.slow
 def test_roofline_says_every_stage(tiny, capsys, monkeypatch):
     monkeypatch.setattr(roofline, "PRESETS", PRESETS)
     monkeypatch.setattr(roofline, "_PEAK_SIZE", 64)
@@ -611,6 +615,7 @@ def test_planted_shards_have_the_mean_they_say_and_judge_nothing(tmp_path):
     assert len(np.unique(rows, axis=0)) == 50
 
 
+@pytest.mark.slow
 def test_larger_than_memory_runs_both_commands_and_judges_them(monkeypatch, capsys, tmp_path):
     def run_here(*arguments):
         with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -636,6 +641,7 @@ def test_a_command_that_fails_is_told_and_its_memory_is_its_own(tmp_path):
         larger_than_memory.run_command("info", tmp_path / "none.safetensors")
 
 
+@pytest.mark.slow
 def test_growth_fits_files_and_prints_exponents(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(growth, "PRESETS", PRESETS)
     monkeypatch.setattr(growth, "_fit_in_child", growth.fit_files)
@@ -666,6 +672,7 @@ def tiny_peers(monkeypatch, tiny):
     monkeypatch.setattr(peers, "GROMOV_STEPS", 5)
 
 
+@pytest.mark.slow
 def test_peers_in_one_table(tiny_peers, tmp_path, capsys):
     pytest.importorskip("ot")
     pytest.importorskip("ott")

@@ -13,7 +13,7 @@ from mv2v_jax.anneal import refine_annealed
 from mv2v_jax.directions import map_from_cross, measure_spread, whiten_map
 from mv2v_jax.evidence import gather_evidence, hold_out
 from mv2v_jax.metrics import evaluate
-from mv2v_jax.pipeline import SETTLING, again_steps, refine, search_map, split_keys
+from mv2v_jax.pipeline import SETTLING, again_steps, prepare_search, refine, search_map, split_keys
 from mv2v_jax.preprocess import fit_space
 from mv2v_jax.procrustes import polar
 from mv2v_jax.sizes import size_rows
@@ -267,12 +267,13 @@ def test_a_published_map_is_whitened_last():
     assert float(whitened.info.orthogonality) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_last_cross_covariance_is_weighted_and_whitened():
     settled, rows = unweighted(0.2, reliability_power=0.7)
     planted, key = small_clouds(), jax.random.key(0)
     config = small_config(whitening_power=0.2, reliability_power=0.7)
     spaces = [prepared(cloud) for cloud in (planted.x, planted.y)]
-    searched = search_map(key, *(hold_out(space, 5) for space in spaces), config=config)
+    searched = search_map(key, prepare_search(*spaces, config=config), config=config)
     matrix, _ = refine(split_keys(key), SETTLING, *rows, searched.matrix, config=config)
     expected = map_from_cross(matrix, *(measure_spread(cloud, 0.2) for cloud in rows), 0.7)
     np.testing.assert_allclose(settled.map.W, expected, atol=1e-3)

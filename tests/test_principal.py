@@ -181,7 +181,7 @@ def test_a_search_in_fewer_directions_is_settled_in_all():
         found = align(key, *clouds, config)
         spaces = [fit_space(jnp.asarray(rows)) for rows in clouds]
         rows = prepare_search(*spaces, config=config)
-        searched = jax.jit(lambda key, x, y: search_map(key, x, y, config=config))(key, rows.x, rows.y)
+        searched = jax.jit(lambda key, rows: search_map(key, rows, config=config))(key, rows)
         assert searched.matrix.shape == (6, 6)
         matrix = np.asarray(rows.directions_x) @ np.asarray(searched.matrix)
         np.testing.assert_allclose(lift_search(searched.matrix, rows), matrix, atol=1e-12)
@@ -194,6 +194,7 @@ def test_a_search_in_fewer_directions_is_settled_in_all():
     assert found.map.W.shape == (7, 6)
 
 
+@pytest.mark.slow
 def test_as_many_directions_as_there_are_change_nothing():
     planted = planted_clouds(8, 6, num_x=61, num_y=53, groups=6, seed=10)
     whole, same = (align(jax.random.key(0), planted.x, planted.y, small_config(search_dims=dims)) for dims in (0, 8))

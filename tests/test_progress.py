@@ -14,7 +14,9 @@ SEARCH = ["anchors", "refine_matching", "refine_clusters", "refine_annealed"]
 
 
 # Searched in all directions, and in fewer than x has.
-@pytest.mark.parametrize(("num_restarts", "num_settled", "search_dims"), [(1, 1, 0), (3, 2, 7)])
+@pytest.mark.parametrize(
+    ("num_restarts", "num_settled", "search_dims"), [pytest.param(1, 1, 0, marks=pytest.mark.slow), (3, 2, 7)]
+)
 def test_pieces_equal_the_whole(quick_compile, num_restarts, num_settled, search_dims):
     config = small_config(search_dims=search_dims)
     rng = np.random.default_rng(0)

@@ -40,6 +40,7 @@ def test_more_than_two_spaces(tmp_path):
     assert "True" not in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["python", "sh"])
 def test_quick_start(tmp_path, language):
     if language == "python":

@@ -73,12 +73,12 @@ def searched_rows():
 
 @functools.cache
 def searches():
-    parts = searched_rows().x, searched_rows().y
-    search = jax.jit(lambda key, x, y: search_map(key, x, y, config=CONFIG))
+    rows = searched_rows()
+    search = jax.jit(lambda key, rows: search_map(key, rows, config=CONFIG))
     # What is searched for depends on the fitted rows alone.
-    others = [part.replace(held_out=part.held_out[::-1] ** 2) for part in parts]
-    found = [search(jax.random.fold_in(root(), index), *parts) for index in range(NUM)]
-    return found, search(jax.random.fold_in(root(), 0), *others)
+    others = (part.replace(held_out=part.held_out[::-1] ** 2) for part in (rows.x, rows.y))
+    found = [search(jax.random.fold_in(root(), index), rows) for index in range(NUM)]
+    return found, search(jax.random.fold_in(root(), 0), rows.replace(**dict(zip("xy", others, strict=True))))
 
 
 def test_every_restart_is_a_call_of_align_with_its_own_key():
@@ -103,6 +103,7 @@ def consensus():
     return align_restarts(root(), *clouds(), NUM, CONFIG, num_settled=2)
 
 
+@pytest.mark.slow
 def test_a_consensus_is_the_average_of_what_the_best_were_settled_to():
     found, keys = consensus(), [jax.random.fold_in(root(), index) for index in range(NUM)]
     best, second = np.argsort(-np.asarray(found.evidence.score))[:2]
@@ -209,6 +210,7 @@ def test_the_largest_finite_score_is_selected(scores, expected):
     assert chosen.dtype == jnp.int32
 
 
+@pytest.mark.slow
 def test_side_by_side_is_one_after_the_other():
     found = align_restarts(root(), *clouds(), 2, CONFIG, batch_size=2)
     expected = jax.tree.map(lambda leaf: leaf[:2], restarts().evidence)
@@ -239,6 +241,7 @@ def test_as_many_restarts_go_side_by_side_as_fit_half_of_the_memory(monkeypatch)
     assert restart_batch(100, 3_000, 128, config, make_mesh(100)) == 1
 
 
+@pytest.mark.slow
 def test_same_shapes_compile_once():
     restarts()
     key, others = jax.random.key(8), clouds(seed=11)

@@ -1,5 +1,6 @@
 """Comparison of maps against SciPy and against counting by hand."""
 
+import functools
 from collections import Counter
 
 import jax
@@ -115,13 +116,13 @@ def test_restarts_that_are_kept_can_be_compared(restarts):
     np.testing.assert_allclose(found.agreement, kept.agreement, atol=0.1)
 
 
-def test_what_is_not_kept_is_not_returned(restarts, quick_compile):
-    planted, kept = restarts
+def test_what_is_not_kept_is_not_returned(restarts):
+    planted, _ = restarts
     for keep in ("best", "summary"):
-        found = align_restarts(jax.random.key(0), planted.x, planted.y, 3, CONFIG, keep=keep)
+        fit = functools.partial(align_restarts, num_restarts=3, config=CONFIG, keep=keep)
+        found = jax.eval_shape(fit, jax.random.key(0), planted.x, planted.y)
         assert found.maps is None
         assert (found.trajectory is None) == (keep == "best")
-        np.testing.assert_array_equal(found.chosen, kept.chosen)
     with pytest.raises(InputError, match="keep must be one of best, summary, all, found 'none'"):
         align_restarts(jax.random.key(0), planted.x, planted.y, 3, CONFIG, keep="none")
 

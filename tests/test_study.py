@@ -98,7 +98,10 @@ def test_restarts_are_those_of_align_restarts(whole, folder):
     np.testing.assert_allclose(linear_map.W, expected.best.map.W, atol=1e-3)
 
 
-@pytest.mark.parametrize("num_chunks", [0, 1, 4])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("num_chunks", [pytest.param(0, marks=SLOW), 1, pytest.param(4, marks=SLOW)])
 def test_killed_and_resumed_it_ends_with_the_same_bits(whole, folder, num_chunks):
     name = f"killed-{num_chunks}"
     process = subprocess.Popen(command(name), cwd=folder, env=environment(folder), stdout=subprocess.DEVNULL)

@@ -9,7 +9,7 @@ import pytest
 from conftest import small_config
 
 from mv2v_jax import PRESETS, align
-from mv2v_jax.validate import InputError, check_config, check_different, check_finite, check_fitting_rows
+from mv2v_jax.validate import InputError, check_config, check_finite, check_fitting_rows
 
 CONFIG = small_config(num_clusters=5)
 
@@ -82,9 +82,9 @@ def test_rows_are_looked_at_block_by_block(monkeypatch):
         check_finite(with_bad(np.nan, 6, 8), "x")
     last_differs = np.ones((5, 2))
     last_differs[4] = 2
-    check_different(last_differs, "x")
+    check_fitting_rows(last_differs, "x", CONFIG)
     with pytest.raises(InputError, match="5 equal ones"):
-        check_different(np.ones((5, 2)), "x")
+        check_fitting_rows(np.ones((5, 2)), "x", CONFIG)
 
 
 def test_shapes_are_checked_under_a_transformation_and_values_are_not():
