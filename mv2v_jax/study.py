@@ -267,18 +267,19 @@ class _Runner:
         run = functools.partial(_search_chunk, config=self.config, batch_size=batch_size, mesh=self.mesh)
         leaves, structure = jax.tree.flatten(jax.eval_shape(run, restart_keys(key, 0, chunk), rows))
         self.on_step(name, 0, restarts)
-        found = []
-        for first in range(0, restarts, chunk):
-            path = self.chunks / f"{name}-{first:06d}.safetensors"
+        paths = {first: self.chunks / f"{name}-{first:06d}.safetensors" for first in range(0, restarts, chunk)}
+        for first, path in paths.items():
             if not from_first(path.is_file()):
                 # The last chunk is a whole one as well, so that it runs in the same function.
                 searched = _on_host(run(restart_keys(key, first, chunk), rows))
                 together(functools.partial(self._write, path, searched))
-            # Read back even where just written: a resumed study sees the same.
+            self.on_step(name, min(first + chunk, restarts), restarts)
+        # Read back even where just written, so that a resumed study sees the same; and only now, so that memory does
+        # not grow while restarts are searched for.
+        found = []
+        for first, path in paths.items():
             arrays = together(functools.partial(self._read, path, leaves))
-            wanted = min(chunk, restarts - first)
-            found.append([array[:wanted] for array in from_first(arrays)])
-            self.on_step(name, first + wanted, restarts)
+            found.append([array[: restarts - first] for array in from_first(arrays)])
         return jax.tree.unflatten(structure, [np.concatenate(parts) for parts in zip(*found, strict=True)])
 
     def _write(self, path: Path, searched: Searched) -> None:
