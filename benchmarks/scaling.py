@@ -120,16 +120,21 @@ def _padded(split: Any) -> list[np.ndarray]:
 
 
 def time_fits(options: argparse.Namespace, num_devices: int) -> dict[str, Any]:
-    """Fits over this process's devices: as many restarts over the restart axis, one over the row axis."""
+    """Fits over this process's devices: as many restarts over the restart axis, one over the row axis.
+
+    Strong: the same work on more devices. Weak: as much work on each; of rows, the largest number of devices has all.
+    """
     split, config, prepared = _prepared(options)
     key, record = jax.random.key(0), {}
-    for name, restarts, rows in (
-        ("strong, restarts", _STRONG_RESTARTS, 1),
-        ("weak, restarts", num_devices, 1),
-        ("strong, rows", 1, num_devices),
+    share = num_devices / max(options.devices)
+    for name, restarts, rows, part in (
+        ("strong, restarts", _STRONG_RESTARTS, 1, 1.0),
+        ("weak, restarts", num_devices, 1, 1.0),
+        ("strong, rows", 1, num_devices, 1.0),
+        ("weak, rows", 1, num_devices, share),
     ):
         mesh = make_mesh(restarts, row_devices=rows)
-        fit = (key, split.x, split.y, restarts, config)
+        fit = (key, *(side[: int(part * len(side))] for side in (split.x, split.y)), restarts, config)
         seconds_of(lambda *fit, mesh=mesh: align_restarts(*fit, mesh=mesh), *fit)
         result, seconds = seconds_of(lambda *fit, mesh=mesh: align_restarts(*fit, mesh=mesh), *fit)
         record[name] = {"seconds": seconds, "top1": evaluate(result.best.map, split)["top1"]}
@@ -203,7 +208,11 @@ def show(fits: dict[int, Any], stages: dict[str, Any], bandwidth: float, latency
         for devices in fits
     ]
     columns = ["CPU devices", *(f"{name}, {part}" for name in _FITS for part in _PARTS)]
-    print_table(f"Measured: {_STRONG_RESTARTS} restarts, a restart a device, one restart", columns, rows)
+    print_table(
+        f"Measured: {_STRONG_RESTARTS} restarts, a restart a device, one restart, one on rows as many as devices",
+        columns,
+        rows,
+    )
     restart = stages.pop("restart")
     seconds = fits[min(fits)]["steps"]
     rows = [
@@ -240,7 +249,7 @@ def show(fits: dict[int, Any], stages: dict[str, Any], bandwidth: float, latency
     return record
 
 
-_FITS = ("strong, restarts", "weak, restarts", "strong, rows")
+_FITS = ("strong, restarts", "weak, restarts", "strong, rows", "weak, rows")
 _PARTS = ("seconds", "top1")
 
 
