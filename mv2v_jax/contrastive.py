@@ -20,10 +20,12 @@ import jax.numpy as jnp
 import optax
 
 from mv2v_jax.csls import match_csls
+from mv2v_jax.known import known_pairs, worth_in_pairs
 from mv2v_jax.neighbors import Neighbors
 from mv2v_jax.preprocess import center_unit, draw_rows, mean_present, order_rows, present_rows, unit_rows, working_dtype
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import LinearMap, _static, _traced
+from mv2v_jax.validate import check_pairs
 
 
 @jax.tree_util.register_dataclass
@@ -93,6 +95,7 @@ def refine_contrastive(
     config: ContrastiveConfig | None = None,
     *,
     optimizer: optax.GradientTransformation | None = None,
+    pairs: tuple[Any, Any] | None = None,
 ) -> Contrastive:
     """Train a map on its own pseudo-pairs, to retrieve better and to bring rows nearer to their partners.
 
@@ -104,6 +107,8 @@ def refine_contrastive(
         config: a `ContrastiveConfig`; the defaults if none.
         optimizer: any optax optimiser, with its schedule over `round_steps`; started anew in every round. Adam with
             ``learning_rate`` and a cosine schedule if none. Make it once: another one compiles another program.
+        pairs: known pairs, raw rows ``[p, d_x]`` and ``[p, d_y]``, if any. They are drawn as often, beside the pseudo-
+            pairs, as their number is of what the map is worth in pairs (`known.worth_in_pairs`).
 
     Returns:
         `Contrastive`. Pure; goes through `jax.jit` and `jax.vmap`. No array is of both spaces' rows.
@@ -114,7 +119,10 @@ def refine_contrastive(
     for name, rows, d in (("x", x, linear_map.W.shape[0]), ("y", y, linear_map.W.shape[1])):
         if rows.ndim != 2 or rows.shape[1] != d or not rows.shape[0]:
             raise ValueError(f"{name} must be [n, {d}] for this map, found shape {list(rows.shape)}")
-    return _refine(key, linear_map, x, y, ContrastiveConfig() if config is None else config, optimizer)
+    known = check_pairs(pairs, x, y)
+    if known[0] is not None and not known[0].shape[0]:
+        known = None, None
+    return _refine(key, linear_map, x, y, ContrastiveConfig() if config is None else config, optimizer, known)
 
 
 @functools.partial(jax.jit, static_argnums=5)
@@ -125,6 +133,7 @@ def _refine(
     y: jax.Array,
     config: ContrastiveConfig,
     optimizer: optax.GradientTransformation | None,
+    pairs: tuple[jax.Array | None, jax.Array | None],
 ) -> Contrastive:
     dtype = working_dtype(linear_map.W.dtype)
     given = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), linear_map)
@@ -153,17 +162,38 @@ def _refine(
         away = jnp.sum((params["W"] - first) ** 2) / length**2
         return value - config.cosine * jnp.mean(jnp.sum(mapped * batch_y, axis=1)) + config.distance * away
 
+    raw_x, raw_y = (None if rows is None else jnp.asarray(rows).astype(dtype) for rows in pairs)
+
+    def with_known(params, pairs_x, pairs_y):
+        """Pairs to draw from, and a function that draws them: the known ones lie behind the others."""
+        num_pseudo = pairs_x.shape[0]
+
+        def draw(key):
+            return jax.random.randint(key, (config.batch_rows,), 0, num_pseudo, jnp.int32)
+
+        if raw_x is None or raw_y is None:
+            return pairs_x, pairs_y, draw
+        known_y = center_unit(raw_y, given.mean_y)
+        known = known_pairs(source(params, raw_x), known_y)
+        share = len(raw_x) / (len(raw_x) + worth_in_pairs(params["W"], known))
+
+        def draw_both(key):
+            keys = jax.random.split(key, 3)
+            of_known = num_pseudo + jax.random.randint(keys[1], (config.batch_rows,), 0, len(raw_x), jnp.int32)
+            return jnp.where(jax.random.bernoulli(keys[2], share, (config.batch_rows,)), of_known, draw(keys[0]))
+
+        return jnp.concatenate([pairs_x, raw_x]), jnp.concatenate([pairs_y, known_y]), draw_both
+
     def run_round(params, key):
         matches = match_csls(unit_rows(source(params, x) @ params["W"]), target, num_neighbors=config.num_neighbors)
         # Raw rows of the source, averaged as such: an offset is learned before they are centred and get their length.
         pairs_x = jnp.concatenate([x, x[matches.y_to_x.index].mean(axis=1)])
         pairs_y = jnp.concatenate([_mean_of(target, matches.x_to_y), target])
+        pairs_x, pairs_y, draw = with_known(params, pairs_x, pairs_y)
 
         def step(carry, index):
             params, opt_state = carry
-            drawn = jax.random.randint(
-                jax.random.fold_in(key, index), (config.batch_rows,), 0, pairs_x.shape[0], jnp.int32
-            )
+            drawn = draw(jax.random.fold_in(key, index))
             value, gradient = jax.value_and_grad(loss)(params, pairs_x[drawn], pairs_y[drawn])
             updates, opt_state = optimizer.update(gradient, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), value

@@ -41,10 +41,11 @@ def known_pairs(x: jax.Array | None, y: jax.Array | None) -> KnownPairs | None:
     return KnownPairs(x=jnp.where(both, x, 0), y=jnp.where(both, y, 0))
 
 
-def _share_closer(cross: jax.Array, known: KnownPairs) -> jax.Array:
-    """Share of other pairs' rows that are closer than the true one under the rotation in ``cross``, a scalar.
+def worth_in_pairs(cross: jax.Array, known: KnownPairs) -> jax.Array:
+    """How many known pairs would make a rotation as good as the one in ``cross [d_x, d_y]``, a scalar.
 
-    FOSCTTM among the pairs, both ways; as if half a row more had been closer of one row more, for few pairs say little.
+    By its FOSCTTM among the pairs, both ways: the share of others that are closer than the true partner; as if half a
+    row more had been closer of one row more, for few pairs say little.
     """
     x, y = known.x[:_JUDGES], known.y[:_JUDGES]
     present = present_rows(x)
@@ -52,7 +53,7 @@ def _share_closer(cross: jax.Array, known: KnownPairs) -> jax.Array:
     own = jnp.diagonal(similarity)
     others = present[:, None] & present[None] & ~jnp.eye(len(x), dtype=bool)
     closer = (jnp.where(others, similarity > own[:, None], 0) + jnp.where(others, similarity > own[None], 0)).sum()
-    return ((closer + 0.5) / (2 * others.sum() + 1)).astype(cross.dtype)
+    return (_PAIRS_TIMES_FOSCTTM * (2 * others.sum() + 1) / (closer + 0.5)).astype(cross.dtype)
 
 
 def blend(cross: jax.Array, num_pseudo: int, known: KnownPairs | None, config: Config) -> jax.Array:
@@ -66,10 +67,8 @@ def blend(cross: jax.Array, num_pseudo: int, known: KnownPairs | None, config: C
     """
     if known is None:
         return cross
-    # So many known pairs would make a rotation as good as the one the pseudo-pairs make.
-    as_good_as = _PAIRS_TIMES_FOSCTTM / _share_closer(cross, known)
-    weight = jnp.asarray(config.pair_weight, cross.dtype)
-    return (cross + num_pseudo * weight / as_good_as * (known.x.T @ known.y)).astype(cross.dtype)
+    weight = jnp.asarray(config.pair_weight, cross.dtype) / worth_in_pairs(cross, known)
+    return (cross + num_pseudo * weight * (known.x.T @ known.y)).astype(cross.dtype)
 
 
 def match_terms(centers_x: jax.Array, centers_y: jax.Array, known: KnownPairs | None) -> jax.Array | None:

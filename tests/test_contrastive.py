@@ -101,6 +101,24 @@ def test_any_optimiser_half_precision_and_an_offset(stretched):
     assert stretched.judge(found.map).cosine > stretched.judge(stretched.start).cosine
 
 
+def test_known_pairs_mend_what_pseudo_pairs_cannot(stretched):
+    rng = np.random.default_rng(5)
+    lost = dataclasses.replace(stretched.start, W=jnp.asarray(semi_orthogonal(rng, D_X, D_Y), jnp.float32))
+    x, y = (jnp.asarray(rows, jnp.float32) for rows in (stretched.x, stretched.y))
+    # Other rows than those that judge.
+    pairs = (stretched.x_eval[200:], stretched.y_eval[200:])
+    maps = [
+        refine_contrastive(jax.random.key(0), lost, x, y, SMALL, pairs=some).map
+        for some in (None, tuple(np.float32(side) for side in pairs))
+    ]
+    judged = [jnp.asarray(rows[:200], jnp.float32) for rows in (stretched.x_eval, stretched.y_eval)]
+    without, with_pairs = (float(metrics.evaluate(found, *judged).top1) for found in maps)
+    assert without < 0.1
+    assert with_pairs > 0.5
+    with pytest.raises(ValueError, match=r"pairs\[1\] must have a row for each"):
+        refine_contrastive(jax.random.key(0), lost, x, y, SMALL, pairs=(pairs[0], pairs[1][1:]))
+
+
 def test_never_a_matrix_of_all_rows(stretched):
     n, m = 20_000, 21_000
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n, D_X), (m, D_Y))]

@@ -65,7 +65,7 @@ def solved(d_x, d_y):
     return planted, best_of(results)
 
 
-@pytest.mark.parametrize(("d_x", "d_y"), [(8, 8), (12, 8), (8, 12)])
+@pytest.mark.parametrize(("d_x", "d_y"), [pytest.param(8, 8, marks=pytest.mark.slow), (12, 8), (8, 12)])
 def test_a_planted_map_is_recovered_from_different_rows(d_x, d_y):
     planted, result = solved(d_x, d_y)
     scores = evaluate(result.map, jnp.asarray(planted.x_eval), jnp.asarray(planted.y_eval))
@@ -108,7 +108,7 @@ def small_clouds(d_x=6, d_y=5):
     return planted_clouds(d_x, d_y, num_x=61, num_y=53, groups=6, seed=10)
 
 
-@pytest.mark.parametrize("space", ["x", "y"])
+@pytest.mark.parametrize("space", ["x", pytest.param("y", marks=pytest.mark.slow)])
 def test_rotating_a_space_rotates_the_map(rng, space):
     planted = small_clouds()
     config = small_config(reliability_power=0.5, whitening_power=0.2)
@@ -314,7 +314,7 @@ def test_nothing_held_out_is_legal():
     assert int(result.verdict) == Verdict.uncertain
 
 
-@pytest.mark.parametrize(("d_x", "d_y"), [(5, 5), (6, 5)])
+@pytest.mark.parametrize(("d_x", "d_y"), [pytest.param(5, 5, marks=pytest.mark.slow), (6, 5)])
 def test_the_whole_pipeline_lowers_for_every_platform(d_x, d_y):
     planted = small_clouds(d_x, d_y)
     key, x, y = jax.random.key(0), jnp.asarray(planted.x), jnp.asarray(planted.y)

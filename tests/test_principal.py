@@ -154,7 +154,7 @@ SOLVING = small_config(
 )
 
 
-@pytest.mark.parametrize(("d_x", "d_y"), [(12, 12), (12, 8)])
+@pytest.mark.parametrize(("d_x", "d_y"), [pytest.param(12, 12, marks=pytest.mark.slow), (12, 8)])
 def test_a_planted_map_is_recovered_from_a_search_in_fewer_directions(d_x, d_y):
     planted = planted_clouds(d_x, d_y, num_x=600, num_y=560, groups=10, seed=0)
     results = [align(jax.random.key(seed), planted.x, planted.y, SOLVING) for seed in range(4)]

@@ -158,6 +158,12 @@ def test_other_rows_are_refused(whole, folder):
         run_study(x, y, CONFIG, PLAN, whole[0], lambda *_: None, resume=True)
 
 
+def test_other_known_pairs_are_refused(whole, folder):
+    x, y = rows(folder)
+    with pytest.raises(InputError, match="another digest_pairs"):
+        run_study(x, y, CONFIG, PLAN, whole[0], lambda *_: None, resume=True, pairs=(x[:5], y[:5]))
+
+
 def test_a_folder_of_other_files_is_refused(folder):
     assert "must be empty or hold a study, found other files" in refuse(folder, folder)
 

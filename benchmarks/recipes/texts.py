@@ -1,4 +1,4 @@
-"""The texts behind the embeddings: which row is which text, words as numbers, and what kind of thing a text is about."""
+"""The texts behind the embeddings: which row is which text, words as numbers, and what a text is about."""
 
 import argparse
 import gzip
