@@ -70,6 +70,10 @@ def match_csls(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Matches:
 
 
 def mean_csls(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Mean CSLS of every row with its nearest row of the other space, over both directions: a label-free objective."""
+    """Mean CSLS of every row with its nearest row of the other space, over both directions: a label-free objective.
+
+    Where rows are many their places are kept in the last bits of similarities, which have no gradient:
+    `losses.csls_loss` is what to differentiate.
+    """
     matches = match_csls(x, y, num_neighbors=1)
     return (matches.x_to_y.similarity.mean() + matches.y_to_x.similarity.mean()) / 2
