@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import common, fidelity, incremental, synchronize
+from benchmarks import common, fidelity, incremental, pairs, synchronize
 from mv2v_jax import metrics
 
 # Compiling is the cost.
@@ -70,3 +70,31 @@ def test_synchronize_finds_what_it_broke(bundled, tmp_path):
     broken = next(run for run in found["pairs"] if run["wrong"])
     assert broken["given"] < 0.05 < 0.3 < broken["synchronised"]
     assert np.isfinite(found["seconds"])
+
+
+def test_pairs_are_drawn_in_order_and_judged_beside_what_they_give_alone(bundled, monkeypatch, tmp_path, capsys):
+    given = []
+
+    def fit(key, x, y, num_restarts, config, *, pairs):
+        given.append(pairs)
+        return SimpleNamespace(best=SimpleNamespace(map=metrics.oracle(x, y[: len(x)], y)))
+
+    monkeypatch.setattr(pairs, "align_restarts", fit)
+    file = tmp_path / "out.json"
+    arguments = ["--rows", "340", "--eval", "40", "--none", "--counts", "5,20", "--alone", "150", "--json", str(file)]
+    found = pairs.main(arguments)["default"]
+    assert [len(x_pairs) for x_pairs, _ in given] == [0, 5, 20]
+    np.testing.assert_array_equal(given[1][0], given[2][0][:5])
+    scores = found["scores"]
+    assert set(scores["mv2v"]) == {0, 5, 20}
+    assert set(scores["ridge"]) == {5, 20, 150}
+    assert scores["Procrustes"][150]["foscttm"] < scores["Procrustes"][5]["foscttm"]
+    # What is called a fit here is made of rows that are no pairs.
+    assert found["requirements"][0]["passed"] is False
+    assert "Procrustes alone" in capsys.readouterr().out
+
+
+def test_a_count_solves_from_where_on_every_one_does():
+    counts = {count: {"foscttm": value} for count, value in ((5, 0.04), (20, 0.06), (100, 0.04), (1_000, 0.01))}
+    assert pairs.first_solved(counts) == 100
+    assert pairs.first_solved({5: {"foscttm": 0.2}}) is None
