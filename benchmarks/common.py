@@ -225,7 +225,7 @@ def print_environment() -> dict[str, Any]:
 
 def console() -> Console:
     """A console as wide as the widest table: a narrow terminal may break a line, but no figure is cut off."""
-    return Console(width=max(Console().width, 120))
+    return Console(width=max(Console().width, 180))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
