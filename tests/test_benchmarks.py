@@ -188,6 +188,7 @@ def test_quality_judges_medians_and_worst_seeds():
     assert judged(steady, {**whole, "rows": 59_999})[3:] == [None, None]
 
 
+@pytest.mark.slow
 def test_speed_times_every_stage(tiny, tmp_path):
     file = tmp_path / "speed.json"
     verdicts = speed.main([*ROWS, "--repeats", "1", "--presets", "default", "--json", str(file)])

@@ -146,6 +146,7 @@ STAGES = {
     "align": Stage(lambda key, config, x, y: align(key, x, y, config), ("raw_x", "raw_y"), draws=True),
 }
 every_stage = pytest.mark.parametrize("name", STAGES)
+SLOW = pytest.param("align", marks=pytest.mark.slow)
 
 
 @functools.cache
@@ -187,7 +188,7 @@ def test_jit_equals_eager_and_a_second_call_compiles_nothing(name):
             assert_trees_close(found, stage.run(keys[0], SMALL, *args[0]), atol=1e-9, rtol=1e-9)
 
 
-@every_stage
+@pytest.mark.parametrize("name", [*(name for name in STAGES if name != "align"), SLOW])
 def test_vmap_equals_loop(name):
     stage = STAGES[name]
     with jax.enable_x64(True):

@@ -65,7 +65,9 @@ def solved(d_x, d_y):
     return planted, best_of(results)
 
 
-@pytest.mark.parametrize(("d_x", "d_y"), [pytest.param(8, 8, marks=pytest.mark.slow), (12, 8), (8, 12)])
+@pytest.mark.parametrize(
+    ("d_x", "d_y"), [pytest.param(8, 8, marks=pytest.mark.slow), (12, 8), pytest.param(8, 12, marks=pytest.mark.slow)]
+)
 def test_a_planted_map_is_recovered_from_different_rows(d_x, d_y):
     planted, result = solved(d_x, d_y)
     scores = evaluate(result.map, jnp.asarray(planted.x_eval), jnp.asarray(planted.y_eval))
@@ -143,6 +145,7 @@ def test_half_precision_is_computed_in_float32():
     np.testing.assert_allclose(result.map.mean_x, planted.x.mean(0), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_float64_is_kept_where_jax_has_it():
     planted = small_clouds()
     x, y = planted.x.astype(np.float64), planted.y.astype(np.float64)
@@ -304,6 +307,7 @@ def test_fewer_rows_than_every_sample_and_an_average_of_maps():
     assert int(result.verdict) == Verdict.uncertain
 
 
+@pytest.mark.slow
 def test_nothing_held_out_is_legal():
     planted = small_clouds()
     result = align(
@@ -314,6 +318,7 @@ def test_nothing_held_out_is_legal():
     assert int(result.verdict) == Verdict.uncertain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("d_x", "d_y"), [pytest.param(5, 5, marks=pytest.mark.slow), (6, 5)])
 def test_the_whole_pipeline_lowers_for_every_platform(d_x, d_y):
     planted = small_clouds(d_x, d_y)

@@ -172,6 +172,7 @@ def test_a_planted_map_is_recovered_from_a_search_in_fewer_directions(d_x, d_y):
     assert np.vdot(axes @ W, axes @ planted.W) / np.linalg.norm(axes @ planted.W) ** 2 > 0.7
 
 
+@pytest.mark.slow
 def test_a_search_in_fewer_directions_is_settled_in_all():
     planted, key = planted_clouds(7, 6, num_x=96, num_y=88, groups=6, seed=2), jax.random.key(3)
     # A power, so that directions that were not searched do not count; sizes that are not padded.

@@ -87,6 +87,7 @@ def test_every_restart_is_a_call_of_align_with_its_own_key():
     assert len(np.unique(restarts().evidence.cross)) == NUM
 
 
+@pytest.mark.slow
 def test_the_best_is_kept_and_one_restart_alone_is_align():
     found = restarts()
     assert int(found.chosen) == int(np.argmax([float(result.evidence.score) for result in one_by_one()]))

@@ -87,6 +87,7 @@ def test_every_file_is_there_and_says_the_same(whole):
         assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+@pytest.mark.slow
 def test_restarts_are_those_of_align_restarts(whole, folder):
     """Chunks of two, five in all: the same searches, and the same choice."""
     output, facts = whole

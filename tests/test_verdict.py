@@ -98,6 +98,7 @@ def test_one_search_alone_is_never_called_aligned():
     assert {int(value) for value in found.verdict} == {Verdict.not_aligned.value, Verdict.uncertain.value}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", [1.0, 0.8])
 def test_clouds_without_geometry_are_never_called_aligned(decay):
     """Gaussian clouds look the same after any reflection, so the score is a quotient of two accidents."""
