@@ -1,6 +1,6 @@
 """Train a small encoder of texts so that it lands in the space of a frozen one, without a single pair.
 
-python -m benchmarks.recipes.train_encoder [--data DIR] [--rows N --eval E] [--steps 1500] [--weight 0.3] [--json FILE]
+python -m benchmarks.recipes.train_encoder [--data DIR] [--rows N --eval E] [--steps 800] [--weight 0.3] [--json FILE]
 
 You have texts, with vectors of an encoder of your own (MiniLM), and vectors of a frozen encoder (WordLlama) of other
 texts, which you cannot run. `align` finds the map between the two. The small encoder, a mean of word vectors and two
@@ -33,7 +33,7 @@ from benchmarks.recipes.texts import hash_words, load_texts
 from mv2v_jax import LinearMap, align_restarts, alignment_loss, apply, fast
 from mv2v_jax.preprocess import center_unit, unit_rows
 
-NUM_WORDS, NUM_BUCKETS, WIDTH, BATCH = 24, 2**15, 256, 512
+NUM_WORDS, NUM_BUCKETS, WIDTH, BATCH = 24, 2**14, 256, 256
 
 
 def init_encoder(key: jax.Array, num_dims: int) -> dict[str, jax.Array]:
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Read the arguments, train, print the table; returns the scores."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_options(parser)
-    parser.add_argument("--steps", type=int, default=1_500, help="steps of training")
+    parser.add_argument("--steps", type=int, default=800, help="steps of training")
     parser.add_argument("--weight", type=float, default=0.3, help="of alignment_loss")
     options = parser.parse_args(arguments)
     environment = print_environment()
