@@ -1,6 +1,7 @@
 """Keep a map current while one of the two encoders is fine-tuned.
 
-python -m benchmarks.recipes.follow_finetuning [--data DIR] [--rows N --eval E] [--steps 600] [--json FILE]
+python -m benchmarks.recipes.follow_finetuning [--data DIR] [--rows N --eval E] [--steps 600]
+    [--learning-rate 1e-4] [--json FILE]
 
 An encoder (MiniLM with two layers on top, which start as nothing) is fine-tuned to tell what kind of thing a gloss is
 about. Every step moves its space, and the map into the frozen space (WordLlama) that was fitted before goes out of
@@ -68,6 +69,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_options(parser)
     parser.add_argument("--steps", type=int, default=600, help="steps of fine-tuning")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the encoder")
     options = parser.parse_args(arguments)
     if options.steps < POINTS:
         parser.error(f"--steps must be at least {POINTS}")
@@ -77,8 +79,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     kinds, judged_kinds = kinds_of(texts.x), kinds_of(texts.judged)
     fitted = align_restarts(jax.random.key(0), split.x, split.y, 2, fast()).best.map
     x, frozen, judged = (jnp.asarray(rows) for rows in (split.x, split.y, split.x_eval))
-    optimizer = optax.adam(1e-3)
     params = init_layers(jax.random.key(1), x.shape[1])
+    # As in fine-tuning: a new classifier learns fast, an encoder that is good already slowly.
+    optimizer = optax.multi_transform(
+        {"encoder": optax.adam(options.learning_rate), "classifier": optax.adam(1e-2)},
+        {"hidden": "encoder", "out": "encoder", "kinds": "classifier"},
+    )
     carry = (params, optimizer.init(params), refine_init(fitted, frozen))
     rng = np.random.default_rng(0)
 
