@@ -87,8 +87,8 @@ def test_align_json(folder):
 def test_a_verdict_that_is_not_aligned_is_said_and_written_and_exits_with_3(folder):
     rng = np.random.default_rng(0)
     for name, columns in (("noise_x", 16), ("noise_y", 12)):
-        # As many as the others, so that all is compiled.
-        np.save(folder / f"{name}.npy", rng.normal(size=(400, columns)).astype(np.float32))
+        # More than the others: of 400 too few can be held out to be sure.
+        np.save(folder / f"{name}.npy", rng.normal(size=(600, columns)).astype(np.float32))
     fit = ("align", "noise_x.npy", "noise_y.npy", "-o", "noise.safetensors", *SMALL)
     done = run(*fit, cwd=folder)
     assert done.returncode == 3
