@@ -163,6 +163,12 @@ def evaluate(linear_map: LinearMap, split: Split) -> dict[str, float]:
     return {name: float(getattr(scores, name)) for name in METRICS}
 
 
+def any_rotation(d_x: int, d_y: int) -> np.ndarray:
+    """A map ``[d_x, d_y]`` that knows nothing: part of a random orthogonal matrix, the same every time."""
+    size = max(d_x, d_y)
+    return np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0][:d_x, :d_y]
+
+
 def judge_oracle(split: Split) -> dict[str, float]:
     """Scores of the best orthogonal map, fitted on true pairs."""
     return evaluate(metrics.oracle(split.x, split.y_true, split.y), split)

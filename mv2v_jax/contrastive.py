@@ -175,6 +175,7 @@ def _refine(
             return pairs_x, pairs_y, draw
         known_y = center_unit(raw_y, given.mean_y)
         known = known_pairs(source(params, raw_x), known_y)
+        assert known is not None
         share = len(raw_x) / (len(raw_x) + worth_in_pairs(params["W"], known))
 
         def draw_both(key):

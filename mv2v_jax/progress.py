@@ -206,12 +206,11 @@ def align_with_progress(
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *searches)
     choice = watch.run(_choose, stacked, rows.x.fitted, config)
     order = choice.order[: num_averaged(num_settled, num_restarts, config)]
-    whole_known = known_pairs(space_x.known, space_y.known)
+    spaces, whole_known = (space_x.rows, space_y.rows), known_pairs(space_x.known, space_y.known)
     settled = []
     for place, index in enumerate(map(int, order)):
         matrix = watch.run(lift_search, searches[index].matrix, rows)
         label = f"settling {place + 1} " if len(order) > 1 else ""
-        spaces = space_x.rows, space_y.rows
         settled.append(fit.refine(split_keys(keys[index]), SETTLING, *spaces, matrix, whole_known, label))
     matrix = watch.run(_average, [matrix for matrix, _ in settled], choice.weights[order])
     best, trajectory = searches[int(choice.chosen)], settled[0][1]

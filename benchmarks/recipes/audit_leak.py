@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import cross_val_predict
 
-from benchmarks.common import add_data_options, load_split, print_environment, print_table, write_json
+from benchmarks.common import add_data_options, any_rotation, load_split, print_environment, print_table, write_json
 from benchmarks.recipes.texts import KINDS, kinds_of, load_texts
 from mv2v_jax import LinearMap, Verdict, align_restarts, apply
 from mv2v_jax.metrics import oracle
@@ -57,13 +57,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         mapped = np.asarray(apply(linear_map, split.x[known]))
         return score(classifier().fit(mapped, own[known]).predict(leaked))
 
-    size = max(found.map.W.shape)
-    turned = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
-    rows, columns = found.map.W.shape
-    any_rotation = dataclasses.replace(found.map, W=jnp.asarray(turned[:rows, :columns], found.map.W.dtype))
+    lost = dataclasses.replace(found.map, W=jnp.asarray(any_rotation(*found.map.W.shape), found.map.W.dtype))
     results = {
         "guessing the most frequent kind": score(DummyClassifier().fit(split.x[known], own[known]).predict(leaked)),
-        "any rotation": transferred(any_rotation),
+        "any rotation": transferred(lost),
         "mv2v_jax, no pair known": transferred(found.map),
         "rotation of true pairs": transferred(oracle(split.x, split.y_true, split.y)),
         "leaked texts and kinds known (cross-validated)": score(

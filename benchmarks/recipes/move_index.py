@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import ndcg_score
 
-from benchmarks.common import add_data_options, load_split, print_environment, print_table, write_json
+from benchmarks.common import add_data_options, any_rotation, load_split, print_environment, print_table, write_json
 from mv2v_jax import LinearMap, align_restarts, apply, refine_contrastive
 from mv2v_jax.metrics import oracle
 from mv2v_jax.preprocess import unit_rows
@@ -59,12 +59,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     def moved(linear_map: LinearMap) -> dict[str, float]:
         return judge(similarities(new_queries, np.asarray(apply(linear_map, index, frame="target"))), wanted)
 
-    rng = np.random.default_rng(0)
-    turned = np.linalg.qr(rng.normal(size=(max(index.shape[1], new_queries.shape[1]),) * 2))[0]
+    turned = index @ any_rotation(index.shape[1], new_queries.shape[1])
     results = {
-        "moved by any rotation": judge(
-            similarities(new_queries, index @ turned[: index.shape[1], : new_queries.shape[1]]), wanted
-        ),
+        "moved by any rotation": judge(similarities(new_queries, turned), wanted),
         "before: old encoder, old index": judge(similarities(old_queries, index), wanted),
         "after: new encoder, moved index": moved(restarts.best.map),
         "after refine_contrastive": moved(refined.map),
