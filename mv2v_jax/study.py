@@ -269,7 +269,10 @@ class _Runner:
         self.on_step(name, 0, restarts)
         paths = {first: self.chunks / f"{name}-{first:06d}.safetensors" for first in range(0, restarts, chunk)}
         for first, path in paths.items():
-            if not from_first(path.is_file()):
+            if from_first(path.is_file()):
+                # What is damaged is told before the others are searched for, not after.
+                together(functools.partial(self._read, path, leaves))
+            else:
                 # The last chunk is a whole one as well, so that it runs in the same function.
                 searched = _on_host(run(restart_keys(key, first, chunk), rows))
                 together(functools.partial(self._write, path, searched))

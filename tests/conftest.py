@@ -2,6 +2,9 @@
 
 import contextlib
 import dataclasses
+import os
+import subprocess
+import sys
 from typing import NamedTuple
 
 import jax
@@ -10,6 +13,20 @@ import numpy as np
 import pytest
 
 from mv2v_jax.types import Config
+
+
+def _set_if_known(flag: str) -> None:
+    """Add a flag of XLA for this process and all it starts; one that does not know it would die of it."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    if flag in os.environ.get("XLA_FLAGS", ""):
+        return
+    tried = [sys.executable, "-c", "import jax; jax.devices()"]
+    if subprocess.run(tried, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True).returncode == 0:
+        os.environ["XLA_FLAGS"] = flags
+
+
+# Nearly all the suite's time is compiling, of which the emitters with an MLIR context a kernel take half.
+_set_if_known("--xla_cpu_use_fusion_emitters=false")
 
 # For meshes. What runs on one device is not touched by the others.
 jax.config.update("jax_num_cpu_devices", 8)
