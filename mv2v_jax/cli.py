@@ -339,9 +339,6 @@ def align(
     (x, of_x), (y, of_y) = (_measure(file, config) for file in (x_file, y_file))
     known = _load_pairs(pairs, x, y)
     fit = _fit(x, y, config, seed, restarts, settled, mesh, known)
-    info = fit.result.best.info
-    if not bool(info.all_finite):
-        raise InputError(f"{x_file} and {y_file} must be in a range float32 can square, found a map that is not finite")
     shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
     judged = _judged(fit)
     run = {"preset": preset, "seed": seed, **judged, "settled": min(settled, restarts), "device": _device()}

@@ -24,6 +24,7 @@ from mv2v_jax.measure import (
     measure_rows,
     refuse_equal,
     refuse_not_finite,
+    refuse_out_of_range,
 )
 from mv2v_jax.rows import RowShare
 
@@ -150,6 +151,7 @@ def measure_shares(rows: Any, name: str, on_rows: OnRows | None = None) -> RowSt
     def look() -> Measured:
         found = ask_all(share, on_rows)
         refuse_not_finite(share, name, found.moments)
+        refuse_out_of_range(share, name, found.moments)
         return found
 
     moments, difference, digest, duplicates = together(look)

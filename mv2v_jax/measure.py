@@ -20,6 +20,9 @@ from mv2v_jax.rows import RowFiles, RowShare
 _BLOCK_BYTES = 2**22
 DIGEST_ROWS = 1024
 
+# Lengths of rows whose squares, and those of their differences, float32 neither takes for zero nor for infinite.
+_SHORTEST, _LONGEST = 1e-15, 1e18
+
 OnRows = Callable[[int, int], None]
 
 
@@ -85,11 +88,14 @@ class CheckedRows:
 
 
 class Moments:
-    """Sums in float64, with what adding blocks would round off kept apart; zero rows and rows that are not finite."""
+    """Sums in float64, with what adding blocks would round off kept apart; zero rows and rows that are not finite or
+    too long.
+    """
 
     def __init__(self) -> None:
         self.num_rows = self.num_zero = self.num_not_finite = 0
         self.first_not_finite: int | None = None
+        self.first_too_long: int | None = None
         self._sum: Any = 0.0
         self._lost: Any = 0.0
         self._norms: list[float] = []
@@ -109,6 +115,10 @@ class Moments:
         if bad.size and self.first_not_finite is None:
             self.first_not_finite = start + int(bad[0])
         self.num_not_finite += bad.size
+        # Not so where the sum is no number; that row is named above.
+        too_long = np.flatnonzero(squared > _LONGEST**2)
+        if too_long.size and self.first_too_long is None:
+            self.first_too_long = start + int(too_long[0])
 
     def _add_sum(self, addend: np.ndarray) -> None:
         """Neumaier's compensated sum, elementwise."""
@@ -270,6 +280,20 @@ def refuse_not_finite(rows: Any, name: str, moments: Moments) -> None:
         )
 
 
+def refuse_out_of_range(rows: Any, name: str, moments: Moments) -> None:
+    """Raise `InputError` where float32 cannot square rows: one too long is named, or all are too short."""
+    found = None
+    if moments.first_too_long is not None:
+        found = f"a longer one, first in {row_place(rows, moments.first_too_long)}"
+    elif moments.num_zero < moments.num_rows and moments.mean_norm < _SHORTEST:
+        found = f"a mean length of {moments.mean_norm:.1e}"
+    if found is not None:
+        raise InputError(
+            f"{name} must hold rows of lengths from {_SHORTEST:.0e} to {_LONGEST:.0e}, which float32 can square, found "
+            f"{found}; multiply all rows by one number, which changes no rotation"
+        )
+
+
 def refuse_equal(rows: Any, name: str, difference: Difference) -> None:
     """Raise `InputError` where all rows with a length are equal: there is no geometry to align."""
     if not difference.found:
@@ -277,7 +301,7 @@ def refuse_equal(rows: Any, name: str, difference: Difference) -> None:
 
 
 def check_rows(rows: Any, name: str) -> CheckedRows:
-    """See in one pass that ``rows [n, d]`` are finite and not all equal, and what their mean is.
+    """See in one pass that ``rows [n, d]`` are finite, in range and not all equal, and what their mean is.
 
     Raises:
         InputError: they are not; the first bad row is named, with its shard.
@@ -285,6 +309,7 @@ def check_rows(rows: Any, name: str) -> CheckedRows:
     moments, difference = Moments(), Difference()
     ask(rows, moments, difference)
     refuse_not_finite(rows, name, moments)
+    refuse_out_of_range(rows, name, moments)
     refuse_equal(rows, name, difference)
     return CheckedRows(rows=rows, mean=moments.mean)
 
@@ -314,10 +339,12 @@ def measure_rows(rows: Any, name: str, on_rows: OnRows | None = None) -> RowStat
         on_rows: called with the rows seen and the rows there are, after every block.
 
     Raises:
-        InputError: NaN or infinity, all rows equal, or a file that cannot be read any more.
+        InputError: NaN, infinity, rows too long or too short to square, all rows equal, or a file that cannot be read
+            any more.
     """
     moments, difference, digest, duplicates = ask_all(rows, on_rows)
     refuse_not_finite(rows, name, moments)
+    refuse_out_of_range(rows, name, moments)
     refuse_equal(rows, name, difference)
     return RowStatistics(
         mean=moments.mean,

@@ -268,11 +268,12 @@ class _Runner:
         leaves, structure = jax.tree.flatten(jax.eval_shape(run, restart_keys(key, 0, chunk), rows))
         self.on_step(name, 0, restarts)
         paths = {first: self.chunks / f"{name}-{first:06d}.safetensors" for first in range(0, restarts, chunk)}
+        kept = [first for first, path in paths.items() if from_first(path.is_file())]
+        for first in kept:
+            # What is damaged is told before the others are searched for, not after.
+            together(functools.partial(self._read, paths[first], leaves))
         for first, path in paths.items():
-            if from_first(path.is_file()):
-                # What is damaged is told before the others are searched for, not after.
-                together(functools.partial(self._read, path, leaves))
-            else:
+            if first not in kept:
                 # The last chunk is a whole one as well, so that it runs in the same function.
                 searched = _on_host(run(restart_keys(key, first, chunk), rows))
                 together(functools.partial(self._write, path, searched))

@@ -165,7 +165,7 @@ def test_settling_keeps_nothing_of_what_it_starts_from(clouds, run, name):
 
 @pytest.mark.parametrize("power", [0.0, 0.5])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_rounding_in_directions_that_were_not_searched_says_nothing(clouds, name, power):
+def test_rounding_in_directions_that_were_not_searched_says_nothing(clouds, run, name, power):
     """A search in fewer directions pairs none of the others: which of them belong together is not up to rounding."""
     rng = np.random.default_rng(7)
     with jax.enable_x64(True):
@@ -175,7 +175,7 @@ def test_rounding_in_directions_that_were_not_searched_says_nothing(clouds, name
         config = small_config(anneal_power=power, reliability_power=power, csls_rows=300, whole_rows=300)
         first = jnp.arange(1)
         found = [
-            FUNCTIONS[name](jax.random.key(1), x, y, jnp.asarray(start + noise), config=config, steps=first).matrix
+            run[name](jax.random.key(1), x, y, jnp.asarray(start + noise), config, first).matrix
             for noise in (0, *(1e-16 * rng.normal(size=(3, 8, 6))))
         ]
         for other in found[1:]:

@@ -180,23 +180,14 @@ def test_evaluate(folder):
     assert "mean_rank" in run("evaluate", "map.safetensors", "x_eval.npy", "y_eval.npy", cwd=folder).stdout
 
 
-def test_zero_and_duplicate_rows_are_counted(folder):
+def test_progress_bar_on_a_terminal_and_odd_rows_are_counted(folder):
+    """Standard error is a pseudo-terminal: the stages appear on it, and standard output stays clean."""
     x = np.load(folder / "x.npy")
     x[:3] = 0
     x[10] = x[11]
     np.save(folder / "odd.npy", x)
-    done = run("align", "odd.npy", "y.npy", "-o", "odd.safetensors", "--json", *SMALL, cwd=folder)
-    facts = json.loads(done.stdout)
-    assert facts["zero_rows_x"] == 3
-    # Two of the three zero rows repeat the first.
-    assert facts["duplicate_rows_x"] == 3
-    assert np.isfinite(safetensors.numpy.load_file(folder / "odd.safetensors")["W"]).all()
-
-
-def test_progress_bar_on_a_terminal(folder):
-    """Standard error is a pseudo-terminal: the stages appear on it, and standard output stays clean."""
     ours, theirs = pty.openpty()
-    arguments = ["align", "x.npy", "y.npy", "-o", "bar.safetensors", "--json", *SMALL]
+    arguments = ["align", "odd.npy", "y.npy", "-o", "odd.safetensors", "--json", *SMALL]
     environment = {**os.environ, **CACHE, "TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(
         [sys.executable, "-m", "mv2v_jax", *arguments],
@@ -217,7 +208,11 @@ def test_progress_bar_on_a_terminal(folder):
         os.close(ours)
     stdout, _ = process.communicate(timeout=300)
     assert process.returncode == 0
-    assert json.loads(stdout)["n"] == 400
+    facts = json.loads(stdout)
+    assert (facts["n"], facts["zero_rows_x"]) == (400, 3)
+    # Two of the three zero rows repeat the first.
+    assert facts["duplicate_rows_x"] == 3
+    assert np.isfinite(safetensors.numpy.load_file(folder / "odd.safetensors")["W"]).all()
     for stage in (b"anchors", b"refine annealed", b"10/10"):
         assert stage in seen
 
@@ -263,6 +258,7 @@ def _bad_rows(folder):
         "foreign": x.astype(">f4"),
         "equal_or_zero": np.concatenate([np.zeros_like(x[:5]), np.repeat(x[:1], 50, axis=0)]),
         "huge": x * np.float32(1e25),
+        "tiny": x * np.float32(1e-25),
         "short_eval": x[:50],
     }.items():
         np.save(folder / f"{name}.npy", rows)
@@ -280,7 +276,8 @@ BAD_INPUTS = {
     "complex": (ALIGN, "complex.npy", "found dtype complex64"),
     "foreign byte order": (ALIGN, "foreign.npy", "found dtype >f4"),
     "all rows equal or zero": (ALIGN, "equal_or_zero.npy", "must hold different rows, found 55 equal ones"),
-    "too large to square": ((*ALIGN[:-2], *SMALL), "huge.npy", "must be finite, found NaN or infinity"),
+    "too large to square": (ALIGN, "huge.npy", "which float32 can square, found a longer one, first in row 0"),
+    "too small to square": (ALIGN, "tiny.npy", "which float32 can square, found a mean length of "),
     "an archive named .npy": (ALIGN, "archive.npy", "archive.npy cannot be read"),
     "a coordinator of nobody": ((*ALIGN, "--coordinator", "a:1"), "nan.npy", "must come with --distributed"),
     "nobody to join": ((*ALIGN, "--distributed"), "nan.npy", "--distributed must find the other processes"),

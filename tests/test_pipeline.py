@@ -89,15 +89,15 @@ def test_a_planted_map_is_recovered_from_different_rows(d_x, d_y):
 
 def test_rows_without_partners_are_not_aligned():
     """What is asserted above does not hold for a map of other data."""
-    planted, result = solved(8, 8)
-    other = planted_clouds(8, 8, num_x=600, num_y=560, groups=10, seed=1)
+    planted, result = solved(12, 8)
+    other = planted_clouds(12, 8, num_x=600, num_y=560, groups=10, seed=1)
     scores = evaluate(result.map, jnp.asarray(other.x_eval), jnp.asarray(other.y_eval))
     assert float(scores.top1) < 0.5
     assert np.linalg.norm(np.asarray(result.map.W) - other.W) / np.linalg.norm(planted.W) > 0.5
 
 
 def test_permuting_rows_changes_only_the_draw(rng):
-    planted, result = solved(8, 8)
+    planted, result = solved(12, 8)
     again = best_of(fits(rng.permutation(planted.x), rng.permutation(planted.y)))
     distance = np.linalg.norm(again.map.W - result.map.W) / np.linalg.norm(result.map.W)
     assert 0 < distance < 0.2
@@ -207,7 +207,7 @@ def test_the_evidence_is_that_of_the_searched_map_on_rows_it_has_not_seen():
 
 
 def test_every_key_is_scored_on_the_same_rows():
-    _, results = all_solved(8, 8)
+    _, results = all_solved(12, 8)
     # A rotation keeps the cosines within a space, so this differs only where the rows do, and by their rounding.
     np.testing.assert_allclose([result.evidence.within for result in results], results[0].evidence.within, rtol=5e-4)
     assert len({float(result.evidence.cross) for result in results}) > 1

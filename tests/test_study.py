@@ -174,6 +174,8 @@ def test_a_damaged_chunk_is_named(whole, folder, damage):
     copy = folder / f"damaged-{damage}"
     shutil.copytree(whole[0], copy)
     chunk = copy / "chunks" / "restarts-000002.safetensors"
+    missing = copy / "chunks" / "restarts-000000.safetensors"
+    missing.unlink()
     if damage == "cut":
         chunk.write_bytes(chunk.read_bytes()[:-100])
     else:
@@ -181,6 +183,7 @@ def test_a_damaged_chunk_is_named(whole, folder, damage):
     message = refuse(folder, copy)
     assert "restarts-000002.safetensors" in message
     assert "remove it and resume" in message
+    assert not missing.exists()  # Told before anything is searched for.
 
 
 @pytest.mark.parametrize(

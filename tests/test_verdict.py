@@ -89,7 +89,7 @@ def test_restarts_that_disagree_were_not_aligned_whatever_the_score():
     agreement = jnp.linspace(-1, 1, 101)
     found = jax.vmap(lambda value: judge(evidence(0.8), value))(agreement)
     assert (np.diff(found.confidence) >= 0).all()
-    assert (np.asarray(found.verdict)[np.asarray(agreement) < 0.1] == Verdict.not_aligned).all()
+    assert (np.asarray(found.verdict)[np.asarray(agreement) < 0.09] == Verdict.not_aligned).all()
     assert (np.asarray(found.verdict)[np.asarray(agreement) > 0.5] == Verdict.aligned).all()
 
 

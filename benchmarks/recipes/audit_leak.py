@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         return LogisticRegression(max_iter=1_000, C=10)
 
     def transferred(linear_map: LinearMap) -> dict[str, float]:
-        mapped = np.asarray(apply(linear_map, split.x[known]))
+        mapped = np.asarray(apply(linear_map, jnp.asarray(split.x[known])))
         return score(classifier().fit(mapped, own[known]).predict(leaked))
 
     lost = dataclasses.replace(found.map, W=jnp.asarray(any_rotation(*found.map.W.shape), found.map.W.dtype))

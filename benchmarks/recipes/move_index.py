@@ -57,7 +57,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     wanted = similarities(new_queries, embedded_again)
 
     def moved(linear_map: LinearMap) -> dict[str, float]:
-        return judge(similarities(new_queries, np.asarray(apply(linear_map, index, frame="target"))), wanted)
+        return judge(
+            similarities(new_queries, np.asarray(apply(linear_map, jnp.asarray(index), frame="target"))), wanted
+        )
 
     turned = index @ any_rotation(index.shape[1], new_queries.shape[1])
     results = {
