@@ -23,6 +23,7 @@ from mv2v_jax.csls import match_csls
 from mv2v_jax.known import known_pairs, worth_in_pairs
 from mv2v_jax.neighbors import Neighbors
 from mv2v_jax.preprocess import center_unit, draw_rows, mean_present, order_rows, present_rows, unit_rows, working_dtype
+from mv2v_jax.procrustes import polar
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import LinearMap, _static, _traced
 from mv2v_jax.validate import check_pairs
@@ -176,7 +177,7 @@ def _refine(
         known_y = center_unit(raw_y, given.mean_y)
         known = known_pairs(source(params, raw_x), known_y)
         assert known is not None
-        share = len(raw_x) / (len(raw_x) + worth_in_pairs(params["W"], known))
+        share = len(raw_x) / (len(raw_x) + worth_in_pairs(polar(params["W"]), known))
 
         def draw_both(key):
             keys = jax.random.split(key, 3)

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from mv2v_jax.csls import NUM_LOCAL
 from mv2v_jax.directions import measure_spread
+from mv2v_jax.known import add_pairs, known_pairs
 from mv2v_jax.preprocess import center_unit, mean_present, present_rows, unit_rows, working_dtype
 from mv2v_jax.procrustes import of_length, polar, polar_step
 from mv2v_jax.pytree import pytree
@@ -41,6 +42,7 @@ class RefineConfig:
         0.98, "share of the running averages kept by an update; 1 / (1 - decay) updates are remembered"
     )
     whitening_power: float = _traced(0.5, "power of the target's variance that both whitenings together come to")
+    pair_weight: float = _traced(1.0, "times what known pairs weigh by themselves")
 
 
 @pytree
@@ -206,6 +208,7 @@ def refine_update(
     y: jax.Array,
     config: RefineConfig | None = None,
     *,
+    pairs: tuple[jax.Array, jax.Array] | None = None,
     axis_name: str | None = None,
 ) -> tuple[RefineState, RefineInfo]:
     """One update by a batch of each space, of different texts.
@@ -215,6 +218,9 @@ def refine_update(
         x: ``[b, d_x]`` raw rows of the source as the encoder gives them now, any floating dtype.
         y: ``[c, d_y]`` raw rows of the target; none (``c = 0``) where the queue says enough.
         config: a `RefineConfig`; ``queue_rows`` is that of the state.
+        pairs: known pairs, if any: raw rows ``[p, d_x]`` as the encoder gives them now and their partners
+            ``[p, d_y]``. They join the batch's pseudo-pairs and count by how far the rotation mistakes them, as in
+            `known`. With an axis name, every device has the same.
         axis_name: inside `jax.pmap`, `jax.shard_map` or a `jax.vmap` with an axis name, each device with its own rows:
             averages go over all of them, every queue gets all rows, and the states stay the same everywhere.
 
@@ -222,7 +228,7 @@ def refine_update(
         The new `RefineState` and a `RefineInfo`; nothing is differentiated.
     """
     config = RefineConfig() if config is None else config
-    state, x, y = jax.lax.stop_gradient((state, x, y))
+    state, x, y, pairs = jax.lax.stop_gradient((state, x, y, pairs))
     dtype, q = state.W.dtype, state.queue.shape[0]
     chex.assert_rank((x, y), 2)
     chex.assert_axis_dimension(x, 1, state.W.shape[0])
@@ -247,6 +253,14 @@ def refine_update(
 
     match = _match(unit_rows(x @ state.W @ state.whitener), compared, config.num_neighbors)
     batch = average(x.T @ (match.plan @ queue))
+    if pairs is not None:
+        sides = (
+            center_unit(rows.astype(dtype), mean) for rows, mean in zip(pairs, (mean_x, mean_y), strict=True)
+        )
+        known = known_pairs(*sides)
+        assert known is not None
+        # A plan's entries sum to 1 in each of its two directions.
+        batch = add_pairs(batch, 2, known, state.W, config.pair_weight)
     length = jnp.linalg.norm(batch)
     batch = batch * (min(batch.shape) ** 0.5 / jnp.maximum(length, jnp.finfo(dtype).tiny))
     agreement = jnp.sum(batch * state.cross) / jnp.maximum(

@@ -41,19 +41,31 @@ def known_pairs(x: jax.Array | None, y: jax.Array | None) -> KnownPairs | None:
     return KnownPairs(x=jnp.where(both, x, 0), y=jnp.where(both, y, 0))
 
 
-def worth_in_pairs(cross: jax.Array, known: KnownPairs) -> jax.Array:
-    """How many known pairs would make a rotation as good as the one in ``cross [d_x, d_y]``, a scalar.
+def worth_in_pairs(rotation: jax.Array, known: KnownPairs) -> jax.Array:
+    """How many known pairs would make a rotation as good as ``rotation [d_x, d_y]``, semi-orthogonal: a scalar.
 
     By its FOSCTTM among the pairs, both ways: the share of others that are closer than the true partner; as if half a
     row more had been closer of one row more, for few pairs say little.
     """
     x, y = known.x[:_JUDGES], known.y[:_JUDGES]
     present = present_rows(x)
-    similarity = x @ polar(cross) @ y.T
+    similarity = x @ rotation @ y.T
     own = jnp.diagonal(similarity)
     others = present[:, None] & present[None] & ~jnp.eye(len(x), dtype=bool)
-    closer = (jnp.where(others, similarity > own[:, None], 0) + jnp.where(others, similarity > own[None], 0)).sum()
-    return (_PAIRS_TIMES_FOSCTTM * (2 * others.sum() + 1) / (closer + 0.5)).astype(cross.dtype)
+    closer = (others & (similarity > own[:, None])).sum() + (others & (similarity > own[None])).sum()
+    compared = 2 * others.sum()
+    return _PAIRS_TIMES_FOSCTTM * (compared.astype(rotation.dtype) + 1) / (closer.astype(rotation.dtype) + 0.5)
+
+
+def add_pairs(
+    cross: jax.Array, num_pseudo: int, known: KnownPairs, rotation: jax.Array, pair_weight: float | jax.Array
+) -> jax.Array:
+    """A cross-covariance ``[d_x, d_y]`` of ``num_pseudo`` pseudo-pairs with that of the known pairs added.
+
+    They count ``pair_weight`` times what their number is of what the ``rotation`` that the pseudo-pairs make is worth.
+    """
+    weight = jnp.asarray(pair_weight, cross.dtype) / worth_in_pairs(rotation, known)
+    return (cross + num_pseudo * weight * (known.x.T @ known.y)).astype(cross.dtype)
 
 
 def blend(cross: jax.Array, num_pseudo: int, known: KnownPairs | None, config: Config) -> jax.Array:
@@ -67,8 +79,7 @@ def blend(cross: jax.Array, num_pseudo: int, known: KnownPairs | None, config: C
     """
     if known is None:
         return cross
-    weight = jnp.asarray(config.pair_weight, cross.dtype) / worth_in_pairs(cross, known)
-    return (cross + num_pseudo * weight * (known.x.T @ known.y)).astype(cross.dtype)
+    return add_pairs(cross, num_pseudo, known, polar(cross), config.pair_weight)
 
 
 def match_terms(centers_x: jax.Array, centers_y: jax.Array, known: KnownPairs | None) -> jax.Array | None:

@@ -18,6 +18,7 @@ from mv2v_jax.csls import match_csls
 from mv2v_jax.directions import map_from_cross, measure_spread
 from mv2v_jax.evidence import Evidence, HoldOut, gather_evidence, hold_out
 from mv2v_jax.kmeans import kmeans
+from mv2v_jax.known import KnownPairs, blend, match_terms
 from mv2v_jax.matching import match_relative
 from mv2v_jax.neighbors import largest, nearness, neighbor_means, top_neighbors
 from mv2v_jax.pipeline import prepare_search
@@ -60,6 +61,7 @@ def make_inputs(batch: int = 0) -> dict[str, Any]:
         "evidence": Evidence(
             **{field.name: rng.uniform() for field in dataclasses.fields(Evidence)} | {"num_rows": 100.0}
         ),
+        "known": KnownPairs(x=x[:9], y=y[:9]),
         "maps": rng.standard_normal((3, D_X, D_Y)),
         "set_agreement": rng.uniform(size=4),
         "map": LinearMap(
@@ -127,6 +129,8 @@ STAGES = {
     "match_many": Stage(match_many, ("x_to_y", "y")),
     "nearness": fixed(nearness, "x_to_y", "y", num_groups=4),
     "largest": fixed(largest, "x", k=3),
+    "match_terms": fixed(match_terms, "anchors_x", "anchors_y", "known"),
+    "blend": Stage(lambda key, config, W, known: blend(W, 2, known, config), ("W", "known")),
     "procrustes": fixed(procrustes, "x", "x_to_y"),
     "refine_matching": drawing(refine_matching, *SPACES),
     "refine_annealed": drawing(refine_annealed, *SPACES),

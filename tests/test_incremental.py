@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, count_compilations, equations, planted_clouds, semi_orthogonal
+from conftest import Planted, assert_trees_close, count_compilations, equations, planted_clouds, semi_orthogonal
 
 from mv2v_jax import LinearMap, metrics, refine_init, refine_map, refine_update
 from mv2v_jax.incremental import RefineConfig
@@ -96,6 +96,30 @@ def test_the_queue_holds_the_latest_rows_of_the_target(planted):
     assert not np.array_equal(none.W, state.W)
 
 
+def test_known_pairs_lead_to_a_map_that_batches_alone_do_not_find():
+    """Round clouds and a start that is wrong: nothing but the pairs says where to go."""
+    rng = np.random.default_rng(2)
+    W = semi_orthogonal(rng, D_X, D_Y)
+    x, z, known = (rng.normal(size=(num, D_X)).astype(np.float32) for num in (50 * 32, 50 * 32, 120))
+    data = Planted(x=x, y=(z @ W).astype(np.float32), x_eval=x[:100], y_eval=(x[:100] @ W).astype(np.float32), W=W)
+    start = refine_init(true_map(data, semi_orthogonal(rng, D_X, D_Y)), jnp.asarray(data.y[:64]), SMALL)
+
+    @jax.jit
+    def follow(state, xs, pairs):
+        return jax.lax.scan(lambda s, batch: refine_update(s, *batch, SMALL, pairs=pairs), state, xs)[0]
+
+    def found(pairs):
+        fitted = refine_map(follow(start, batches(data, 50, 32), pairs))
+        return float(metrics.evaluate(fitted, jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).top1)
+
+    right = known, (known @ W).astype(np.float32)
+    assert found(right) > 0.7
+    assert found((known, right[1][::-1])) < 0.2
+    assert found(None) < 0.2
+    # None are none.
+    np.testing.assert_allclose(found((known[:0], right[1][:0])), found(None), atol=0.05)
+
+
 def test_rows_without_length_say_nothing(planted):
     state = refine_init(true_map(planted), jnp.asarray(planted.y[:64]), SMALL)
     update = jax.jit(refine_update)
@@ -120,7 +144,7 @@ def test_dtypes_hold_under_strict_promotion_and_nothing_is_called_back(planted):
     x, y = batches(planted, 1, 32)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         state = jax.eval_shape(lambda y: refine_init(true_map(planted), y, SMALL), y[0])
-        found = jax.make_jaxpr(refine_update)(state, x[0], y[0], SMALL)
+        found = jax.make_jaxpr(lambda *args: refine_update(*args, SMALL, pairs=args[1:]))(state, x[0], y[0])
     names = {equation.primitive.name for equation in equations(found.jaxpr)}
     assert not {name for name in names if "callback" in name or name in ("svd", "eigh")}
 

@@ -190,3 +190,17 @@ def test_bad_pairs_are_told(change, message):
     x, y, pairs, *_ = shapeless()
     with pytest.raises(InputError, match=message):
         align(KEY, x, y, CONFIG, pairs=change(*pairs))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_dtypes_hold_under_strict_promotion(dtype):
+    x, y, pairs, *_ = shapeless()
+    config = small_config()
+    with (
+        jax.enable_x64(dtype == jnp.float64),
+        jax.numpy_dtype_promotion("strict"),
+        jax.numpy_rank_promotion("raise"),
+    ):
+        x, y, px, py = (jnp.asarray(rows, dtype) for rows in (x, y, *pairs))
+        found = jax.eval_shape(lambda key, x, y, pairs: align(key, x, y, config, pairs=pairs), KEY, x, y, (px, py))
+    assert found.map.W.dtype == dtype
