@@ -26,7 +26,16 @@ from mv2v_jax.preprocess import center_unit, draw_rows, mean_present, order_rows
 from mv2v_jax.procrustes import polar
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import LinearMap, _static, _traced
-from mv2v_jax.validate import check_pairs
+from mv2v_jax.validate import check_count, check_pairs
+
+_AT_LEAST = {
+    "num_rounds": 1,
+    "num_steps": 1,
+    "most_passes": 1,
+    "batch_rows": 2,
+    "most_rows": 1,
+    "num_neighbors": 1,
+}
 
 
 @jax.tree_util.register_dataclass
@@ -115,15 +124,18 @@ def refine_contrastive(
         `Contrastive`. Pure; goes through `jax.jit` and `jax.vmap`. No array is of both spaces' rows.
 
     Raises:
-        ValueError: rows of the wrong shape.
+        ValueError: rows of the wrong shape, or a count out of range.
     """
     for name, rows, d in (("x", x, linear_map.W.shape[0]), ("y", y, linear_map.W.shape[1])):
         if rows.ndim != 2 or rows.shape[1] != d or not rows.shape[0]:
             raise ValueError(f"{name} must be [n, {d}] for this map, found shape {list(rows.shape)}")
+    config = ContrastiveConfig() if config is None else config
+    for name, at_least in _AT_LEAST.items():
+        check_count(getattr(config, name), name, at_least)
     known = check_pairs(pairs, x, y)
     if known[0] is not None and not known[0].shape[0]:
         known = None, None
-    return _refine(key, linear_map, x, y, ContrastiveConfig() if config is None else config, optimizer, known)
+    return _refine(key, linear_map, x, y, config, optimizer, known)
 
 
 @functools.partial(jax.jit, static_argnums=5)

@@ -4,11 +4,11 @@
 arrays of fixed shapes: it goes through `jax.lax.scan` and into any checkpointer. No pair is used: a batch of the source
 is matched by CSLS, both ways, with a queue of the latest rows of the target, much as `anneal.refine_csls` does it.
 
-The cross-covariance of the matches and the means are exponential averages, and the rotation takes one step a batch
-towards the polar factor of the average (`procrustes.polar_step`): products alone, and directions of which the matches
-say little stay as they were. Both spaces are partly whitened for comparing, as in `directions`, but on the target's
-side, where whitening both is ``W C_y^-a`` with twice the power as long as the map is right: the target stands still and
-is decomposed once.
+The cross-covariance of the matches and the means are exponential averages, and the rotation takes a step every few
+batches towards the polar factor of the average (`procrustes.polar_step`): products alone, and directions of which the
+matches say little stay as they were. Both spaces are partly whitened for comparing, as in `directions`, but on the
+target's side, where whitening both is ``W C_y^-a`` with twice the power as long as the map is right: the target
+stands still and is decomposed once.
 
 Nothing is differentiated: gradients stop at the batches. `losses` is what one differentiates.
 """
@@ -26,9 +26,7 @@ from mv2v_jax.preprocess import center_unit, mean_present, present_rows, unit_ro
 from mv2v_jax.procrustes import of_length, polar, polar_step
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import LinearMap, _static, _traced
-
-# Halvings of the range of similarities: to a few in ten thousand of it, where few rows lie.
-_HALVINGS = 12
+from mv2v_jax.validate import check_count
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +35,8 @@ class RefineConfig:
     """Choices of `refine_init` and `refine_update`; integers are static, floats traced."""
 
     queue_rows: int = _static(2_048, "latest rows of the target that a batch is matched with")
-    num_neighbors: int = _static(16, "nearest rows averaged into a pseudo-partner")
+    num_neighbors: int = _static(8, "nearest rows whose weights make a pseudo-partner")
+    rotate_every: int = _static(4, "updates from one step of the rotation to the next, the costliest part of an update")
     decay: float = _traced(
         0.98, "share of the running averages kept by an update; 1 / (1 - decay) updates are remembered"
     )
@@ -85,7 +84,7 @@ class RefineInfo:
             nothing of what was known, which is a map that is lost or an encoder that jumped.
         residual: ``||W^T C - C^T W|| / ||C||`` of the new map and running cross-covariance: 0 where the map is its
             polar factor, larger where it is still on its way.
-        moved: ``||W_new - W_old|| / sqrt(r)``.
+        moved: ``||W_new - W_old|| / sqrt(r)``; 0 where the rotation took no step.
     """
 
     objective: jax.Array
@@ -113,41 +112,46 @@ def _match(x: jax.Array, y: jax.Array, num_neighbors: int) -> _Match:
     """Match unit rows ``x [b, d]`` and ``y [q, d]`` by CSLS, both ways: what each pair counts, ``[b, q]``.
 
     `csls.match_csls` for one batch: the similarities are there whole, and products with them are cheaper than gathering
-    partners by their index.
+    partners by their index. For the same reason partners are weighed instead of found, which sorts nothing.
     """
     present_x, present_y = present_rows(x), present_rows(y)
+    both = present_x[:, None] & present_y[None]
     # Less than any inner product where either row has no length: nobody's partner, and in nobody's neighbourhood.
-    similarity = jnp.where(present_x[:, None] & present_y[None], x @ y.T, -2)
-    csls = 2 * similarity - _density(similarity.T)[:, None] - _density(similarity)[None]
+    similarity = jnp.where(both, x @ y.T, -2)
+    csls = 2 * similarity - _row_density(similarity)[:, None] - _column_density(similarity)[None]
+    mean = mean_present(csls.ravel(), both.ravel())
+    spread = jnp.sqrt(mean_present((csls - mean).ravel() ** 2, both.ravel()))
     plan = jnp.zeros_like(csls)
     objective = jnp.zeros((), csls.dtype)
-    for axis, present in ((1, present_x), (0, present_y)):
-        nearest = (csls >= _threshold(csls, num_neighbors, axis)).astype(csls.dtype)
-        plan += nearest / (nearest.sum(axis=axis, keepdims=True) * csls.shape[1 - axis])
+    for axis, present, others in ((1, present_x, present_y), (0, present_y, present_x)):
+        # Of n normal numbers, weights exp(k z) are worth those of n exp(-k^2) equal ones.
+        ratio = others.sum().astype(csls.dtype) / num_neighbors
+        sharpness = jnp.sqrt(jnp.log(jnp.maximum(ratio, 1)))
+        sharpness = jnp.where(spread > 0, sharpness / jnp.where(spread > 0, spread, 1), 0)
+        plan += jax.nn.softmax(sharpness * csls, axis=axis) / csls.shape[1 - axis]
         objective += mean_present(csls.max(axis=axis), present) / 2
     return _Match(plan=plan, objective=objective)
 
 
-def _density(similarity: jax.Array) -> jax.Array:
+def _column_density(similarity: jax.Array) -> jax.Array:
     """Mean of the largest similarities of each column of ``[b, q]``: of the largest of ten parts, as `nearness`."""
     num_parts = min(NUM_LOCAL, similarity.shape[0])
     part = similarity.shape[0] // num_parts
-    parts = similarity[: num_parts * part].reshape(num_parts, part, -1)
-    return parts.max(axis=1).mean(axis=0)
+    return similarity[: num_parts * part].reshape(num_parts, part, -1).max(axis=1).mean(axis=0)
 
 
-def _threshold(values: jax.Array, num_largest: int, axis: int) -> jax.Array:
-    """What at least ``num_largest`` values along an axis reach, and few more: by halving, which sorts nothing."""
-    num_largest = min(num_largest, values.shape[axis])
+def _row_density(similarity: jax.Array) -> jax.Array:
+    """The same of each row; its parts are every tenth column, so that neighbours in memory are of different ones."""
+    num_parts = min(NUM_LOCAL, similarity.shape[1])
+    part = similarity.shape[1] // num_parts
+    return similarity[:, : num_parts * part].reshape(-1, part, num_parts).max(axis=1).mean(axis=1)
 
-    def halve(_, bounds):
-        low, high = bounds
-        middle = (low + high) / 2
-        enough = (values >= middle).sum(axis=axis, keepdims=True) >= num_largest
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
 
-    bounds = values.min(axis=axis, keepdims=True), values.max(axis=axis, keepdims=True)
-    return jax.lax.fori_loop(0, _HALVINGS, halve, bounds)[0]
+def _checked(config: RefineConfig | None) -> RefineConfig:
+    config = RefineConfig() if config is None else config
+    for name in ("queue_rows", "num_neighbors", "rotate_every"):
+        check_count(getattr(config, name), name, 1)
+    return config
 
 
 def refine_init(linear_map: LinearMap, y: jax.Array, config: RefineConfig | None = None) -> RefineState:
@@ -160,9 +164,9 @@ def refine_init(linear_map: LinearMap, y: jax.Array, config: RefineConfig | None
         config: a `RefineConfig`; the defaults if none.
 
     Raises:
-        ValueError: rows of the wrong shape.
+        ValueError: rows of the wrong shape, or a count below 1.
     """
-    config = RefineConfig() if config is None else config
+    config = _checked(config)
     d_x, d_y = linear_map.W.shape
     if y.ndim != 2 or y.shape[1] != d_y or not y.shape[0]:
         raise ValueError(f"y must be [m, {d_y}] for this map, found shape {list(y.shape)}")
@@ -227,7 +231,7 @@ def refine_update(
     Returns:
         The new `RefineState` and a `RefineInfo`; nothing is differentiated.
     """
-    config = RefineConfig() if config is None else config
+    config = _checked(config)
     state, x, y, pairs = jax.lax.stop_gradient((state, x, y, pairs))
     dtype, q = state.W.dtype, state.queue.shape[0]
     chex.assert_rank((x, y), 2)
@@ -254,9 +258,7 @@ def refine_update(
     match = _match(unit_rows(x @ state.W @ state.whitener), compared, config.num_neighbors)
     batch = average(x.T @ (match.plan @ queue))
     if pairs is not None:
-        sides = (
-            center_unit(rows.astype(dtype), mean) for rows, mean in zip(pairs, (mean_x, mean_y), strict=True)
-        )
+        sides = (center_unit(rows.astype(dtype), mean) for rows, mean in zip(pairs, (mean_x, mean_y), strict=True))
         known = known_pairs(*sides)
         assert known is not None
         # A plan's entries sum to 1 in each of its two directions.
@@ -267,7 +269,8 @@ def refine_update(
         min(batch.shape) ** 0.5 * jnp.linalg.norm(state.cross), jnp.finfo(dtype).tiny
     )
     cross = jnp.where(length > 0, decay * state.cross + (1 - decay) * batch, state.cross)
-    W = polar_step(state.W, cross)
+    count = state.count + 1
+    W = jax.lax.cond(count % config.rotate_every == 0, polar_step, lambda W, _: W, state.W, cross)
     inner = W.T @ cross if W.shape[0] >= W.shape[1] else W @ cross.T
     info = RefineInfo(
         objective=average(match.objective),
@@ -287,7 +290,7 @@ def refine_update(
             queue=queue,
             compared=compared,
             head=head,
-            count=state.count + 1,
+            count=count,
         ),
         info,
     )

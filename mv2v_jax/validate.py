@@ -39,6 +39,12 @@ _FLOAT_RANGE = {
 _DTYPES = tuple(jnp.dtype(dtype) for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64))
 
 
+def check_count(value: Any, name: str, at_least: int) -> None:
+    """Raise `InputError` unless a static field of a config is a whole number of at least so much."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise InputError(f"{name} must be a whole number of at least {at_least}, found {value!r}")
+
+
 def check_config(config: Config) -> None:
     """Raise `InputError` naming the first field that is out of range, what was expected and what was found."""
     for field in dataclasses.fields(config):
@@ -50,9 +56,7 @@ def check_config(config: Config) -> None:
             if not is_array and not (isinstance(value, (int, float, np.floating, np.integer)) and low <= value <= high):
                 raise InputError(f"{field.name} must be from {low} to {high}, found {value!r}")
         elif field.type is int:
-            at_least = _AT_LEAST.get(field.name, 0)
-            if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-                raise InputError(f"{field.name} must be a whole number of at least {at_least}, found {value!r}")
+            check_count(value, field.name, _AT_LEAST.get(field.name, 0))
     for name in ("most_rows", "anchor_rows"):
         if getattr(config, name) < config.num_clusters:
             raise InputError(

@@ -132,3 +132,7 @@ def test_bad_input_is_refused(stretched):
     for x, y in ((stretched.y, stretched.y), (stretched.x, stretched.x), (stretched.x[0], stretched.y)):
         with pytest.raises(ValueError, match=r"must be \[n, "):
             refine_contrastive(jax.random.key(0), stretched.start, x, y, SMALL)
+    for name, count in (("batch_rows", 1), ("num_steps", 0), ("num_neighbors", 0)):
+        config = dataclasses.replace(SMALL, **{name: count})
+        with pytest.raises(ValueError, match=f"{name} must be a whole number of at least"):
+            refine_contrastive(jax.random.key(0), stretched.start, stretched.x, stretched.y, config)

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import Planted, assert_trees_close, count_compilations, equations, planted_clouds, semi_orthogonal
+from conftest import Planted, assert_trees_close, count_compilations, equations, planted_clouds, semi_orthogonal, unit
 
 from mv2v_jax import LinearMap, metrics, refine_init, refine_map, refine_update
-from mv2v_jax.incremental import RefineConfig
+from mv2v_jax.incremental import RefineConfig, _match
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 D_X, D_Y = 12, 10
-SMALL = RefineConfig(queue_rows=64, num_neighbors=2, decay=0.9, whitening_power=0.5)
+SMALL = RefineConfig(queue_rows=64, num_neighbors=2, rotate_every=1, decay=0.9, whitening_power=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,31 @@ def test_the_queue_holds_the_latest_rows_of_the_target(planted):
     none, _ = update(state, xs[0][0], jnp.zeros((0, D_Y)), SMALL)
     np.testing.assert_array_equal(none.queue, state.queue)
     assert not np.array_equal(none.W, state.W)
+
+
+def test_the_rotation_takes_a_step_every_few_updates(planted):
+    xs = batches(planted, 7, 32)
+    config = dataclasses.replace(SMALL, rotate_every=3)
+    state = refine_init(true_map(planted), jnp.asarray(planted.y[:64]), config)
+    scan = jax.jit(lambda state, xs: jax.lax.scan(lambda s, batch: refine_update(s, *batch, config), state, xs))
+    _, info = scan(state, xs)
+    np.testing.assert_array_equal(np.asarray(info.moved) > 0, [False, False, True, False, False, True, False])
+    assert (np.asarray(info.agreement) != 0).all()
+
+
+def test_weights_are_those_of_csls_against_numpy(rng):
+    """A row without length takes no part; the others weigh by how many standard deviations their CSLS is."""
+    x, y = unit(rng.normal(size=(30, 5))), unit(rng.normal(size=(41, 5)))
+    similarity = x @ y.T
+    near_x = np.stack([similarity[:, part:40:10].max(1) for part in range(10)]).mean(0)
+    near_y = np.stack([similarity[3 * part : 3 * part + 3].max(0) for part in range(10)]).mean(0)
+    csls = 2 * similarity - near_x[:, None] - near_y[None]
+    score = (csls - csls.mean()) / csls.std()
+    rows, columns = (np.exp(np.sqrt(np.log(num / 4)) * score) for num in (41, 30))
+    expected = rows / rows.sum(1, keepdims=True) / 30 + columns / columns.sum(0) / 41
+    found = _match(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), 4)
+    np.testing.assert_allclose(found.plan, expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found.objective, (csls.max(1).mean() + csls.max(0).mean()) / 2, rtol=1e-5)
 
 
 def test_known_pairs_lead_to_a_map_that_batches_alone_do_not_find():
@@ -189,6 +214,15 @@ def test_bad_input_is_refused(planted):
     state = refine_init(linear_map, jnp.asarray(planted.y[:5]), SMALL)
     with pytest.raises(AssertionError):
         refine_update(state, jnp.zeros((3, D_Y)), jnp.zeros((3, D_Y)), SMALL)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"queue_rows": 0}, {"num_neighbors": -1}, {"rotate_every": 0}, {"rotate_every": 2.0}]
+)
+def test_counts_out_of_range_are_refused(planted, changes):
+    config = dataclasses.replace(SMALL, **changes)
+    with pytest.raises(ValueError, match=f"{next(iter(changes))} must be a whole number of at least 1"):
+        refine_init(true_map(planted), jnp.asarray(planted.y), config)
 
 
 def test_a_map_of_the_rotation_itself_is_semi_orthogonal(planted):
