@@ -1,7 +1,7 @@
 """A map that follows an encoder while it is trained: one small update a training step, in the manner of optax.
 
 ``refine_init`` once, ``refine_update`` with every batch, ``refine_map`` where a map is wanted. The state is a pytree of
-arrays of fixed shapes: it goes through `jax.lax.scan` and into any checkpointer. No pair is used: a batch of the source
+arrays of fixed shapes: it goes through `jax.lax.scan` and into any checkpointer. No pair is needed: a batch of the source
 is matched by CSLS, both ways, with a queue of the latest rows of the target, much as `anneal.refine_csls` does it.
 
 The cross-covariance of the matches and the means are exponential averages, and the rotation takes a step every few
