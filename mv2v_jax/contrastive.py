@@ -26,7 +26,7 @@ from mv2v_jax.preprocess import center_unit, draw_rows, mean_present, order_rows
 from mv2v_jax.procrustes import polar
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import LinearMap, _static, _traced
-from mv2v_jax.validate import check_count, check_pairs
+from mv2v_jax.validate import check_counts, check_pairs
 
 _AT_LEAST = {
     "num_rounds": 1,
@@ -130,8 +130,7 @@ def refine_contrastive(
         if rows.ndim != 2 or rows.shape[1] != d or not rows.shape[0]:
             raise ValueError(f"{name} must be [n, {d}] for this map, found shape {list(rows.shape)}")
     config = ContrastiveConfig() if config is None else config
-    for name, at_least in _AT_LEAST.items():
-        check_count(getattr(config, name), name, at_least)
+    check_counts(config, _AT_LEAST)
     known = check_pairs(pairs, x, y)
     if known[0] is not None and not known[0].shape[0]:
         known = None, None

@@ -24,7 +24,8 @@ from mv2v_jax.measure import (
     measure_rows,
     refuse_equal,
     refuse_not_finite,
-    refuse_out_of_range,
+    refuse_too_long,
+    refuse_too_short,
 )
 from mv2v_jax.rows import RowShare
 
@@ -151,7 +152,7 @@ def measure_shares(rows: Any, name: str, on_rows: OnRows | None = None) -> RowSt
     def look() -> Measured:
         found = ask_all(share, on_rows)
         refuse_not_finite(share, name, found.moments)
-        refuse_out_of_range(share, name, found.moments)
+        refuse_too_long(share, name, found.moments)
         return found
 
     moments, difference, digest, duplicates = together(look)
@@ -173,13 +174,15 @@ def measure_shares(rows: Any, name: str, on_rows: OnRows | None = None) -> RowSt
         found[:, 4].any() or not np.allclose(means[weights > 0], means[weights.argmax()], rtol=1e-12, atol=0)
     )
     refuse_equal(rows, name, difference)
-    return RowStatistics(
+    statistics = RowStatistics(
         mean=weights @ means,
         mean_norm=float(weights @ found[:, 3]),
         num_zero=int(found[:, 1].sum()),
         num_duplicates=int(found[:, 2].sum()),
         digest=join_digest(rows, digests),
     )
+    refuse_too_short(rows, name, statistics)
+    return statistics
 
 
 def _from_all(own: bytes, most: int) -> np.ndarray:

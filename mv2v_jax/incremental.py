@@ -1,8 +1,9 @@
 """A map that follows an encoder while it is trained: one small update a training step, in the manner of optax.
 
 ``refine_init`` once, ``refine_update`` with every batch, ``refine_map`` where a map is wanted. The state is a pytree of
-arrays of fixed shapes: it goes through `jax.lax.scan` and into any checkpointer. No pair is needed: a batch of the source
-is matched by CSLS, both ways, with a queue of the latest rows of the target, much as `anneal.refine_csls` does it.
+arrays of fixed shapes: it goes through `jax.lax.scan` and into any checkpointer. No pair is needed: a batch of the
+source is matched by CSLS, both ways, with a queue of the latest rows of the target, much as `anneal.refine_csls` does
+it.
 
 The cross-covariance of the matches and the means are exponential averages, and the rotation takes a step every few
 batches towards the polar factor of the average (`procrustes.polar_step`): products alone, and directions of which the
@@ -26,7 +27,7 @@ from mv2v_jax.preprocess import center_unit, mean_present, present_rows, unit_ro
 from mv2v_jax.procrustes import of_length, polar, polar_step
 from mv2v_jax.pytree import pytree
 from mv2v_jax.types import LinearMap, _static, _traced
-from mv2v_jax.validate import check_count
+from mv2v_jax.validate import check_counts, check_pairs
 
 
 @jax.tree_util.register_dataclass
@@ -35,7 +36,9 @@ class RefineConfig:
     """Choices of `refine_init` and `refine_update`; integers are static, floats traced."""
 
     queue_rows: int = _static(2_048, "latest rows of the target that a batch is matched with")
-    num_neighbors: int = _static(8, "nearest rows whose weights make a pseudo-partner")
+    num_neighbors: int = _static(
+        8, "rows that make a pseudo-partner, by their weights; the others count next to nothing"
+    )
     rotate_every: int = _static(4, "updates from one step of the rotation to the next, the costliest part of an update")
     decay: float = _traced(
         0.98, "share of the running averages kept by an update; 1 / (1 - decay) updates are remembered"
@@ -109,7 +112,7 @@ class _Match:
 
 
 def _match(x: jax.Array, y: jax.Array, num_neighbors: int) -> _Match:
-    """Match unit rows ``x [b, d]`` and ``y [q, d]`` by CSLS, both ways: what each pair counts, ``[b, q]``.
+    """Match unit rows ``x [b, d]`` and ``y [q, d]`` by CSLS, both ways: what each pair counts, ``[b, q]``, 1 each way.
 
     `csls.match_csls` for one batch: the similarities are there whole, and products with them are cheaper than gathering
     partners by their index. For the same reason partners are weighed instead of found, which sorts nothing.
@@ -123,13 +126,17 @@ def _match(x: jax.Array, y: jax.Array, num_neighbors: int) -> _Match:
     spread = jnp.sqrt(mean_present((csls - mean).ravel() ** 2, both.ravel()))
     plan = jnp.zeros_like(csls)
     objective = jnp.zeros((), csls.dtype)
+    tiny = jnp.finfo(csls.dtype).tiny
     for axis, present, others in ((1, present_x, present_y), (0, present_y, present_x)):
         # Of n normal numbers, weights exp(k z) are worth those of n exp(-k^2) equal ones.
         ratio = others.sum().astype(csls.dtype) / num_neighbors
         sharpness = jnp.sqrt(jnp.log(jnp.maximum(ratio, 1)))
         sharpness = jnp.where(spread > 0, sharpness / jnp.where(spread > 0, spread, 1), 0)
-        plan += jax.nn.softmax(sharpness * csls, axis=axis) / csls.shape[1 - axis]
-        objective += mean_present(csls.max(axis=axis), present) / 2
+        best = csls.max(axis=axis, keepdims=True)
+        weights = jnp.where(both, jnp.exp(sharpness * (csls - best)), 0)
+        num_present = jnp.maximum(present.sum(), 1).astype(csls.dtype)
+        plan += weights / (jnp.maximum(weights.sum(axis=axis, keepdims=True), tiny) * num_present)
+        objective += mean_present(best.squeeze(axis), present) / 2
     return _Match(plan=plan, objective=objective)
 
 
@@ -149,8 +156,7 @@ def _row_density(similarity: jax.Array) -> jax.Array:
 
 def _checked(config: RefineConfig | None) -> RefineConfig:
     config = RefineConfig() if config is None else config
-    for name in ("queue_rows", "num_neighbors", "rotate_every"):
-        check_count(getattr(config, name), name, 1)
+    check_counts(config, {"queue_rows": 1, "num_neighbors": 1, "rotate_every": 1})
     return config
 
 
@@ -223,20 +229,26 @@ def refine_update(
         y: ``[c, d_y]`` raw rows of the target; none (``c = 0``) where the queue says enough.
         config: a `RefineConfig`; ``queue_rows`` is that of the state.
         pairs: known pairs, if any: raw rows ``[p, d_x]`` as the encoder gives them now and their partners
-            ``[p, d_y]``. They join the batch's pseudo-pairs and count by how far the rotation mistakes them, as in
-            `known`. With an axis name, every device has the same.
+            ``[p, d_y]``. They join the batch's pseudo-pairs and count by how far the rotation so far mistakes them
+            (`known.worth_in_pairs`). With an axis name, every device has the same.
         axis_name: inside `jax.pmap`, `jax.shard_map` or a `jax.vmap` with an axis name, each device with its own rows:
             averages go over all of them, every queue gets all rows, and the states stay the same everywhere.
 
     Returns:
         The new `RefineState` and a `RefineInfo`; nothing is differentiated.
+
+    Raises:
+        ValueError: a count below 1, or pairs that are none.
+        AssertionError: rows of the wrong shape, or no row of the source.
     """
     config = _checked(config)
     state, x, y, pairs = jax.lax.stop_gradient((state, x, y, pairs))
     dtype, q = state.W.dtype, state.queue.shape[0]
     chex.assert_rank((x, y), 2)
+    chex.assert_axis_dimension_gt(x, 0, 0)
     chex.assert_axis_dimension(x, 1, state.W.shape[0])
     chex.assert_axis_dimension(y, 1, state.W.shape[1])
+    known_x, known_y = check_pairs(pairs, x, y)
     x, y = x.astype(dtype), y.astype(dtype)
     decay = jnp.asarray(config.decay, dtype)
 
@@ -257,11 +269,10 @@ def refine_update(
 
     match = _match(unit_rows(x @ state.W @ state.whitener), compared, config.num_neighbors)
     batch = average(x.T @ (match.plan @ queue))
-    if pairs is not None:
-        sides = (center_unit(rows.astype(dtype), mean) for rows, mean in zip(pairs, (mean_x, mean_y), strict=True))
-        known = known_pairs(*sides)
+    if known_x is not None:
+        known = known_pairs(center_unit(known_x.astype(dtype), mean_x), center_unit(known_y.astype(dtype), mean_y))
         assert known is not None
-        # A plan's entries sum to 1 in each of its two directions.
+        # The plan's entries sum to 1 in each of its two directions.
         batch = add_pairs(batch, 2, known, state.W, config.pair_weight)
     length = jnp.linalg.norm(batch)
     batch = batch * (min(batch.shape) ** 0.5 / jnp.maximum(length, jnp.finfo(dtype).tiny))
@@ -270,7 +281,8 @@ def refine_update(
     )
     cross = jnp.where(length > 0, decay * state.cross + (1 - decay) * batch, state.cross)
     count = state.count + 1
-    W = jax.lax.cond(count % config.rotate_every == 0, polar_step, lambda W, _: W, state.W, cross)
+    # Inside `jax.shard_map` both branches must vary over the devices alike, which a sum with the cross-covariance does.
+    W = jax.lax.cond(count % config.rotate_every == 0, polar_step, lambda W, cross: W + 0 * cross, state.W, cross)
     inner = W.T @ cross if W.shape[0] >= W.shape[1] else W @ cross.T
     info = RefineInfo(
         objective=average(match.objective),

@@ -62,10 +62,11 @@ def add_pairs(
 ) -> jax.Array:
     """A cross-covariance ``[d_x, d_y]`` of ``num_pseudo`` pseudo-pairs with that of the known pairs added.
 
-    They count ``pair_weight`` times what their number is of what the ``rotation`` that the pseudo-pairs make is worth.
+    They count ``pair_weight`` times what their number is of what the ``rotation`` is worth: that of the pseudo-pairs,
+    or one that stands for it.
     """
     weight = jnp.asarray(pair_weight, cross.dtype) / worth_in_pairs(rotation, known)
-    return (cross + num_pseudo * weight * (known.x.T @ known.y)).astype(cross.dtype)
+    return cross + num_pseudo * weight * (known.x.T @ known.y)
 
 
 def blend(cross: jax.Array, num_pseudo: int, known: KnownPairs | None, config: Config) -> jax.Array:

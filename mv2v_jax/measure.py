@@ -11,19 +11,26 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mv2v_jax.errors import InputError
+from mv2v_jax.preprocess import working_dtype
 from mv2v_jax.rows import RowFiles, RowShare
 
 # Of the rows as they are stored; small enough for the caches, large enough that threads hardly wait for each other.
 _BLOCK_BYTES = 2**22
 DIGEST_ROWS = 1024
 
-# Lengths of rows whose squares, and those of their differences, float32 neither takes for zero nor for infinite.
-_SHORTEST, _LONGEST = 1e-15, 1e18
-
 OnRows = Callable[[int, int], None]
+
+
+def _range(dtype: Any) -> tuple[float, float]:
+    """From where to where lengths of rows can be squared in the dtype that JAX computes such rows in."""
+    numbers = jnp.finfo(working_dtype(jax.dtypes.canonicalize_dtype(dtype)))
+    # The difference of two rows may be twice as long; and 2,000 times shorter than they are, as precise numbers.
+    return 2_000 * float(numbers.tiny) ** 0.5 / float(numbers.eps) ** 0.5, float(numbers.max) ** 0.5 / 4
 
 
 class Question(Protocol):
@@ -116,7 +123,7 @@ class Moments:
             self.first_not_finite = start + int(bad[0])
         self.num_not_finite += bad.size
         # Not so where the sum is no number; that row is named above.
-        too_long = np.flatnonzero(squared > _LONGEST**2)
+        too_long = np.flatnonzero(squared > _range(block.dtype)[1] ** 2)
         if too_long.size and self.first_too_long is None:
             self.first_too_long = start + int(too_long[0])
 
@@ -280,18 +287,24 @@ def refuse_not_finite(rows: Any, name: str, moments: Moments) -> None:
         )
 
 
-def refuse_out_of_range(rows: Any, name: str, moments: Moments) -> None:
-    """Raise `InputError` where float32 cannot square rows: one too long is named, or all are too short."""
-    found = None
+def refuse_too_long(rows: Any, name: str, moments: Moments) -> None:
+    """Raise `InputError` where a row is so long that its square is infinite; the first one is named."""
     if moments.first_too_long is not None:
-        found = f"a longer one, first in {row_place(rows, moments.first_too_long)}"
-    elif moments.num_zero < moments.num_rows and moments.mean_norm < _SHORTEST:
-        found = f"a mean length of {moments.mean_norm:.1e}"
-    if found is not None:
-        raise InputError(
-            f"{name} must hold rows of lengths from {_SHORTEST:.0e} to {_LONGEST:.0e}, which float32 can square, found "
-            f"{found}; multiply all rows by one number, which changes no rotation"
-        )
+        raise InputError(_out_of_range(rows, name, f"a longer one, first in {row_place(rows, moments.first_too_long)}"))
+
+
+def refuse_too_short(rows: Any, name: str, moments: Moments | RowStatistics) -> None:
+    """Raise `InputError` where rows are so short, on average, that their squares are taken for zero."""
+    if moments.num_zero < rows.shape[0] and moments.mean_norm < _range(rows.dtype)[0]:
+        raise InputError(_out_of_range(rows, name, f"a mean length of {moments.mean_norm:.1e}"))
+
+
+def _out_of_range(rows: Any, name: str, found: str) -> str:
+    shortest, longest = _range(rows.dtype)
+    return (
+        f"{name} must hold rows of lengths from {shortest:.0e} to {longest:.0e}, which can be squared, found {found}; "
+        "multiply all rows by one number, which changes no rotation"
+    )
 
 
 def refuse_equal(rows: Any, name: str, difference: Difference) -> None:
@@ -309,7 +322,8 @@ def check_rows(rows: Any, name: str) -> CheckedRows:
     moments, difference = Moments(), Difference()
     ask(rows, moments, difference)
     refuse_not_finite(rows, name, moments)
-    refuse_out_of_range(rows, name, moments)
+    refuse_too_long(rows, name, moments)
+    refuse_too_short(rows, name, moments)
     refuse_equal(rows, name, difference)
     return CheckedRows(rows=rows, mean=moments.mean)
 
@@ -344,7 +358,8 @@ def measure_rows(rows: Any, name: str, on_rows: OnRows | None = None) -> RowStat
     """
     moments, difference, digest, duplicates = ask_all(rows, on_rows)
     refuse_not_finite(rows, name, moments)
-    refuse_out_of_range(rows, name, moments)
+    refuse_too_long(rows, name, moments)
+    refuse_too_short(rows, name, moments)
     refuse_equal(rows, name, difference)
     return RowStatistics(
         mean=moments.mean,

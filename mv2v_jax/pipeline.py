@@ -280,7 +280,7 @@ def align(
 
     Raises:
         InputError: a `ValueError`; shapes, dtypes or config out of range, and, where the arrays are concrete, NaN,
-            infinity or rows that are all equal.
+            infinity, rows too long or too short to square, or all equal.
 
     Source: mini-vec2vec (arXiv 2510.02348); the default preset departs from it as `Config` and `anneal` say.
     """

@@ -270,7 +270,7 @@ class _Runner:
         paths = {first: self.chunks / f"{name}-{first:06d}.safetensors" for first in range(0, restarts, chunk)}
         kept = [first for first, path in paths.items() if from_first(path.is_file())]
         for first in kept:
-            # What is damaged is told before the others are searched for, not after.
+            # What is damaged in this part is told before its other chunks are searched for, not after.
             together(functools.partial(self._read, paths[first], leaves))
         for first, path in paths.items():
             if first not in kept:

@@ -1,6 +1,7 @@
 """Errors for users, raised before anything compiles; nothing here runs inside a compiled function."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2v_jax.errors import InputError
-from mv2v_jax.measure import CheckedRows, Moments, ask, check_rows, refuse_not_finite
+from mv2v_jax.measure import CheckedRows, Moments, ask, check_rows, refuse_not_finite, refuse_too_long, refuse_too_short
 from mv2v_jax.rows import RowFiles
 from mv2v_jax.types import Config
 
@@ -39,10 +40,12 @@ _FLOAT_RANGE = {
 _DTYPES = tuple(jnp.dtype(dtype) for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64))
 
 
-def check_count(value: Any, name: str, at_least: int) -> None:
-    """Raise `InputError` unless a static field of a config is a whole number of at least so much."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-        raise InputError(f"{name} must be a whole number of at least {at_least}, found {value!r}")
+def check_counts(config: Any, at_least: Mapping[str, int]) -> None:
+    """Raise `InputError` unless the named fields of a config are whole numbers, each of at least so much."""
+    for name, least in at_least.items():
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise InputError(f"{name} must be a whole number of at least {least}, found {value!r}")
 
 
 def check_config(config: Config) -> None:
@@ -56,7 +59,7 @@ def check_config(config: Config) -> None:
             if not is_array and not (isinstance(value, (int, float, np.floating, np.integer)) and low <= value <= high):
                 raise InputError(f"{field.name} must be from {low} to {high}, found {value!r}")
         elif field.type is int:
-            check_count(value, field.name, _AT_LEAST.get(field.name, 0))
+            check_counts(config, {field.name: _AT_LEAST.get(field.name, 0)})
     for name in ("most_rows", "anchor_rows"):
         if getattr(config, name) < config.num_clusters:
             raise InputError(
@@ -100,7 +103,7 @@ def check_pairs(pairs: Any, x: Any, y: Any, names: tuple[str, str] = ("pairs[0]"
 
     Raises:
         InputError: not two sides, of one number of rows, of the dimensions of ``x`` and ``y``; and, where they are
-            concrete, NaN or infinity.
+            concrete, NaN, infinity or rows too long or too short to square.
     """
     if pairs is None:
         return None, None
@@ -114,7 +117,11 @@ def check_pairs(pairs: Any, x: Any, y: Any, names: tuple[str, str] = ("pairs[0]"
         if side.shape[1] != rows.shape[1]:
             raise InputError(f"{name} must have {rows.shape[1]} columns, as the rows to align, found {side.shape[1]}")
         if not isinstance(side, jax.core.Tracer) and side.shape[0]:
-            check_finite(side, name)
+            moments = Moments()
+            ask(side, moments)
+            refuse_not_finite(side, name, moments)
+            refuse_too_long(side, name, moments)
+            refuse_too_short(side, name, moments)
     if sides[0].shape[0] != sides[1].shape[0]:
         raise InputError(
             f"{names[1]} must have a row for each of the {sides[0].shape[0]} of {names[0]}, found {sides[1].shape[0]}"

@@ -36,6 +36,11 @@ BAD_ROWS = {
     "too few": (rows(4), r"must have at least 5 rows, found 4"),
     "empty": (rows(0), r"must have at least 5 rows, found 0"),
     "no columns": (rows()[:, :0], r"must have at least one column, found shape \[9, 0\]"),
+    "too long": (
+        rows() * np.float32(1e20),
+        r"must hold rows of lengths from .* to 5e\+18, .* first in row 0; multiply .*",
+    ),
+    "too short": (rows() * np.float32(1e-20), r"must hold rows of lengths from 6e-13 to .*, found a mean length .*"),
     "all equal": (np.ones((9, 3), np.float32), r"must hold different rows, found 9 equal ones \(zero rows aside\)"),
     "equal but for zeros": (
         np.eye(9, 3, dtype=np.float32) * np.float32([1, 0, 0]),
