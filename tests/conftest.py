@@ -26,7 +26,8 @@ def _set_if_known(flag: str) -> None:
 
 
 # Nearly all the suite's time is compiling, of which the emitters with an MLIR context a kernel take half.
-_set_if_known("--xla_cpu_use_fusion_emitters=false")
+OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+_set_if_known(OLD_EMITTERS)
 
 # For meshes. What runs on one device is not touched by the others.
 jax.config.update("jax_num_cpu_devices", 8)
