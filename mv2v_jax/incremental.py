@@ -122,6 +122,8 @@ def _match(x: jax.Array, y: jax.Array, num_neighbors: int) -> _Match:
     # Less than any inner product where either row has no length: nobody's partner, and in nobody's neighbourhood.
     similarity = jnp.where(both, x @ y.T, -2)
     csls = 2 * similarity - _row_density(similarity)[:, None] - _column_density(similarity)[None]
+    # The least that it can be, so that the best of a row is one that is there.
+    csls = jnp.where(both, csls, -4)
     mean = mean_present(csls.ravel(), both.ravel())
     spread = jnp.sqrt(mean_present((csls - mean).ravel() ** 2, both.ravel()))
     plan = jnp.zeros_like(csls)
