@@ -299,6 +299,13 @@ def refuse_too_short(rows: Any, name: str, moments: Moments | RowStatistics) -> 
         raise InputError(_out_of_range(rows, name, f"a mean length of {moments.mean_norm:.1e}"))
 
 
+def refuse_values(rows: Any, name: str, moments: Moments) -> None:
+    """Raise `InputError` where rows are not finite, too long or too short: of all of them, not of a share."""
+    refuse_not_finite(rows, name, moments)
+    refuse_too_long(rows, name, moments)
+    refuse_too_short(rows, name, moments)
+
+
 def _out_of_range(rows: Any, name: str, found: str) -> str:
     shortest, longest = _range(rows.dtype)
     return (
@@ -321,9 +328,7 @@ def check_rows(rows: Any, name: str) -> CheckedRows:
     """
     moments, difference = Moments(), Difference()
     ask(rows, moments, difference)
-    refuse_not_finite(rows, name, moments)
-    refuse_too_long(rows, name, moments)
-    refuse_too_short(rows, name, moments)
+    refuse_values(rows, name, moments)
     refuse_equal(rows, name, difference)
     return CheckedRows(rows=rows, mean=moments.mean)
 
@@ -357,9 +362,7 @@ def measure_rows(rows: Any, name: str, on_rows: OnRows | None = None) -> RowStat
             any more.
     """
     moments, difference, digest, duplicates = ask_all(rows, on_rows)
-    refuse_not_finite(rows, name, moments)
-    refuse_too_long(rows, name, moments)
-    refuse_too_short(rows, name, moments)
+    refuse_values(rows, name, moments)
     refuse_equal(rows, name, difference)
     return RowStatistics(
         mean=moments.mean,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2v_jax.errors import InputError
-from mv2v_jax.measure import CheckedRows, Moments, ask, check_rows, refuse_not_finite, refuse_too_long, refuse_too_short
+from mv2v_jax.measure import CheckedRows, Moments, ask, check_rows, refuse_not_finite, refuse_values
 from mv2v_jax.rows import RowFiles
 from mv2v_jax.types import Config
 
@@ -119,9 +119,7 @@ def check_pairs(pairs: Any, x: Any, y: Any, names: tuple[str, str] = ("pairs[0]"
         if not isinstance(side, jax.core.Tracer) and side.shape[0]:
             moments = Moments()
             ask(side, moments)
-            refuse_not_finite(side, name, moments)
-            refuse_too_long(side, name, moments)
-            refuse_too_short(side, name, moments)
+            refuse_values(side, name, moments)
     if sides[0].shape[0] != sides[1].shape[0]:
         raise InputError(
             f"{names[1]} must have a row for each of the {sides[0].shape[0]} of {names[0]}, found {sides[1].shape[0]}"
