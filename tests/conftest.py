@@ -26,8 +26,14 @@ def _set_if_known(flag: str) -> None:
 
 
 # Nearly all the suite's time is compiling, of which the emitters with an MLIR context a kernel take half.
-OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
-_set_if_known(OLD_EMITTERS)
+_OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
+_set_if_known(_OLD_EMITTERS)
+
+
+def flags_of_users() -> str:
+    """XLA's flags without the one above: for processes that are to compile as users do."""
+    return os.environ.get("XLA_FLAGS", "").replace(_OLD_EMITTERS, "")
+
 
 # For meshes. What runs on one device is not touched by the others.
 jax.config.update("jax_num_cpu_devices", 8)

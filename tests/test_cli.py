@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import OLD_EMITTERS
+from conftest import flags_of_users
 
 from mv2v_jax.__main__ import main
 
@@ -455,7 +455,7 @@ def test_demo_succeeds_for_ten_seeds(folder, monkeypatch):
     """The bundled pair is aligned by every seed; FOSCTTM is 0.5 by chance and 0.0008 for the oracle."""
     # Here running is the cost, not compiling.
     monkeypatch.setitem(CACHE, "JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-    monkeypatch.setitem(CACHE, "XLA_FLAGS", os.environ.get("XLA_FLAGS", "").replace(OLD_EMITTERS, ""))
+    monkeypatch.setitem(CACHE, "XLA_FLAGS", flags_of_users())
     for seed in range(10):
         done = run("demo", "--json", "--seed", seed, cwd=folder)
         found = json.loads(done.stdout)

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import OLD_EMITTERS, planted_clouds, small_config
+from conftest import flags_of_users, planted_clouds, small_config
 
 CONFIG = small_config(match_steps=0, cluster_steps=0, search_dims=4)
 FLAGS = [
@@ -35,9 +35,8 @@ def folder(tmp_path_factory):
 
 def environment(**more):
     """The other emitters would round by how many restarts a device has at once, so not those."""
-    flags = os.environ.get("XLA_FLAGS", "").replace(OLD_EMITTERS, "")
     quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return {**os.environ, **quick, "XLA_FLAGS": flags, **more}
+    return {**os.environ, **quick, "XLA_FLAGS": flags_of_users(), **more}
 
 
 def free_port() -> int:
