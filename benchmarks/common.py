@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from mv2v_jax import PRESETS, LinearMap, metrics
-from mv2v_jax.demo_data import load_encoder
+from mv2v_jax import PRESETS, LinearMap
+from mv2v_jax.data.demo import load_encoder
+from mv2v_jax.evaluation import metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"

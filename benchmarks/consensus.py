@@ -27,11 +27,11 @@ from benchmarks.common import (
     write_json,
 )
 from mv2v_jax import PRESETS, Config
-from mv2v_jax.pipeline import finish, prepare_search, settle
-from mv2v_jax.preprocess import fit_space
-from mv2v_jax.restarts import average, choose, restart_keys, search_restarts
-from mv2v_jax.sizes import size_rows
-from mv2v_jax.stability import find_basins
+from mv2v_jax.alignment.fit import finish, prepare_search, settle
+from mv2v_jax.alignment.restarts import average, choose, restart_keys, search_restarts
+from mv2v_jax.alignment.space import fit_space
+from mv2v_jax.data.padding import pad_rows
+from mv2v_jax.evaluation.stability import find_basins
 
 METHODS = ("chosen alone", "best two", "consensus", "all averaged")
 # The consensus may be worse than the chosen one by so much, and must be better on average.
@@ -60,7 +60,7 @@ def _settle_each_way(key, x, y, config: Config, num_restarts: int):
 def compare(split: Split, num_restarts: int, seeds: int) -> list[dict[str, Any]]:
     """Top-1 of every method, and the sizes of the basins, one dict a seed."""
     config = PRESETS["default"]()
-    x, y = (size_rows(jnp.asarray(rows), config.most_rows) for rows in (split.x, split.y))
+    x, y = (pad_rows(jnp.asarray(rows), config.max_rows) for rows in (split.x, split.y))
     runs = []
     for seed in range(seeds):
         maps, sizes = _settle_each_way(jax.random.key(seed), x, y, config, num_restarts)

@@ -30,12 +30,13 @@ from benchmarks.common import (
     seconds_of,
     write_json,
 )
-from mv2v_jax import PRESETS, LinearMap, align, alignment_loss, metrics, refine_contrastive
-from mv2v_jax.contrastive import ContrastiveConfig
-from mv2v_jax.csls import match_csls
-from mv2v_jax.directions import map_from_cross, measure_spread
-from mv2v_jax.preprocess import center_unit, unit_rows
-from mv2v_jax.procrustes import polar
+from mv2v_jax import PRESETS, LinearMap, align, alignment_loss, refine_contrastive
+from mv2v_jax.alignment.whitening import fit_whitening, map_from_cross
+from mv2v_jax.evaluation import metrics
+from mv2v_jax.ops.csls import match_csls
+from mv2v_jax.ops.linalg import polar
+from mv2v_jax.ops.masked import center_unit, unit_rows
+from mv2v_jax.training.contrastive import ContrastiveConfig
 
 NUM_NEIGHBORS = 2
 # In units of the mean variance of a direction.
@@ -112,7 +113,7 @@ def make_maps(split: Split, start: LinearMap, num_steps: int) -> dict[str, Calla
 
     def by_directions():
         a, b = pairs(start, x, y)
-        return of(map_from_cross(a.T @ b, measure_spread(x, 0.5), measure_spread(y, 0.0), 0.6))
+        return of(map_from_cross(a.T @ b, fit_whitening(x, 0.5), fit_whitening(y, 0.0), 0.6))
 
     def contrastive(**changes):
         config = ContrastiveConfig(num_steps=num_steps, **changes)

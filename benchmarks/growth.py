@@ -30,7 +30,8 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.planted import draw_pairs, plant, write_side
-from mv2v_jax import PRESETS, align, metrics
+from mv2v_jax import PRESETS, align
+from mv2v_jax.evaluation import metrics
 
 _NUM_EVAL = 2_000
 _SEED = 0

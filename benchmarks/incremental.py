@@ -26,15 +26,16 @@ from benchmarks.common import (
     steady_seconds,
     write_json,
 )
-from mv2v_jax import LinearMap, alignment_loss, fast, metrics, refine_init, refine_map, refine_update
-from mv2v_jax.incremental import RefineConfig
-from mv2v_jax.restarts import align_restarts
+from mv2v_jax import LinearMap, alignment_loss, fast, online_init, online_map, online_update
+from mv2v_jax.alignment.restarts import align_restarts
+from mv2v_jax.evaluation import metrics
+from mv2v_jax.training.online import OnlineConfig
 
 HIDDEN, FEATURES = 1_024, 512
 ANGLE, MOVED = 3.0, 0.5
 # Steps of training in one call, so that what a call costs is not counted.
 TIMED_STEPS = 20
-VARIANTS = ("bare", "with refine_update", "with alignment_loss", "with both")
+VARIANTS = ("bare", "with online_update", "with alignment_loss", "with both")
 
 
 def _encoder(key: jax.Array, width: int) -> list[jax.Array]:
@@ -55,23 +56,23 @@ def time_training(split: Split, linear_map: LinearMap, batch: int) -> dict[str, 
     params = _encoder(jax.random.key(0), x.shape[1])
     features = jax.random.normal(jax.random.key(1), (batch, FEATURES))
     optimizer = optax.adam(1e-3)
-    config = RefineConfig()
-    state = refine_init(linear_map, jnp.asarray(split.y), config)
+    config = OnlineConfig()
+    state = online_init(linear_map, jnp.asarray(split.y), config)
 
     def train(variant: str):
         def loss(params, state):
             rows = _encode(params, features)
             value = jnp.mean((rows - x) ** 2)
             if variant in ("with alignment_loss", "with both"):
-                value += 0.1 * alignment_loss(refine_map(state), rows, y)
+                value += 0.1 * alignment_loss(online_map(state), rows, y)
             return value, rows
 
         def step(carry, _):
             params, opt_state, state = carry
             (_, rows), gradient = jax.value_and_grad(loss, has_aux=True)(params, state)
             updates, opt_state = optimizer.update(gradient, opt_state, params)
-            if variant in ("with refine_update", "with both"):
-                state, _ = refine_update(state, rows, y, config)
+            if variant in ("with online_update", "with both"):
+                state, _ = online_update(state, rows, y, config)
             return (optax.apply_updates(params, updates), opt_state, state), None
 
         return jax.jit(lambda carry: jax.lax.scan(step, carry, length=TIMED_STEPS)[0])
@@ -90,7 +91,7 @@ def follow_drift(split: Split, linear_map: LinearMap, batch: int, num_steps: int
     first, second = (jnp.asarray(rng.standard_normal((d, d)) / d**0.5, jnp.float32) for _ in range(2))
     x, y = jnp.asarray(split.x), jnp.asarray(split.y)
     scale = jnp.linalg.norm(x, axis=1).mean()
-    config = RefineConfig(decay=0.97)
+    config = OnlineConfig(decay=0.97)
 
     def encode(rows, rotation, share):
         moved = jnp.tanh(4 * rows / scale @ first) @ second
@@ -106,11 +107,11 @@ def follow_drift(split: Split, linear_map: LinearMap, batch: int, num_steps: int
             ]
             rotation = rotation @ turn
             rows = encode(x[drawn[0]], rotation, MOVED * index / num_steps)
-            return (refine_update(state, rows, y[drawn[1]], config)[0], rotation), None
+            return (online_update(state, rows, y[drawn[1]], config)[0], rotation), None
 
         return jax.lax.scan(step, carry, steps)[0]
 
-    carry = (refine_init(linear_map, y, config), jnp.eye(d))
+    carry = (online_init(linear_map, y, config), jnp.eye(d))
     records = []
     for part in np.array_split(np.arange(num_steps + 1), 5):
         steps = part[part > 0]
@@ -118,7 +119,7 @@ def follow_drift(split: Split, linear_map: LinearMap, batch: int, num_steps: int
         share = MOVED * float(steps[-1]) / num_steps
         now, now_eval = (encode(jnp.asarray(rows), carry[1], share) for rows in (split.x, split.x_eval))
         maps = {
-            "updated": refine_map(carry[0]),
+            "updated": online_map(carry[0]),
             "fixed": linear_map,
             "oracle": metrics.oracle(now, jnp.asarray(split.y_true), y),
         }

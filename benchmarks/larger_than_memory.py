@@ -25,9 +25,10 @@ import numpy as np
 
 from benchmarks.common import add_json_option, print_environment, print_requirement, print_table, write_json
 from benchmarks.planted import draw_pairs, plant, write_shards
-from mv2v_jax import PRESETS, apply, metrics
-from mv2v_jax.io import load_map
-from mv2v_jax.rows import open_rows
+from mv2v_jax import PRESETS, apply
+from mv2v_jax.data.map_file import load_map
+from mv2v_jax.data.npy_rows import open_rows
+from mv2v_jax.evaluation import metrics
 
 _NUM_EVAL = 2_000
 _SEED = 0

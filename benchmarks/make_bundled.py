@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from benchmarks.common import ROOT, SHARED, evaluate, print_table, split_rows
-from mv2v_jax.metrics import oracle
+from mv2v_jax.evaluation.metrics import oracle
 
 FIT_ROWS, EVAL_ROWS = 12_000, 2_000
 ENCODERS = ("minilm", "wordllama")

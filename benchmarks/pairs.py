@@ -33,8 +33,8 @@ from benchmarks.common import (
     write_json,
 )
 from mv2v_jax import PRESETS, LinearMap, align_restarts
-from mv2v_jax.preprocess import fit_space
-from mv2v_jax.procrustes import procrustes
+from mv2v_jax.alignment.space import fit_space
+from mv2v_jax.ops.linalg import procrustes
 
 # A map is called right where so few rows are closer than the true one.
 SOLVED_FOSCTTM = 0.05

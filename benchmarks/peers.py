@@ -58,9 +58,9 @@ from benchmarks.common import (
 )
 from benchmarks.growth import peak_bytes
 from mv2v_jax import PRESETS, LinearMap, align
-from mv2v_jax.anchors import match_anchor_sets
-from mv2v_jax.pipeline import as_map, initial_map, split_keys
-from mv2v_jax.preprocess import fit_space
+from mv2v_jax.alignment.anchors import match_anchor_sets
+from mv2v_jax.alignment.fit import as_map, initial_map, split_keys
+from mv2v_jax.alignment.space import fit_space
 
 # The values of arXiv 2610.09411; 2-opt starts stand in for its own solver.
 WASSERSTEIN = reference.Settings(

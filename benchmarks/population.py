@@ -22,9 +22,9 @@ import scipy.optimize
 
 from benchmarks.common import add_data_options, evaluate, find_data, read_rows, split_rows, write_json
 from mv2v_jax import AlignResult, Config, align_restarts
-from mv2v_jax.csls import match_csls, mean_csls
-from mv2v_jax.evidence import hold_out
-from mv2v_jax.preprocess import fit_space, unit_rows
+from mv2v_jax.alignment.space import fit_space, hold_out
+from mv2v_jax.ops.csls import match_csls, mean_csls
+from mv2v_jax.ops.masked import unit_rows
 
 NUM_EVAL = 2_000
 # As many as the command line makes: a verdict rests on their agreement too.

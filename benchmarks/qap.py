@@ -25,7 +25,7 @@ from benchmarks.common import (
     seconds_of,
     write_json,
 )
-from mv2v_jax.qap import centered_kernel, search_assignment
+from mv2v_jax.ops.qap import centered_kernel, search_assignment
 
 INSTANCES = ("nug30", "chr25a", "tai25a", "esc128")
 REQUIRED, MOST_GAP = "nug30", 1.0

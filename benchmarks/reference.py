@@ -180,7 +180,7 @@ def fit(
         settings: the notebook's values if none.
 
     Returns:
-        The map, ready for `mv2v_jax.metrics.evaluate`, and the seconds of every stage. ``W`` is not projected.
+        The map, ready for `evaluation.metrics.evaluate`, and the seconds of every stage. ``W`` is not projected.
     """
     settings = settings or Settings()
     rng = np.random.default_rng(seed)

@@ -29,7 +29,7 @@ from benchmarks.common import (
 from benchmarks.speed import time_stages
 from benchmarks.work import Work
 from mv2v_jax import PRESETS
-from mv2v_jax.neighbors import rough_product
+from mv2v_jax.ops.knn import rough_product
 
 LEAST_MATMUL_SHARE = 0.7
 MOST_OVER_LIMIT = 2.0

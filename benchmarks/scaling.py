@@ -36,14 +36,14 @@ from benchmarks.common import (
 from benchmarks.roofline import limit_seconds, measure_peaks
 from benchmarks.work import count_work
 from mv2v_jax import PRESETS, Config, align_restarts
-from mv2v_jax.anchors import match_anchor_sets
-from mv2v_jax.anneal import annealing_length, refine_annealed, refine_csls, refine_whole
-from mv2v_jax.evidence import gather_evidence
-from mv2v_jax.mesh import EVERYWHERE, RESTART, ROW, make_mesh, over_mesh
-from mv2v_jax.pipeline import SearchRows, again_steps, lift_search, prepare_search
-from mv2v_jax.preprocess import Space, fit_space
-from mv2v_jax.restarts import restart_keys, search_restarts
-from mv2v_jax.sizes import padded_size
+from mv2v_jax.alignment.anchors import match_anchor_sets
+from mv2v_jax.alignment.fit import SearchRows, again_steps, lift_search, prepare_search
+from mv2v_jax.alignment.refine_annealed import annealing_length, refine_annealed, refine_csls, refine_whole
+from mv2v_jax.alignment.restarts import restart_keys, search_restarts
+from mv2v_jax.alignment.score import gather_evidence
+from mv2v_jax.alignment.space import Space, fit_space
+from mv2v_jax.data.padding import padded_size
+from mv2v_jax.ops.sharding import EVERYWHERE, RESTART, ROW, make_mesh, over_mesh
 
 _PREDICTED = (8, 64, 256)
 _STRONG_RESTARTS = 8

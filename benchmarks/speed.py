@@ -30,8 +30,8 @@ from benchmarks.common import (
 )
 from benchmarks.work import Work, count_work
 from mv2v_jax import PRESETS, AlignResult, Config, align
-from mv2v_jax.anchors import match_anchor_sets
-from mv2v_jax.pipeline import (
+from mv2v_jax.alignment.anchors import match_anchor_sets
+from mv2v_jax.alignment.fit import (
     REFINEMENTS,
     SETTLING,
     Refinement,
@@ -42,9 +42,9 @@ from mv2v_jax.pipeline import (
     split_keys,
     weigh,
 )
-from mv2v_jax.preprocess import fit_space
-from mv2v_jax.qap import Assignment, centered_kernel, search_assignment, search_from
-from mv2v_jax.sizes import size_rows
+from mv2v_jax.alignment.space import fit_space
+from mv2v_jax.data.padding import pad_rows
+from mv2v_jax.ops.qap import Assignment, centered_kernel, search_assignment, search_from
 
 # What part of the reference's time a preset may take, and what part is its goal.
 MOST_OF_REFERENCE = {"fast": (15, 40), "default": (5, 10), "notebook": (3, 3)}
@@ -101,7 +101,7 @@ def time_stages(
         return matrix, trajectory
 
     keys = split_keys(key)
-    x, y = (size_rows(rows, config.most_rows) for rows in (split.x, split.y))
+    x, y = (pad_rows(rows, config.max_rows) for rows in (split.x, split.y))
     (space_x, space_y), seen = timed("preprocess", preprocess, x, y, config)
     fitted = seen.x.fitted, seen.y.fitted
     sets = timed("anchor sets", anchors, keys.anchors, *fitted, config)

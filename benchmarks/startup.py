@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.common import add_json_option, print_environment, print_requirement, print_table, write_json
 from mv2v_jax import PRESETS
-from mv2v_jax.demo_data import load_demo_data
+from mv2v_jax.data.demo import load_demo_data
 
 # What is compiled anew with a cache may take this part of what it takes without.
 MOST_COMPILED_AGAIN = 0.3

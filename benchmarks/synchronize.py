@@ -28,7 +28,8 @@ from benchmarks.common import (
     seconds_of,
     write_json,
 )
-from mv2v_jax import LinearMap, align, fast, metrics, synchronize
+from mv2v_jax import LinearMap, align, fast, synchronize
+from mv2v_jax.evaluation import metrics
 
 BROKEN = ("minilm", "wordllama")
 NOISE = 0.1

@@ -21,8 +21,7 @@ from scipy.special import expit
 from benchmarks.common import print_environment, print_requirement, print_table, write_json
 from benchmarks.population import collect, parse
 from benchmarks.selection import SUCCESS_FOSCTTM, Fits, auroc, shown, succeeded
-from mv2v_jax.evidence import Evidence
-from mv2v_jax.verdict import ALIGNED, Verdict, judge
+from mv2v_jax.alignment.score import ALIGNED, Evidence, Verdict, judge
 
 PARTS = ("calibrate", "report")
 NULLS = ("permuted", "Gaussian")

@@ -1,17 +1,17 @@
 """mini-vec2vec in JAX: a linear map between two embedding spaces without a single known pair."""
 
-from mv2v_jax.contrastive import refine_contrastive
-from mv2v_jax.incremental import refine_init, refine_map, refine_update
-from mv2v_jax.linear_map import apply, invert
-from mv2v_jax.losses import alignment_loss
-from mv2v_jax.pipeline import align
-from mv2v_jax.restarts import Restarts, align_restarts, select
-from mv2v_jax.stability import Stability, stability
-from mv2v_jax.synchronize import Synchronized, synchronize
-from mv2v_jax.types import PRESETS, AlignResult, Config, LinearMap, fast, notebook, paper
-from mv2v_jax.verdict import Verdict
-
-__version__ = "0.1.0"
+from mv2v_jax.alignment.fit import align
+from mv2v_jax.alignment.restarts import Restarts, align_restarts, select
+from mv2v_jax.alignment.results import AlignResult
+from mv2v_jax.alignment.score import Verdict
+from mv2v_jax.alignment.several_spaces import Synchronized, synchronize
+from mv2v_jax.config import PRESETS, Config, fast, notebook, paper
+from mv2v_jax.evaluation.stability import Stability, stability
+from mv2v_jax.linear_map import LinearMap, apply, invert
+from mv2v_jax.training.contrastive import refine_contrastive
+from mv2v_jax.training.losses import alignment_loss
+from mv2v_jax.training.online import online_init, online_map, online_update
+from mv2v_jax.version import __version__
 
 __all__ = [
     "PRESETS",
@@ -22,6 +22,7 @@ __all__ = [
     "Stability",
     "Synchronized",
     "Verdict",
+    "__version__",
     "align",
     "align_restarts",
     "alignment_loss",
@@ -29,11 +30,11 @@ __all__ = [
     "fast",
     "invert",
     "notebook",
+    "online_init",
+    "online_map",
+    "online_update",
     "paper",
     "refine_contrastive",
-    "refine_init",
-    "refine_map",
-    "refine_update",
     "select",
     "stability",
     "synchronize",

@@ -10,7 +10,7 @@ def main() -> None:
     # and keep XLA's waiting: a fit on few cores takes a third longer. Someone's own choice stays.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        from mv2v_jax.cli import main as run
+        from mv2v_jax.cli.app import main as run
     except ModuleNotFoundError as error:
         if error.name not in ("click", "rich", "safetensors"):
             raise

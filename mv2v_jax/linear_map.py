@@ -5,8 +5,28 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.preprocess import center_unit, unit_rows
-from mv2v_jax.types import LinearMap
+from mv2v_jax.ops.masked import center_unit, unit_rows
+from mv2v_jax.ops.pytree import pytree
+
+
+@pytree
+class LinearMap:
+    """A linear map between two embedding spaces, with what is needed to use it on raw vectors.
+
+    Attributes:
+        W: ``[d_x, d_y]``, from centred unit rows of the source to centred unit rows of the target.
+        mean_x: ``[d_x]``, mean of the source's fitting rows.
+        mean_y: ``[d_y]``, mean of the target's fitting rows.
+        scale_x: scalar, mean length of the source's fitting rows after centring.
+        scale_y: scalar, the same of the target; `apply` needs it to return to the target's raw frame.
+    """
+
+    W: jax.Array
+    mean_x: jax.Array
+    mean_y: jax.Array
+    scale_x: jax.Array
+    scale_y: jax.Array
+
 
 Frame = Literal["centred", "target"]
 

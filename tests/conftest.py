@@ -12,7 +12,7 @@ import jax.monitoring
 import numpy as np
 import pytest
 
-from mv2v_jax.types import Config
+from mv2v_jax.config import Config
 
 
 def _set_if_known(flag: str) -> None:
@@ -39,7 +39,7 @@ def flags_of_users() -> str:
 jax.config.update("jax_num_cpu_devices", 8)
 
 _SMALL = Config(
-    most_rows=131_072,
+    max_rows=131_072,
     search_dims=0,
     num_anchor_sets=4,
     num_clusters=5,

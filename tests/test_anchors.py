@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import assert_trees_close, planted_clouds, semi_orthogonal, small_config, unit
 
-from mv2v_jax.anchors import AnchorSets, match_anchor_sets, select_anchors, set_agreement
+from mv2v_jax.alignment.anchors import AnchorSets, match_anchor_sets, select_anchors, set_agreement
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

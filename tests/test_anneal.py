@@ -7,9 +7,15 @@ import pytest
 from conftest import planted_clouds, small_config, unit
 from scipy.linalg import fractional_matrix_power
 
-from mv2v_jax.anneal import annealing_length, refine_annealed, refine_csls, refine_whole, settle_neighbors
-from mv2v_jax.preprocess import draw_rows, order_rows
-from mv2v_jax.procrustes import polar
+from mv2v_jax.alignment.refine_annealed import (
+    annealing_length,
+    refine_annealed,
+    refine_csls,
+    refine_whole,
+    settle_neighbors,
+)
+from mv2v_jax.ops.linalg import polar
+from mv2v_jax.ops.sampling import draw_rows, order_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -183,11 +189,11 @@ def test_rounding_in_directions_that_were_not_searched_says_nothing(clouds, run,
 
 
 @pytest.mark.parametrize(
-    ("num_rows", "most_rows", "expected"),
+    ("num_rows", "max_rows", "expected"),
     [(100_000, 50, 8), (100, 50, 8), (94, 50, 8), (86, 50, 16), (76, 50, 24), (70, 50, 32), (30, 50, 32), (2, 50, 32)],
 )
-def test_small_samples_take_more_steps(num_rows, most_rows, expected):
-    assert annealing_length(num_rows, small_config(anneal_steps=8, anneal_rows=most_rows)) == expected
+def test_small_samples_take_more_steps(num_rows, max_rows, expected):
+    assert annealing_length(num_rows, small_config(anneal_steps=8, anneal_rows=max_rows)) == expected
 
 
 @pytest.mark.parametrize(

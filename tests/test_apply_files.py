@@ -15,18 +15,19 @@ import numpy as np
 import pytest
 
 from mv2v_jax import LinearMap, apply, invert
-from mv2v_jax.apply_files import apply_to_file, source_files
+from mv2v_jax.data.formats import load_embeddings
+from mv2v_jax.data.map_file import save_map
+from mv2v_jax.data.resumable_npy import Job, SourceFile, resumable_npy
 from mv2v_jax.errors import InputError
-from mv2v_jax.io import load_embeddings, save_map
-from mv2v_jax.resumable import Job, SourceFile, resumable_npy
+from mv2v_jax.runs.apply_shards import apply_to_file, source_files
 
 N, BLOCK = 230, 10
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    monkeypatch.setattr("mv2v_jax.apply_files._BLOCK_NUMBERS", BLOCK * 6)
-    monkeypatch.setattr("mv2v_jax.resumable._SAVE_BYTES", 1)
+    monkeypatch.setattr("mv2v_jax.runs.apply_shards._BLOCK_NUMBERS", BLOCK * 6)
+    monkeypatch.setattr("mv2v_jax.data.resumable_npy._SAVE_BYTES", 1)
 
 
 def make_map(seed=0):
@@ -285,11 +286,11 @@ def test_a_part_that_is_gone_is_not_taken_for_zeros(folder):
 # Blocks of 50 rows and a little time for each, so that there are moments to kill it at.
 PROGRAM = """
 import time
-import mv2v_jax.apply_files, mv2v_jax.resumable
-mv2v_jax.apply_files._BLOCK_NUMBERS = 300
-mv2v_jax.resumable._SAVE_BYTES = 1
-write = mv2v_jax.resumable.PartFile.write
-mv2v_jax.resumable.PartFile.write = lambda self, rows: (time.sleep(0.02), write(self, rows))
+import mv2v_jax.runs.apply_shards, mv2v_jax.data.resumable_npy
+mv2v_jax.runs.apply_shards._BLOCK_NUMBERS = 300
+mv2v_jax.data.resumable_npy._SAVE_BYTES = 1
+write = mv2v_jax.data.resumable_npy.PartFile.write
+mv2v_jax.data.resumable_npy.PartFile.write = lambda self, rows: (time.sleep(0.02), write(self, rows))
 from mv2v_jax.__main__ import main
 main()
 """

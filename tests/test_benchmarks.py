@@ -39,9 +39,11 @@ from benchmarks import (
     verdict,
     work,
 )
-from mv2v_jax import Config, cli, metrics, notebook
-from mv2v_jax.mesh import EVERYWHERE, ROW, make_mesh, over_mesh, total, whole
-from mv2v_jax.verdict import Verdict
+from mv2v_jax import Config, notebook
+from mv2v_jax.alignment.score import Verdict
+from mv2v_jax.cli import app
+from mv2v_jax.evaluation import metrics
+from mv2v_jax.ops.sharding import EVERYWHERE, ROW, all_gather, make_mesh, over_mesh, psum
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -541,7 +543,7 @@ def test_what_moves_is_counted_in_the_compiled_program():
     mesh = make_mesh(1, row_devices=4, devices=jax.devices()[:4])
 
     def fun(x):
-        return total(x, ROW), whole(x[:2], ROW, 8)
+        return psum(x, ROW), all_gather(x[:2], ROW, 8)
 
     compiled = jax.jit(over_mesh(fun, mesh, EVERYWHERE)).lower(jnp.ones((3, 5))).compile()
     # Around a ring an array that is summed goes nearly twice, one that is gathered nearly once.
@@ -620,11 +622,11 @@ def test_planted_shards_have_the_mean_they_say_and_judge_nothing(tmp_path):
 def test_larger_than_memory_runs_both_commands_and_judges_them(monkeypatch, capsys, tmp_path):
     def run_here(*arguments):
         with contextlib.redirect_stdout(io.StringIO()) as out:
-            cli.cli.main([str(argument) for argument in arguments], standalone_mode=False)
+            app.app.main([str(argument) for argument in arguments], standalone_mode=False)
         return {"printed": out.getvalue(), "wall_seconds": 1.0, "peak_bytes": 2**31}
 
     monkeypatch.setattr(larger_than_memory, "run_command", run_here)
-    monkeypatch.setattr(cli, "PRESETS", PRESETS)
+    monkeypatch.setattr(app, "PRESETS", PRESETS)
     arguments = ["--rows", "300", "--dimensions", "16", "--shards", "3", "--apply-rows", "700", "--preset", "fast"]
     record = larger_than_memory.main([*arguments, "--folder", str(tmp_path)])
     assert record["align"]["n"] == 300

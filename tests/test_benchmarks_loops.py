@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import common, fidelity, incremental, pairs, synchronize
-from mv2v_jax import metrics
+from mv2v_jax.evaluation import metrics
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -39,7 +39,7 @@ def test_incremental_times_and_follows(bundled, monkeypatch, tmp_path):
         "TIMED_STEPS": 2,
         "HIDDEN": 8,
         "FEATURES": 4,
-        "VARIANTS": ("bare", "with refine_update"),
+        "VARIANTS": ("bare", "with online_update"),
     }.items():
         monkeypatch.setattr(incremental, name, value)
     file = tmp_path / "out.json"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import equations, rough_error, unit
 
-from mv2v_jax import candidates
-from mv2v_jax.candidates import find_candidates
+from mv2v_jax.ops import mutual_knn
+from mv2v_jax.ops.mutual_knn import find_candidates
 
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
@@ -17,11 +17,11 @@ def clouds(n, m, d=8, seed=0):
     return unit(rng.normal(size=(n, d))), unit(rng.normal(size=(m, d)))
 
 
-def find(x, y, k, fewest=1):
+def find(x, y, k, min_candidates=1):
     """Both directions: our candidates, all similarities in float64, and how far each of ours may be off."""
 
     def both(x, y):
-        found = find_candidates(x, y, num_neighbors=k, fewest=fewest)
+        found = find_candidates(x, y, num_neighbors=k, min_candidates=min_candidates)
         return found.all_of_x(found.x_to_y), found.y_to_x
 
     sides = jax.jit(both)(x, y)
@@ -39,12 +39,12 @@ def at(matrix, index):
 @both_dtypes
 @pytest.mark.parametrize("fewest", [1, 5, 12])
 @pytest.mark.parametrize("shape", [(1, 9, 3), (9, 1, 3), (7, 3, 5), (300, 1_250, 4), (61, 53, 53)])
-def test_few_rows_are_searched_exactly(shape, fewest, dtype):
+def test_few_rows_are_searched_exactly(shape, min_candidates, dtype):
     n, m, k = shape
     with jax.enable_x64(dtype == np.float64):
         x, y = (jnp.asarray(rows, dtype) for rows in clouds(n, m))
-        for side, similarity, _ in find(x, y, k, fewest):
-            order = np.argsort(-similarity, axis=1)[:, : max(k, fewest)]
+        for side, similarity, _ in find(x, y, k, min_candidates):
+            order = np.argsort(-similarity, axis=1)[:, : max(k, min_candidates)]
             np.testing.assert_array_equal(side.index, order)
             np.testing.assert_allclose(side.similarity, at(similarity, order), atol=1e-6)
 
@@ -114,7 +114,7 @@ def test_every_candidate_is_the_nearest_of_a_group_and_groups_have_every_row_onc
 
 def test_alike_rows_that_lie_side_by_side_are_found(monkeypatch):
     """Files are sorted: near rows must not end in one group."""
-    monkeypatch.setattr(candidates, "_FEWEST_GROUPS", 64)
+    monkeypatch.setattr(mutual_knn, "_MIN_GROUPS", 64)
     angle = np.linspace(0, np.pi / 2, 1_024)
     with jax.enable_x64(True):  # They are nearer than float32's product can tell.
         curve = jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], 1))
@@ -143,7 +143,7 @@ def test_the_size_of_a_block_changes_nothing_for_rows_of_x(monkeypatch, block_en
         x, y = (jnp.asarray(rows, dtype) for rows in clouds(517, 1_300, seed=1))
         jax.clear_caches()
         (whole, _, _), _ = find(x, y, 3)
-        monkeypatch.setattr("mv2v_jax.neighbors.BLOCK_ENTRIES", block_entries)
+        monkeypatch.setattr("mv2v_jax.ops.knn.BLOCK_ENTRIES", block_entries)
         jax.clear_caches()
         (blocked, _, _), (back, similarity, error) = find(x, y, 3)
         np.testing.assert_array_equal(blocked.index, whole.index)
@@ -184,6 +184,6 @@ def test_rows_without_length_lend_no_other_row_their_similarity(dtype, first):
 
 def test_no_array_pairs_all_rows_of_both_spaces():
     x, y = (jnp.zeros((rows, 4)) for rows in (1_200, 1_100))
-    jaxpr = jax.make_jaxpr(lambda x, y: find_candidates(x, y, num_neighbors=3, fewest=10).y_to_x)(x, y).jaxpr
+    jaxpr = jax.make_jaxpr(lambda x, y: find_candidates(x, y, num_neighbors=3, min_candidates=10).y_to_x)(x, y).jaxpr
     sizes = [int(np.prod(v.aval.shape)) for e in equations(jaxpr) for v in e.outvars]
     assert 1_200 * 4 < max(sizes) < 1_200 * 1_100 / 2

@@ -390,7 +390,9 @@ def test_a_write_that_fails_halfway(folder):
 def test_a_map_that_does_not_fit_on_the_disk(folder):
     """Of safetensors too it is one sentence, and nothing is left."""
     before = sorted(folder.iterdir())
-    program = "import resource; from mv2v_jax import cli; save = cli.save_map; limit = resource.RLIMIT_FSIZE\n"
+    program = (
+        "import resource; from mv2v_jax.cli import app as cli; save = cli.save_map; limit = resource.RLIMIT_FSIZE\n"
+    )
     # The limit would fall on everything that is compiled as well.
     program += "cli.save_map = lambda *a: (resource.setrlimit(limit, (1_000, 1_000)), save(*a)); cli.main()"
     arguments = ["align", "x.npy", "y.npy", "-o", "full.safetensors", *SMALL]

@@ -12,23 +12,23 @@ import pytest
 from conftest import assert_trees_close, count_compilations, equations, planted_clouds, small_config, unit
 
 from mv2v_jax import align, apply
-from mv2v_jax.anchors import AnchorSets, match_anchor_sets, select_anchors
-from mv2v_jax.anneal import refine_annealed, refine_csls, refine_whole
-from mv2v_jax.csls import match_csls
-from mv2v_jax.directions import map_from_cross, measure_spread
-from mv2v_jax.evidence import Evidence, HoldOut, gather_evidence, hold_out
-from mv2v_jax.kmeans import kmeans
-from mv2v_jax.known import KnownPairs, blend, match_terms
-from mv2v_jax.matching import match_relative
-from mv2v_jax.neighbors import largest, nearness, neighbor_means, top_neighbors
-from mv2v_jax.pipeline import prepare_search
-from mv2v_jax.preprocess import fit_space, unit_rows
-from mv2v_jax.procrustes import procrustes
-from mv2v_jax.qap import search_assignment
-from mv2v_jax.refine import refine_clusters, refine_matching
-from mv2v_jax.restarts import map_agreement
-from mv2v_jax.types import LinearMap
-from mv2v_jax.verdict import judge
+from mv2v_jax.alignment.anchors import AnchorSets, match_anchor_sets, select_anchors
+from mv2v_jax.alignment.fit import prepare_search
+from mv2v_jax.alignment.refine_annealed import refine_annealed, refine_csls, refine_whole
+from mv2v_jax.alignment.refine_published import refine_clusters, refine_matching
+from mv2v_jax.alignment.relative import match_relative
+from mv2v_jax.alignment.restarts import map_agreement
+from mv2v_jax.alignment.score import Evidence, gather_evidence, judge
+from mv2v_jax.alignment.seeds import Seeds, blend_seeds, seed_terms
+from mv2v_jax.alignment.space import HoldOut, fit_space, hold_out
+from mv2v_jax.alignment.whitening import fit_whitening, map_from_cross
+from mv2v_jax.linear_map import LinearMap
+from mv2v_jax.ops.csls import match_csls
+from mv2v_jax.ops.kmeans import kmeans
+from mv2v_jax.ops.knn import largest, nearness, neighbor_means, top_neighbors
+from mv2v_jax.ops.linalg import procrustes
+from mv2v_jax.ops.masked import unit_rows
+from mv2v_jax.ops.qap import search_assignment
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -61,7 +61,7 @@ def make_inputs(batch: int = 0) -> dict[str, Any]:
         "evidence": Evidence(
             **{field.name: rng.uniform() for field in dataclasses.fields(Evidence)} | {"num_rows": 100.0}
         ),
-        "known": KnownPairs(x=x[:9], y=y[:9]),
+        "known": Seeds(x=x[:9], y=y[:9]),
         "maps": rng.standard_normal((3, D_X, D_Y)),
         "set_agreement": rng.uniform(size=4),
         "map": LinearMap(
@@ -107,7 +107,7 @@ def in_fewer_directions(key, config, x, y):
 
 
 def weighted_map(key, config, cross, x, y):
-    spreads = (measure_spread(rows, config.whitening_power) for rows in (x, y))
+    spreads = (fit_whitening(rows, config.whitening_power) for rows in (x, y))
     return map_from_cross(cross, *spreads, config.reliability_power)
 
 
@@ -129,8 +129,8 @@ STAGES = {
     "match_many": Stage(match_many, ("x_to_y", "y")),
     "nearness": fixed(nearness, "x_to_y", "y", num_groups=4),
     "largest": fixed(largest, "x", k=3),
-    "match_terms": fixed(match_terms, "anchors_x", "anchors_y", "known"),
-    "blend": Stage(lambda key, config, W, known: blend(W, 2, known, config), ("W", "known")),
+    "seed_terms": fixed(seed_terms, "anchors_x", "anchors_y", "known"),
+    "blend": Stage(lambda key, config, W, known: blend_seeds(W, 2, known, config), ("W", "known")),
     "procrustes": fixed(procrustes, "x", "x_to_y"),
     "refine_matching": drawing(refine_matching, *SPACES),
     "refine_annealed": drawing(refine_annealed, *SPACES),
@@ -144,7 +144,7 @@ STAGES = {
     ),
     "judge": fixed(judge, "evidence"),
     "map_agreement": fixed(map_agreement, "maps", "x"),
-    "measure_spread": Stage(lambda key, config, x: measure_spread(x, config.whitening_power), ("x",)),
+    "fit_whitening": Stage(lambda key, config, x: fit_whitening(x, config.whitening_power), ("x",)),
     "map_from_cross": Stage(weighted_map, ("W", "x", "y")),
     "apply": fixed(apply, "map", "raw_x"),
     "align": Stage(lambda key, config, x, y: align(key, x, y, config), ("raw_x", "raw_y"), draws=True),

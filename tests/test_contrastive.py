@@ -10,16 +10,15 @@ import pytest
 from conftest import count_compilations, equations, semi_orthogonal, unit
 from scipy.special import logsumexp
 
-from mv2v_jax import metrics, refine_contrastive
-from mv2v_jax.contrastive import ContrastiveConfig, contrastive_loss, round_steps
+from mv2v_jax import refine_contrastive
+from mv2v_jax.evaluation import metrics
+from mv2v_jax.training.contrastive import ContrastiveConfig, contrastive_loss, round_steps
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 D_X, D_Y = 10, 8
-SMALL = ContrastiveConfig(
-    num_rounds=2, num_steps=60, most_passes=6, batch_rows=128, num_neighbors=2, learning_rate=1e-2
-)
+SMALL = ContrastiveConfig(num_rounds=2, num_steps=60, max_passes=6, batch_rows=128, num_neighbors=2, learning_rate=1e-2)
 ADAM = optax.adam(1e-2)
 
 
@@ -73,7 +72,7 @@ def test_a_planted_linear_map_is_nearer_and_retrieves_better_than_the_best_rotat
     assert after.cosine > before.cosine + 0.02
     assert after.top1 >= before.top1
     assert found.loss.shape == (2, 60)
-    assert round_steps(700, 600, dataclasses.replace(SMALL, most_passes=1)) == 11  # 1,300 pairs, 128 at a time
+    assert round_steps(700, 600, dataclasses.replace(SMALL, max_passes=1)) == 11  # 1,300 pairs, 128 at a time
     # In every round, whose partners are its own.
     assert (found.loss[:, -10:].mean(1) < found.loss[:, :5].mean(1)).all()
     for name in ("mean_x", "mean_y", "scale_x", "scale_y"):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import unit
 
-from mv2v_jax.candidates import find_candidates
-from mv2v_jax.csls import NUM_LOCAL, _local_density, match_csls, mean_csls
-from mv2v_jax.neighbors import Neighbors
+from mv2v_jax.ops.csls import NUM_LOCAL, _local_density, match_csls, mean_csls
+from mv2v_jax.ops.knn import Neighbors
+from mv2v_jax.ops.mutual_knn import find_candidates
 
 
 def clouds(seed, n, m, d=4):
@@ -92,7 +92,7 @@ def test_many_candidates_are_ordered_anew_against_numpy(k):
     """Only the candidates are ours, which have tests of their own."""
     with jax.enable_x64(True):
         x, y = clouds(4, 700, 1_100, d=6)
-        candidates = find_candidates(jnp.asarray(x), jnp.asarray(y), num_neighbors=k, fewest=NUM_LOCAL)
+        candidates = find_candidates(jnp.asarray(x), jnp.asarray(y), num_neighbors=k, min_candidates=NUM_LOCAL)
         found = match(x, y, k, jnp.float64)
         sides = (candidates.all_of_x(candidates.x_to_y), candidates.y_to_x)
         index = [np.asarray(side.index) for side in sides]
@@ -128,11 +128,11 @@ def test_of_many_rows_nearly_all_are_matched_as_by_the_whole_matrix(dtype):
 
 def test_in_a_file_sorted_by_topic_as_many_rows_are_local(rng, monkeypatch):
     """Rows that lie side by side are alike, and must not end in one bundle."""
-    monkeypatch.setattr("mv2v_jax.neighbors.BLOCK_ROWS", 40)
+    monkeypatch.setattr("mv2v_jax.ops.knn.BLOCK_ROWS", 40)
     topics = np.repeat(rng.normal(size=(20, 32)), 32, axis=0)
     x, y = (unit(topics + 0.3 * rng.normal(size=topics.shape)) for _ in range(2))
     with jax.enable_x64(True):
-        found = find_candidates(jnp.asarray(x), jnp.asarray(y), num_neighbors=2, fewest=NUM_LOCAL)
+        found = find_candidates(jnp.asarray(x), jnp.asarray(y), num_neighbors=2, min_candidates=NUM_LOCAL)
         for side, similarity in ((found.all_of_x(found.x_to_y), x @ y.T), (found.y_to_x, y @ x.T)):
             nearest = np.sort(similarity, axis=1)[:, -NUM_LOCAL:].mean(axis=1)
             assert side.index.shape[1] == 320

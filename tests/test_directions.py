@@ -7,8 +7,9 @@ import pytest
 from conftest import semi_orthogonal
 from scipy.linalg import fractional_matrix_power
 
-from mv2v_jax.directions import Spread, map_from_cross, measure_spread, svd_from_gram, weigh_directions
-from mv2v_jax.directions import whiten_map as whiten_by_spread
+from mv2v_jax.alignment.whitening import Whitening, fit_whitening, map_from_cross, weigh_directions
+from mv2v_jax.alignment.whitening import whiten_map as whiten_by_spread
+from mv2v_jax.ops.linalg import svd_from_gram
 
 
 @pytest.fixture(autouse=True)
@@ -26,11 +27,11 @@ def spaces(rng):
 
 
 def inverse_power(rows, power):
-    return measure_spread(jnp.asarray(rows), power).whitener
+    return fit_whitening(jnp.asarray(rows), power).whitener
 
 
 def whiten_map(W, x, y, power):
-    return whiten_by_spread(W, *(measure_spread(jnp.asarray(rows), power) for rows in (x, y)))
+    return whiten_by_spread(W, *(fit_whitening(jnp.asarray(rows), power) for rows in (x, y)))
 
 
 def power_in_scipy(rows, power):
@@ -90,7 +91,7 @@ def test_rows_without_length_are_finite():
 
 
 def spreads(*covariances):
-    return [Spread(covariance=jnp.asarray(c), whitener=jnp.eye(len(c))) for c in covariances]
+    return [Whitening(covariance=jnp.asarray(c), whitener=jnp.eye(len(c))) for c in covariances]
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 3.0])
@@ -126,7 +127,7 @@ def test_a_weighted_map_against_scipy(spaces, power):
     correlation = singular / np.sqrt(spread[0] * spread[1])
     expected = (u * (correlation / correlation.max()) ** power) @ vt
     expected = power_in_scipy(x, 0.2) @ expected @ power_in_scipy(y, 0.2)
-    both = [measure_spread(jnp.asarray(rows), 0.2) for rows in (x, y)]
+    both = [fit_whitening(jnp.asarray(rows), 0.2) for rows in (x, y)]
     found = map_from_cross(jnp.asarray(cross), *both, power)
     np.testing.assert_allclose(found, expected * 2 / np.linalg.norm(expected), atol=1e-9)
     # The length of the cross-covariance says nothing.

@@ -1,4 +1,4 @@
-"""`refine_update` on real rows whose encoder drifts: the map keeps up where a fixed one falls apart."""
+"""`online_update` on real rows whose encoder drifts: the map keeps up where a fixed one falls apart."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,10 @@ import pytest
 import scipy.linalg
 from conftest import planted_clouds
 
-from mv2v_jax import metrics, refine_init, refine_map, refine_update
-from mv2v_jax.demo_data import load_demo_data
-from mv2v_jax.incremental import RefineConfig
+from mv2v_jax import online_init, online_map, online_update
+from mv2v_jax.data.demo import load_demo_data
+from mv2v_jax.evaluation import metrics
+from mv2v_jax.training.online import OnlineConfig
 
 # By the end the source has turned by up to so many radians, and every row has moved by half of its length.
 ANGLE, MOVED = 3.0, 0.5
@@ -53,10 +54,10 @@ def follow(config, start, x, y, rotation_step, key, encode, num_steps, batch_row
         drawn = [jax.random.randint(k, (batch_rows,), 0, x.shape[0]) for k in keys]
         rotation = rotation @ rotation_step
         batch = encode(x[drawn[0]], rotation, MOVED * index / num_steps)
-        state, info = refine_update(state, batch, y[drawn[1]], config)
+        state, info = online_update(state, batch, y[drawn[1]], config)
         return (state, rotation), info
 
-    state = refine_init(start, y, config)
+    state = online_init(start, y, config)
     return jax.lax.scan(step, (state, jnp.eye(x.shape[1])), jnp.arange(1, num_steps + 1))
 
 
@@ -72,7 +73,7 @@ def run(config, rows, num_steps, batch_rows):
     )
     (state, rotation), info = followed
     now = [encode(rows, rotation, MOVED) for rows in (x, jnp.asarray(rows.x_eval))]
-    maps = [refine_map(state), start, metrics.oracle(now[0], y_true, y)]
+    maps = [online_map(state), start, metrics.oracle(now[0], y_true, y)]
     return [float(metrics.evaluate(found, now[1], jnp.asarray(rows.y_eval)).top1) for found in maps], info
 
 
@@ -82,7 +83,7 @@ def test_the_map_keeps_up_with_a_turning_encoder_where_a_fixed_one_falls_apart()
     both = planted_clouds(16, 12, num_x=10, num_y=1_000, num_eval=1_200)
     # Paired rows are the held-out ones: some of them are fitted, so that there is an oracle.
     rows = Rows(both.x_eval[:1_000], both.y, both.y_eval[:1_000], both.x_eval[1_000:], both.y_eval[1_000:])
-    config = RefineConfig(decay=0.8, num_neighbors=4, queue_rows=256)
+    config = OnlineConfig(decay=0.8, num_neighbors=4, queue_rows=256)
     (ours, fixed, oracle), info = run(config, rows, num_steps=200, batch_rows=64)
     assert fixed < 0.1 < 0.9 < oracle
     # A fifth of the rows a step of the test below, and the turn in fewer steps: it lags further behind.
@@ -95,7 +96,7 @@ def test_the_map_keeps_up_with_a_drifting_encoder_where_a_fixed_one_falls_apart(
     """On real rows, a long way."""
     data = load_demo_data()
     rows = Rows(*(part[:5_000] for part in (data.x, data.y, data.y_true)), data.x_eval, data.y_eval)
-    config = RefineConfig(decay=0.95, num_neighbors=16, queue_rows=1_024)
+    config = OnlineConfig(decay=0.95, num_neighbors=16, queue_rows=1_024)
     (ours, fixed, oracle), info = run(config, rows, num_steps=400, batch_rows=192)
     assert oracle > 0.75
     assert fixed < 0.1

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import assert_trees_close, planted_clouds, unit
 
-from mv2v_jax.evidence import _NUM_NULLS, HoldOut, gather_evidence, hold_out, num_held_out
-from mv2v_jax.preprocess import Space, fit_space
+from mv2v_jax.alignment.score import _NUM_NULLS, gather_evidence
+from mv2v_jax.alignment.space import HoldOut, Space, fit_space, hold_out, num_held_out
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -36,8 +36,8 @@ def test_no_more_than_a_tenth_is_held_out(num_rows, most, expected):
 def test_both_parts_together_are_all_rows_once():
     space = numbered(64)
     parts = hold_out(space, 6)
-    together = np.concatenate([parts.held_out, parts.fitted])
-    np.testing.assert_array_equal(together[np.argsort(together[:, 0])], space.rows)
+    all_or_none = np.concatenate([parts.held_out, parts.fitted])
+    np.testing.assert_array_equal(all_or_none[np.argsort(all_or_none[:, 0])], space.rows)
     # Not the first rows nor the last: files are sorted.
     assert sorted(parts.held_out[:, 0]) not in ([0, 2, 4, 6, 8, 10], [116, 118, 120, 122, 124, 126])
 
@@ -84,7 +84,7 @@ def evidence_in_numpy(key, x, y, W, set_agreement, bank_rows):
 @pytest.mark.parametrize(("d_x", "d_y"), [(8, 6), (6, 8)])
 @pytest.mark.parametrize("bank_rows", [40, 8192])  # Fewer than there are, and more.
 def test_evidence_against_numpy(monkeypatch, bank_rows, d_x, d_y):
-    monkeypatch.setattr("mv2v_jax.evidence._BANK_ROWS", bank_rows)
+    monkeypatch.setattr("mv2v_jax.alignment.score._BANK_ROWS", bank_rows)
     planted = planted_clouds(d_x, d_y, num_x=140, num_y=130, groups=6, seed=1)
     with jax.enable_x64(True):
         rows = [jnp.asarray(unit(np.float64(cloud - cloud.mean(0)))) for cloud in (planted.x, planted.y)]

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from conftest import Planted, assert_trees_close, count_compilations, equations, planted_clouds, semi_orthogonal, unit
 
-from mv2v_jax import LinearMap, metrics, refine_init, refine_map, refine_update
-from mv2v_jax.incremental import RefineConfig, _match
+from mv2v_jax import LinearMap, online_init, online_map, online_update
+from mv2v_jax.evaluation import metrics
+from mv2v_jax.training.online import OnlineConfig, _match
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 D_X, D_Y = 12, 10
-SMALL = RefineConfig(queue_rows=64, num_neighbors=2, rotate_every=1, decay=0.9, whitening_power=0.5)
+SMALL = OnlineConfig(queue_rows=64, num_neighbors=2, rotate_every=1, decay=0.9, whitening_power=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +44,12 @@ def test_an_inexact_map_is_improved_by_batches():
     data = planted_clouds(D_Y, D_X, num_x=3_200, num_y=3_200)
     rng = np.random.default_rng(1)
     noisy = true_map(data, data.W + 0.25 * rng.standard_normal(data.W.shape))
-    state = refine_init(noisy, jnp.asarray(data.y[:64]), SMALL)
-    before = metrics.evaluate(refine_map(state), jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).foscttm
-    state, info = jax.jit(lambda state, xs: jax.lax.scan(lambda s, batch: refine_update(s, *batch, SMALL), state, xs))(
+    state = online_init(noisy, jnp.asarray(data.y[:64]), SMALL)
+    before = metrics.evaluate(online_map(state), jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).foscttm
+    state, info = jax.jit(lambda state, xs: jax.lax.scan(lambda s, batch: online_update(s, *batch, SMALL), state, xs))(
         state, batches(data, 50, 64)
     )
-    after = metrics.evaluate(refine_map(state), jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).foscttm
+    after = metrics.evaluate(online_map(state), jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).foscttm
     assert after < 0.5 * before
     assert info.agreement[-1] > info.agreement[0]
     assert info.moved[-1] < info.moved[0]
@@ -57,10 +58,10 @@ def test_an_inexact_map_is_improved_by_batches():
 
 def test_scan_equals_loop_and_other_floats_compile_nothing(planted):
     xs = batches(planted, 4, 32)
-    state = refine_init(true_map(planted), jnp.asarray(planted.y[:40]), SMALL)
-    update = jax.jit(refine_update)
+    state = online_init(true_map(planted), jnp.asarray(planted.y[:40]), SMALL)
+    update = jax.jit(online_update)
     scanned, infos = jax.jit(
-        lambda state, xs: jax.lax.scan(lambda s, batch: refine_update(s, *batch, SMALL), state, xs)
+        lambda state, xs: jax.lax.scan(lambda s, batch: online_update(s, *batch, SMALL), state, xs)
     )(state, xs)
     looped = state
     with count_compilations() as compilations:
@@ -78,8 +79,8 @@ def test_scan_equals_loop_and_other_floats_compile_nothing(planted):
 
 def test_the_queue_holds_the_latest_rows_of_the_target(planted):
     xs = batches(planted, 4, 24)
-    state = refine_init(true_map(planted), jnp.asarray(planted.y[300:340]), SMALL)
-    update = jax.jit(refine_update)
+    state = online_init(true_map(planted), jnp.asarray(planted.y[300:340]), SMALL)
+    update = jax.jit(online_update)
     for index in range(3):
         state, _ = update(state, xs[0][index], xs[1][index], SMALL)
     # 40 + 3 x 24 rows have come, of which 64 fit.
@@ -99,8 +100,8 @@ def test_the_queue_holds_the_latest_rows_of_the_target(planted):
 def test_the_rotation_takes_a_step_every_few_updates(planted):
     xs = batches(planted, 7, 32)
     config = dataclasses.replace(SMALL, rotate_every=3)
-    state = refine_init(true_map(planted), jnp.asarray(planted.y[:64]), config)
-    scan = jax.jit(lambda state, xs: jax.lax.scan(lambda s, batch: refine_update(s, *batch, config), state, xs))
+    state = online_init(true_map(planted), jnp.asarray(planted.y[:64]), config)
+    scan = jax.jit(lambda state, xs: jax.lax.scan(lambda s, batch: online_update(s, *batch, config), state, xs))
     _, info = scan(state, xs)
     np.testing.assert_array_equal(np.asarray(info.moved) > 0, [False, False, True, False, False, True, False])
 
@@ -137,14 +138,14 @@ def test_known_pairs_lead_to_a_map_that_batches_alone_do_not_find():
     W = semi_orthogonal(rng, D_X, D_Y)
     x, z, known = (rng.normal(size=(num, D_X)).astype(np.float32) for num in (50 * 32, 50 * 32, 120))
     data = Planted(x=x, y=(z @ W).astype(np.float32), x_eval=x[:100], y_eval=(x[:100] @ W).astype(np.float32), W=W)
-    start = refine_init(true_map(data, semi_orthogonal(rng, D_X, D_Y)), jnp.asarray(data.y[:64]), SMALL)
+    start = online_init(true_map(data, semi_orthogonal(rng, D_X, D_Y)), jnp.asarray(data.y[:64]), SMALL)
 
     @jax.jit
     def follow(state, xs, pairs):
-        return jax.lax.scan(lambda s, batch: refine_update(s, *batch, SMALL, pairs=pairs), state, xs)[0]
+        return jax.lax.scan(lambda s, batch: online_update(s, *batch, SMALL, pairs=pairs), state, xs)[0]
 
     def found(pairs):
-        return refine_map(follow(start, batches(data, 50, 32), pairs))
+        return online_map(follow(start, batches(data, 50, 32), pairs))
 
     def top1(fitted):
         return float(metrics.evaluate(fitted, jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).top1)
@@ -153,13 +154,13 @@ def test_known_pairs_lead_to_a_map_that_batches_alone_do_not_find():
     assert top1(found(right)) > 0.7
     assert top1(found((known, right[1][::-1]))) < 0.2
     assert top1(without) < 0.2
-    none = refine_update(start, data.x[:32], data.y[:32], SMALL, pairs=tuple(side[:0] for side in right))[0]
-    np.testing.assert_allclose(none.cross, refine_update(start, data.x[:32], data.y[:32], SMALL)[0].cross, atol=1e-5)
+    none = online_update(start, data.x[:32], data.y[:32], SMALL, pairs=tuple(side[:0] for side in right))[0]
+    np.testing.assert_allclose(none.cross, online_update(start, data.x[:32], data.y[:32], SMALL)[0].cross, atol=1e-5)
 
 
 def test_rows_without_length_say_nothing(planted):
-    state = refine_init(true_map(planted), jnp.asarray(planted.y[:64]), SMALL)
-    update = jax.jit(refine_update)
+    state = online_init(true_map(planted), jnp.asarray(planted.y[:64]), SMALL)
+    update = jax.jit(online_update)
     same, info = update(state, jnp.zeros((8, D_X)), jnp.zeros((0, D_Y)), SMALL)
     np.testing.assert_allclose(same.mean_x, state.mean_x)
     np.testing.assert_array_equal(same.cross, state.cross)
@@ -170,8 +171,8 @@ def test_rows_without_length_say_nothing(planted):
 def test_half_precision_batches_leave_the_state_float32(planted):
     dtype = jnp.bfloat16
     x, y = batches(planted, 1, 64, dtype)
-    state = refine_init(true_map(planted), y[0], SMALL)
-    new, info = jax.jit(refine_update)(state, x[0], y[0], SMALL)
+    state = online_init(true_map(planted), y[0], SMALL)
+    new, info = jax.jit(online_update)(state, x[0], y[0], SMALL)
     for old_leaf, leaf in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
         assert old_leaf.dtype == leaf.dtype != dtype
     assert info.objective.dtype == jnp.float32
@@ -180,18 +181,18 @@ def test_half_precision_batches_leave_the_state_float32(planted):
 def test_dtypes_hold_under_strict_promotion_and_nothing_is_called_back(planted):
     x, y = batches(planted, 1, 32)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        state = jax.eval_shape(lambda y: refine_init(true_map(planted), y, SMALL), y[0])
-        found = jax.make_jaxpr(lambda *args: refine_update(*args, SMALL, pairs=args[1:]))(state, x[0], y[0])
+        state = jax.eval_shape(lambda y: online_init(true_map(planted), y, SMALL), y[0])
+        found = jax.make_jaxpr(lambda *args: online_update(*args, SMALL, pairs=args[1:]))(state, x[0], y[0])
     names = {equation.primitive.name for equation in equations(found.jaxpr)}
     assert not {name for name in names if "callback" in name or name in ("svd", "eigh")}
 
 
 def test_no_gradient_goes_through_an_update(planted):
     x, y = batches(planted, 1, 32)
-    state = refine_init(true_map(planted), y[0], SMALL)
+    state = online_init(true_map(planted), y[0], SMALL)
 
     def loss(x):
-        state_new, info = refine_update(state, x, y[0], SMALL)
+        state_new, info = online_update(state, x, y[0], SMALL)
         return state_new.W.sum() + info.objective
 
     np.testing.assert_array_equal(jax.jit(jax.grad(loss))(x[0]), 0)
@@ -200,14 +201,14 @@ def test_no_gradient_goes_through_an_update(planted):
 def test_devices_that_share_an_axis_do_what_one_does(planted):
     """Rows split over an axis: the same averages, and the same state everywhere."""
     x, y = batches(planted, 1, 64)
-    state = refine_init(true_map(planted), jnp.asarray(planted.y[100:164]), SMALL)
+    state = online_init(true_map(planted), jnp.asarray(planted.y[100:164]), SMALL)
 
     def split(state, x, y):
-        update = jax.vmap(lambda x, y: refine_update(state, x, y, SMALL, axis_name="data"), axis_name="data")
+        update = jax.vmap(lambda x, y: online_update(state, x, y, SMALL, axis_name="data"), axis_name="data")
         return update(x.reshape(4, 16, -1), y.reshape(4, 16, -1))
 
     (shared, info) = jax.jit(split)(state, x[0], y[0])
-    whole, _ = jax.jit(refine_update)(state, x[0], y[0], SMALL)
+    whole, _ = jax.jit(online_update)(state, x[0], y[0], SMALL)
     for name in ("W", "cross", "mean_x", "queue", "head"):
         leaf = getattr(shared, name)
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
@@ -223,16 +224,16 @@ def test_bad_input_is_refused(planted):
     linear_map = true_map(planted)
     for y in (jnp.zeros((5, D_X)), jnp.zeros((0, D_Y)), jnp.zeros(D_Y)):
         with pytest.raises(ValueError, match=r"y must be \[m, 10\]"):
-            refine_init(linear_map, y, SMALL)
-    state = refine_init(linear_map, jnp.asarray(planted.y[:5]), SMALL)
+            online_init(linear_map, y, SMALL)
+    state = online_init(linear_map, jnp.asarray(planted.y[:5]), SMALL)
     with pytest.raises(AssertionError):
-        refine_update(state, jnp.zeros((3, D_Y)), jnp.zeros((3, D_Y)), SMALL)
+        online_update(state, jnp.zeros((3, D_Y)), jnp.zeros((3, D_Y)), SMALL)
     with pytest.raises(AssertionError):
-        refine_update(state, jnp.zeros((0, D_X)), jnp.zeros((3, D_Y)), SMALL)
+        online_update(state, jnp.zeros((0, D_X)), jnp.zeros((3, D_Y)), SMALL)
     x, y = jnp.ones((5, D_X)), jnp.ones((5, D_Y))
     for pairs, message in (((x[:1], y), "a row for each of the 1"), ((y, x), "must have 12 columns")):
         with pytest.raises(ValueError, match=message):
-            refine_update(state, x, y, SMALL, pairs=pairs)
+            online_update(state, x, y, SMALL, pairs=pairs)
 
 
 @pytest.mark.parametrize(
@@ -240,10 +241,10 @@ def test_bad_input_is_refused(planted):
 )
 def test_counts_out_of_range_are_refused(planted, changes):
     config = dataclasses.replace(SMALL, **changes)
-    state, y = refine_init(true_map(planted), jnp.asarray(planted.y), SMALL), jnp.asarray(planted.y)
+    state, y = online_init(true_map(planted), jnp.asarray(planted.y), SMALL), jnp.asarray(planted.y)
     for use in (
-        lambda: refine_init(true_map(planted), y, config),
-        lambda: refine_update(state, jnp.asarray(planted.x), y, config),
+        lambda: online_init(true_map(planted), y, config),
+        lambda: online_update(state, jnp.asarray(planted.x), y, config),
     ):
         with pytest.raises(ValueError, match=f"{next(iter(changes))} must be a whole number of at least 1"):
             use()
@@ -251,6 +252,6 @@ def test_counts_out_of_range_are_refused(planted, changes):
 
 def test_a_map_of_the_rotation_itself_is_semi_orthogonal(planted):
     W = semi_orthogonal(np.random.default_rng(0), D_X, D_Y)
-    state = refine_init(true_map(planted, 3 * W), jnp.asarray(planted.y), SMALL)
-    np.testing.assert_allclose(refine_map(state, whitened=False).W, W, atol=1e-5)
-    assert float(jnp.linalg.norm(refine_map(state).W)) == pytest.approx(D_Y**0.5, rel=1e-5)
+    state = online_init(true_map(planted, 3 * W), jnp.asarray(planted.y), SMALL)
+    np.testing.assert_allclose(online_map(state, whitened=False).W, W, atol=1e-5)
+    assert float(jnp.linalg.norm(online_map(state).W)) == pytest.approx(D_Y**0.5, rel=1e-5)

@@ -10,17 +10,12 @@ import pytest
 import safetensors.numpy
 
 from mv2v_jax import LinearMap, apply
-from mv2v_jax.io import (
-    atomic_path,
-    check_writable,
-    digest,
-    load_embeddings,
-    load_map,
-    save_map,
-    save_npy,
-)
-from mv2v_jax.rows import RowFiles
-from mv2v_jax.validate import InputError
+from mv2v_jax.data.files import atomic_path, check_writable, save_npy
+from mv2v_jax.data.formats import load_embeddings
+from mv2v_jax.data.map_file import load_map, save_map
+from mv2v_jax.data.npy_rows import RowFiles
+from mv2v_jax.data.scan import digest
+from mv2v_jax.errors import InputError
 
 ROWS = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
 

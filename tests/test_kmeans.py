@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans, kmeans_plusplus
 
-from mv2v_jax.kmeans import kmeans, lloyd, seed_centers
+from mv2v_jax.ops.kmeans import kmeans, lloyd, seed_centers
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

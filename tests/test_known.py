@@ -12,14 +12,14 @@ from conftest import assert_trees_close, semi_orthogonal, small_config, unit
 from scipy.optimize import linear_sum_assignment
 
 from mv2v_jax import align, align_restarts
+from mv2v_jax.alignment.seeds import Seeds, blend_seeds, pair_seeds, seed_terms
+from mv2v_jax.alignment.space import fit_space
+from mv2v_jax.data.padding import pad_rows
 from mv2v_jax.errors import InputError
-from mv2v_jax.known import KnownPairs, blend, known_pairs, match_terms
-from mv2v_jax.metrics import evaluate
-from mv2v_jax.preprocess import fit_space
-from mv2v_jax.procrustes import polar
-from mv2v_jax.progress import align_with_progress
-from mv2v_jax.qap import assignment_objective, centered_kernel, search_assignment
-from mv2v_jax.sizes import size_rows
+from mv2v_jax.evaluation.metrics import evaluate
+from mv2v_jax.ops.linalg import polar
+from mv2v_jax.ops.qap import assignment_objective, centered_kernel, search_assignment
+from mv2v_jax.runs.compiled import align_with_progress
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 KEY = jax.random.key(0)
@@ -59,12 +59,12 @@ def test_a_linear_term_alone_is_a_linear_assignment(rng):
 def test_pairs_are_centres_that_are_matched_already(rng):
     """The objective of the kernels of centres and pairs together, whose pairs stay where they are."""
     centers_x, centers_y = rng.normal(size=(4, 5)), rng.normal(size=(4, 3))
-    pairs = KnownPairs(x=jnp.asarray(rng.normal(size=(2, 5))), y=jnp.asarray(rng.normal(size=(2, 3))))
-    linear = match_terms(jnp.asarray(centers_x), jnp.asarray(centers_y), pairs)
+    pairs = Seeds(x=jnp.asarray(rng.normal(size=(2, 5))), y=jnp.asarray(rng.normal(size=(2, 3))))
+    linear = seed_terms(jnp.asarray(centers_x), jnp.asarray(centers_y), pairs)
     quadratic = [centered_kernel(jnp.asarray(centers)) for centers in (centers_x, centers_y)]
     centered = [centers - centers.mean(axis=0) for centers in (centers_x, centers_y)]
-    together = [np.vstack([centers, rows]) for centers, rows in zip(centered, (pairs.x, pairs.y), strict=True)]
-    whole_x, whole_y = (rows @ rows.T for rows in together)
+    all_or_none = [np.vstack([centers, rows]) for centers, rows in zip(centered, (pairs.x, pairs.y), strict=True)]
+    whole_x, whole_y = (rows @ rows.T for rows in all_or_none)
     constant = (whole_x[4:, 4:] * whole_y[4:, 4:]).sum()
     for permutation in itertools.permutations(range(4)):
         p = np.array([*permutation, 4, 5])
@@ -76,10 +76,10 @@ def test_pairs_are_centres_that_are_matched_already(rng):
 def test_a_pair_without_one_of_its_rows_is_none(rng):
     x, y = rng.normal(size=(3, 4)), rng.normal(size=(3, 2))
     x[0], y[2] = 0, 0
-    pairs = known_pairs(jnp.asarray(x), jnp.asarray(y))
+    pairs = pair_seeds(jnp.asarray(x), jnp.asarray(y))
     np.testing.assert_array_equal(np.any(pairs.x != 0, axis=1), [False, True, False])
     np.testing.assert_array_equal(np.any(pairs.y != 0, axis=1), [False, True, False])
-    assert known_pairs(None, None) is None
+    assert pair_seeds(None, None) is None
 
 
 def test_known_pairs_count_by_what_they_say_of_the_others(rng):
@@ -94,18 +94,18 @@ def test_known_pairs_count_by_what_they_say_of_the_others(rng):
     expected = cross + 7 * foscttm / 4 * (x.T @ y)
     # Two more that are no pairs.
     padded = [jnp.asarray(np.pad(rows, ((0, 2), (0, 0)))) for rows in (x, y)]
-    np.testing.assert_allclose(blend(jnp.asarray(cross), 7, known_pairs(*padded), CONFIG), expected, rtol=1e-4)
-    assert blend(cross, 7, None, CONFIG) is cross
+    np.testing.assert_allclose(blend_seeds(jnp.asarray(cross), 7, pair_seeds(*padded), CONFIG), expected, rtol=1e-4)
+    assert blend_seeds(cross, 7, None, CONFIG) is cross
 
 
 def test_pairs_that_a_rotation_finds_hardly_count_and_others_decide(rng):
     W = semi_orthogonal(rng, 6, 6)
     x = unit(rng.normal(size=(40, 6)))
-    known = known_pairs(jnp.asarray(x), jnp.asarray(x @ W))
+    known = pair_seeds(jnp.asarray(x), jnp.asarray(x @ W))
     right = jnp.asarray(W / 6 + 0.01 * rng.normal(size=(6, 6)))
-    np.testing.assert_allclose(blend(right, 1, known, CONFIG), right, atol=0.01)
+    np.testing.assert_allclose(blend_seeds(right, 1, known, CONFIG), right, atol=0.01)
     wrong = jnp.asarray(semi_orthogonal(rng, 6, 6) / 6)
-    before, after = (np.linalg.norm(polar(matrix) - W) for matrix in (wrong, blend(wrong, 1, known, CONFIG)))
+    before, after = (np.linalg.norm(polar(matrix) - W) for matrix in (wrong, blend_seeds(wrong, 1, known, CONFIG)))
     assert after < 0.2 * before
 
 
@@ -150,7 +150,7 @@ def test_without_pairs_nothing_tells():
 
 def test_no_pairs_are_none():
     x, _, (px, _), *_ = shapeless()
-    assert size_rows(x, 1_000, known=px[:0]).known is None
+    assert pad_rows(x, 1_000, known=px[:0]).known is None
 
 
 @pytest.mark.slow
@@ -166,11 +166,11 @@ def test_every_way_to_fit_takes_pairs():
 
 def test_padding_changes_nothing():
     x, y, (px, py), *_ = shapeless()
-    assert size_rows(x, 1_000, known=px[:17]).known.shape == (18, 6)
-    sized = [fit_space(*size_rows(rows, 1_000, known=side[:17])) for rows, side in ((x, px), (y, py))]
+    assert pad_rows(x, 1_000, known=px[:17]).known.shape == (18, 6)
+    sized = [fit_space(*pad_rows(rows, 1_000, known=side[:17])) for rows, side in ((x, px), (y, py))]
     plain = [fit_space(jnp.asarray(rows), known=jnp.asarray(side[:17])) for rows, side in ((x, px), (y, py))]
     cross = jnp.eye(6)
-    blends = [blend(cross, 1, known_pairs(*(space.known for space in both)), CONFIG) for both in (sized, plain)]
+    blends = [blend_seeds(cross, 1, pair_seeds(*(space.known for space in both)), CONFIG) for both in (sized, plain)]
     assert_trees_close(*blends, rtol=1e-5, atol=1e-6)
 
 

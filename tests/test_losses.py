@@ -10,8 +10,10 @@ import pytest
 from conftest import semi_orthogonal, unit
 
 from mv2v_jax import LinearMap, alignment_loss
-from mv2v_jax.evidence import HoldOut, gather_evidence
-from mv2v_jax.losses import (
+from mv2v_jax.alignment.score import gather_evidence
+from mv2v_jax.alignment.space import HoldOut
+from mv2v_jax.ops.sinkhorn import sinkhorn_divergence
+from mv2v_jax.training.losses import (
     LossConfig,
     alignment_terms,
     all_csls,
@@ -21,7 +23,6 @@ from mv2v_jax.losses import (
     soft_match,
     soft_procrustes,
 )
-from mv2v_jax.sinkhorn import sinkhorn_divergence
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")

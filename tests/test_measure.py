@@ -7,16 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2v_jax import measure
+from mv2v_jax.data import scan
+from mv2v_jax.data.npy_rows import open_rows
+from mv2v_jax.data.scan import (
+    CheckedRows,
+    Difference,
+    Duplicates,
+    Moments,
+    check_rows,
+    describe_rows,
+    digest,
+    read_blocks,
+    scan_rows,
+)
 from mv2v_jax.errors import InputError
-from mv2v_jax.io import digest
-from mv2v_jax.measure import CheckedRows, Difference, Duplicates, Moments, ask, check_rows, measure_rows, read_blocks
-from mv2v_jax.rows import open_rows
 
 
 @pytest.fixture
 def few_a_block(monkeypatch):
-    monkeypatch.setattr(measure, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(scan, "_BLOCK_BYTES", 64)
 
 
 def write_shards(folder, rows, num_shards):
@@ -28,7 +37,7 @@ def write_shards(folder, rows, num_shards):
 
 def mean_of(rows):
     moments = Moments()
-    ask(rows, moments)
+    scan_rows(rows, moments)
     return moments.mean
 
 
@@ -38,7 +47,7 @@ def test_statistics_of_a_few_rows(rng, few_a_block, tmp_path, dtype):
     rows[[3, 7, 8]] = 0
     rows[20] = rows[11]
     seen = []
-    found = measure_rows(rows, "x", lambda *step: seen.append(step))
+    found = describe_rows(rows, "x", lambda *step: seen.append(step))
     present = np.delete(rows.astype(np.float64), [3, 7, 8], axis=0)
     np.testing.assert_allclose(found.mean, present.mean(0), rtol=1e-14)
     np.testing.assert_allclose(found.mean_norm, np.linalg.norm(present, axis=1).mean(), rtol=1e-14)
@@ -49,7 +58,7 @@ def test_statistics_of_a_few_rows(rng, few_a_block, tmp_path, dtype):
     assert seen[-1] == (50, 50)
     assert len(seen) > 7
     if dtype is not jnp.bfloat16:
-        again = measure_rows(write_shards(tmp_path / "x", rows, 6), "x")
+        again = describe_rows(write_shards(tmp_path / "x", rows, 6), "x")
         np.testing.assert_allclose(again.mean, found.mean, rtol=1e-14)
         assert again[2:] == found[2:]
 
@@ -76,7 +85,7 @@ def test_what_cancels_is_not_lost(few_a_block):
 def test_squares_that_overflow_or_vanish():
     rows = np.array([[1e200, 1.0], [1e-200, 0.0], [0.0, 0.0]])
     moments = Moments()
-    ask(rows, moments)
+    scan_rows(rows, moments)
     assert (moments.num_zero, moments.num_not_finite, moments.first_not_finite) == (1, 0, None)
     np.testing.assert_allclose(moments.mean, [5e199, 0.5])
 
@@ -87,7 +96,7 @@ def test_a_bad_row_is_named_by_its_shard(tmp_path, rng, few_a_block, value):
     rows[[75, 76, 110], 2] = value
     stored = write_shards(tmp_path / "x", rows, 12)
     place = r"found NaN or infinity in 3 rows, first in shard .*x/07\.npy row 5$"
-    for check in (check_rows, measure_rows):
+    for check in (check_rows, describe_rows):
         with pytest.raises(InputError, match=f"^x must be finite, {place}"):
             check(stored, "x")
         with pytest.raises(InputError, match=r"in 3 rows, first in row 75$"):
@@ -98,10 +107,10 @@ def test_equal_rows_are_refused(few_a_block, tmp_path):
     rows = np.ones((60, 4), np.float32)
     rows[::7] = 0
     with pytest.raises(InputError, match=r"^x must hold different rows, found 60 equal ones \(zero rows aside\)$"):
-        measure_rows(write_shards(tmp_path / "x", rows, 5), "x")
+        describe_rows(write_shards(tmp_path / "x", rows, 5), "x")
     rows[59, 3] = 2
     difference = Difference()
-    ask(rows, difference)
+    scan_rows(rows, difference)
     assert difference.found
 
 
@@ -111,7 +120,7 @@ def test_equal_rows_are_refused(few_a_block, tmp_path):
 def test_duplicates_are_those_of_unique(rng, few_a_block, d, dtype):
     rows = rng.integers(-2, 3, size=(400, d)).astype(dtype)
     duplicates = Duplicates(rows)
-    ask(rows, duplicates)
+    scan_rows(rows, duplicates)
     # Minus zero is no zero by its bytes; integers have none.
     assert duplicates.count() == 400 - len(np.unique(rows, axis=0))
 
@@ -121,11 +130,11 @@ def test_rows_that_differ_in_signs_alone_are_no_duplicates(rng):
     signs = (-1.0) ** ((np.arange(2**16)[:, None] >> np.arange(16)) & 1)
     rows = row * signs.astype(np.float16)
     duplicates = Duplicates(rows)
-    ask(rows, duplicates)
+    scan_rows(rows, duplicates)
     assert duplicates.count() == 0
     powers = np.ldexp(np.float16(1), rng.integers(-14, 15, size=(2**16, 16))).astype(np.float16)
     duplicates = Duplicates(powers)
-    ask(powers, duplicates)
+    scan_rows(powers, duplicates)
     assert duplicates.count() == 2**16 - len(np.unique(powers, axis=0))
 
 
@@ -155,7 +164,7 @@ def test_an_error_while_reading_ahead_is_told(tmp_path, rng, few_a_block):
     path = tmp_path / "x" / "07.npy"
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(InputError, match=r"07\.npy was cut short while it was read"):
-        measure_rows(stored, "x")
+        describe_rows(stored, "x")
 
 
 def test_checked_rows_are_used_as_rows(rng):

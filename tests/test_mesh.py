@@ -9,19 +9,19 @@ import pytest
 from conftest import planted_clouds, small_config, unit
 
 from mv2v_jax import align_restarts
-from mv2v_jax.anchors import match_anchor_sets
-from mv2v_jax.anneal import refine_annealed, refine_whole
-from mv2v_jax.csls import match_csls
-from mv2v_jax.evidence import HoldOut, gather_evidence
-from mv2v_jax.kmeans import lloyd
-from mv2v_jax.mesh import BY_ROWS, EVERYWHERE, RESTART, ROW, make_mesh, over_mesh, part, total, whole
-from mv2v_jax.neighbors import nearness, neighbor_means, top_neighbors
-from mv2v_jax.pipeline import prepare_search
-from mv2v_jax.preprocess import fit_space
-from mv2v_jax.refine import refine_clusters
-from mv2v_jax.restarts import restart_keys, search_restarts
-from mv2v_jax.sizes import size_rows
-from mv2v_jax.validate import InputError
+from mv2v_jax.alignment.anchors import match_anchor_sets
+from mv2v_jax.alignment.fit import prepare_search
+from mv2v_jax.alignment.refine_annealed import refine_annealed, refine_whole
+from mv2v_jax.alignment.refine_published import refine_clusters
+from mv2v_jax.alignment.restarts import restart_keys, search_restarts
+from mv2v_jax.alignment.score import gather_evidence
+from mv2v_jax.alignment.space import HoldOut, fit_space
+from mv2v_jax.data.padding import pad_rows
+from mv2v_jax.errors import InputError
+from mv2v_jax.ops.csls import match_csls
+from mv2v_jax.ops.kmeans import lloyd
+from mv2v_jax.ops.knn import nearness, neighbor_means, top_neighbors
+from mv2v_jax.ops.sharding import BY_ROWS, EVERYWHERE, RESTART, ROW, all_gather, make_mesh, over_mesh, psum, shard
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -101,7 +101,7 @@ def test_a_fit_over_either_axis_and_over_both_is_that_of_one_device(fit, row_dev
 def test_restarts_do_not_talk_to_each_other(clouds):
     """All that is compiled for the restart axis is one joining of results at the end, outside of every loop."""
     config = small_config(search_dims=4)
-    spaces = [jax.jit(fit_space)(*size_rows(rows[:200], 1_000)) for rows in clouds]
+    spaces = [jax.jit(fit_space)(*pad_rows(rows[:200], 1_000)) for rows in clouds]
     rows = jax.jit(lambda *spaces: prepare_search(*spaces, config=config))(*spaces)
 
     def search(keys, rows):
@@ -120,7 +120,7 @@ def test_parts_make_a_whole():
     values = jnp.arange(1, 14.0)
 
     def both(values):
-        return whole(part(values, ROW), ROW, 13), total(part(values, ROW).sum(), ROW), part(values, RESTART)
+        return all_gather(shard(values, ROW), ROW, 13), psum(shard(values, ROW).sum(), ROW), shard(values, RESTART)
 
     for found, expected in zip(over_mesh(both, mesh, EVERYWHERE)(values), (values, 91, values), strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -133,7 +133,7 @@ def test_restarts_are_spread_first_and_a_mesh_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match="must divide the 8 devices there are, found 3"):
         make_mesh(4, row_devices=3)
     with pytest.raises(InputError, match="must divide the padded rows, 64, found 3; use a smaller power of two"):
-        size_rows(np.ones((61, 3)), 100, make_mesh(1, row_devices=3, devices=jax.devices()[:3]))
+        pad_rows(np.ones((61, 3)), 100, make_mesh(1, row_devices=3, devices=jax.devices()[:3]))
 
 
 def test_devices_that_do_not_divide_share_rows_by_powers_of_two():
@@ -153,6 +153,6 @@ def test_a_mesh_of_someone_else_is_left_alone():
 def test_rows_over_a_mesh_are_those_of_one_device():
     x = np.float32(rng.normal(size=(200, 3)))
     for most in (100, 1_000):
-        one, many = size_rows(x, most), size_rows(x, most, make_mesh(2, row_devices=4))
+        one, many = pad_rows(x, most), pad_rows(x, most, make_mesh(2, row_devices=4))
         assert_same(many, one, atol=0)
         assert {shard.data.shape[0] for shard in many.rows.addressable_shards} == {one.rows.shape[0] // 4}

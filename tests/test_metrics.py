@@ -10,9 +10,8 @@ from conftest import semi_orthogonal, unit
 from scipy.stats import rankdata
 
 import mv2v_jax
-from mv2v_jax.linear_map import apply
-from mv2v_jax.metrics import evaluate, oracle, pair_ranks
-from mv2v_jax.types import LinearMap
+from mv2v_jax.evaluation.metrics import evaluate, oracle, pair_ranks
+from mv2v_jax.linear_map import LinearMap, apply
 
 NUM_ROWS, D_X, D_Y = 40, 6, 4
 
@@ -138,7 +137,7 @@ def test_nothing_that_fits_selects_or_judges_imports_the_metrics():
 @pytest.mark.parametrize(
     "line",
     [
-        "import mv2v_jax.metrics",
+        "import mv2v_jax.evaluation.metrics",
         "from mv2v_jax import metrics",
         "from mv2v_jax.metrics import evaluate",
         "from . import metrics",

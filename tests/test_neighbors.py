@@ -8,8 +8,8 @@ from conftest import rough_error, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mv2v_jax import neighbors
-from mv2v_jax.neighbors import largest, nearness, neighbor_means, rough_product, top_neighbors
+from mv2v_jax.ops import knn
+from mv2v_jax.ops.knn import largest, nearness, neighbor_means, rough_product, top_neighbors
 
 
 def brute_force(queries, bank, k):
@@ -46,16 +46,16 @@ def test_equals_the_whole_matrix(n, m, k):
 
 @pytest.mark.parametrize("block_rows", [1, 4, 102])
 def test_the_size_of_a_block_changes_nothing(monkeypatch, block_rows):
-    monkeypatch.setattr(neighbors, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(knn, "BLOCK_ROWS", block_rows)
     # Shapes of its own, because the size is read while tracing.
     check(*clouds(1, 10 + block_rows % 4, 8), 3)
 
 
 def test_a_large_bank_shrinks_the_block(monkeypatch):
-    monkeypatch.setattr(neighbors, "BLOCK_ENTRIES", 24)
+    monkeypatch.setattr(knn, "BLOCK_ENTRIES", 24)
     blocks = []
     queries = jnp.arange(20.0).reshape(10, 2)
-    found = neighbors.map_blocks(lambda block: blocks.append(block.shape) or block + 1, queries, 8)
+    found = knn.map_blocks(lambda block: blocks.append(block.shape) or block + 1, queries, 8)
     assert set(blocks) == {(3, 2)}
     np.testing.assert_array_equal(found, queries + 1)
 
@@ -156,7 +156,7 @@ def test_nearness_is_about_the_mean_of_the_nearest(rng):
     assert np.mean(nearest - (queries @ bank.T).mean(axis=1)) > 0.5
 
 
-@pytest.mark.parametrize("k", [1, 2, neighbors._MOST_MAXIMA, neighbors._MOST_MAXIMA + 1, 11, 12])
+@pytest.mark.parametrize("k", [1, 2, knn._MAX_MAXIMA, knn._MAX_MAXIMA + 1, 11, 12])
 @both_dtypes
 def test_the_largest_against_numpy(rng, k, dtype):
     values = rng.normal(size=(9, 12)).astype(dtype)
@@ -167,7 +167,7 @@ def test_the_largest_against_numpy(rng, k, dtype):
     np.testing.assert_array_equal(index, np.argsort(-values, axis=1)[:, :k])
 
 
-@pytest.mark.parametrize("k", range(1, neighbors._MOST_MAXIMA + 3))
+@pytest.mark.parametrize("k", range(1, knn._MAX_MAXIMA + 3))
 def test_the_largest_of_equals_are_different_ones(rng, k):
     """The first of them, and never one twice."""
     values = np.concatenate([rng.integers(-1, 2, size=(30, 8)), np.zeros((1, 8)), np.full((1, 8), -3)]).astype(

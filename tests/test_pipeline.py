@@ -9,15 +9,14 @@ import pytest
 from conftest import assert_trees_close, planted_clouds, small_config, unit
 
 from mv2v_jax import Config, align, apply
-from mv2v_jax.anneal import refine_annealed
-from mv2v_jax.directions import map_from_cross, measure_spread, whiten_map
-from mv2v_jax.evidence import gather_evidence, hold_out
-from mv2v_jax.metrics import evaluate
-from mv2v_jax.pipeline import SETTLING, again_steps, prepare_search, refine, search_map, split_keys
-from mv2v_jax.preprocess import fit_space
-from mv2v_jax.procrustes import polar
-from mv2v_jax.sizes import size_rows
-from mv2v_jax.verdict import Verdict, judge
+from mv2v_jax.alignment.fit import SETTLING, again_steps, prepare_search, refine, search_map, split_keys
+from mv2v_jax.alignment.refine_annealed import refine_annealed
+from mv2v_jax.alignment.score import Verdict, gather_evidence, judge
+from mv2v_jax.alignment.space import fit_space, hold_out
+from mv2v_jax.alignment.whitening import fit_whitening, map_from_cross, whiten_map
+from mv2v_jax.data.padding import pad_rows
+from mv2v_jax.evaluation.metrics import evaluate
+from mv2v_jax.ops.linalg import polar
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -191,7 +190,7 @@ def test_the_result_says_what_happened():
 
 def prepared(rows):
     """A space as `align` prepares it: padded, too."""
-    return fit_space(*size_rows(rows, SMALL.most_rows))
+    return fit_space(*pad_rows(rows, SMALL.max_rows))
 
 
 def test_the_evidence_is_that_of_the_searched_map_on_rows_it_has_not_seen():
@@ -262,7 +261,7 @@ def test_a_published_map_is_whitened_last():
     published = {"anneal_steps": 0, "csls_steps": 0, "whole_steps": 0}
     plain, rows = unweighted(0.0, **published)
     whitened, _ = unweighted(0.2, **published)
-    spreads = [measure_spread(cloud, 0.2) for cloud in rows]
+    spreads = [fit_whitening(cloud, 0.2) for cloud in rows]
     np.testing.assert_allclose(whitened.map.W, whiten_map(plain.map.W, *spreads), atol=1e-4)
     assert np.abs(whitened.map.W - plain.map.W).max() > 0.01
     # What is said about the map is said about the rotation in it.
@@ -278,7 +277,7 @@ def test_the_last_cross_covariance_is_weighted_and_whitened():
     spaces = [prepared(cloud) for cloud in (planted.x, planted.y)]
     searched = search_map(key, prepare_search(*spaces, config=config), config=config)
     matrix, _ = refine(split_keys(key), SETTLING, *rows, searched.matrix, config=config)
-    expected = map_from_cross(matrix, *(measure_spread(cloud, 0.2) for cloud in rows), 0.7)
+    expected = map_from_cross(matrix, *(fit_whitening(cloud, 0.2) for cloud in rows), 0.7)
     np.testing.assert_allclose(settled.map.W, expected, atol=1e-3)
     assert np.abs(settled.map.W - polar(matrix)).max() > 0.01
     assert float(settled.info.orthogonality) < 1e-4

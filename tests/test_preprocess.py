@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mv2v_jax.preprocess import center_unit, draw_rows, fit_space, mean_present, order_rows, present_rows, unit_rows
+from mv2v_jax.alignment.space import fit_space
+from mv2v_jax.ops.masked import center_unit, mean_present, present_rows, unit_rows
+from mv2v_jax.ops.sampling import draw_rows, order_rows
 
 
 @settings(deadline=None, max_examples=20, derandomize=True)

@@ -7,11 +7,10 @@ import pytest
 from conftest import assert_trees_close, planted_clouds, semi_orthogonal, small_config, unit
 
 from mv2v_jax import align
-from mv2v_jax.evidence import HoldOut, hold_out
-from mv2v_jax.metrics import evaluate
-from mv2v_jax.pipeline import SETTLING, lift_search, prepare_search, refine, search_map, split_keys
-from mv2v_jax.preprocess import Space, fit_space
-from mv2v_jax.principal import lift, lower, principal_directions, project
+from mv2v_jax.alignment.fit import SETTLING, lift_search, prepare_search, refine, search_map, split_keys
+from mv2v_jax.alignment.space import HoldOut, Space, fit_space, hold_out
+from mv2v_jax.alignment.subspace import lift, lower, principal_directions, project
+from mv2v_jax.evaluation.metrics import evaluate
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import semi_orthogonal
 from scipy.linalg import orthogonal_procrustes
 
-from mv2v_jax.procrustes import polar, polar_step, procrustes
+from mv2v_jax.ops.linalg import polar, polar_step, procrustes
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")

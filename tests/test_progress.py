@@ -6,8 +6,8 @@ import pytest
 from conftest import small_config
 
 from mv2v_jax import align_restarts
-from mv2v_jax.progress import _chunks, align_with_progress
-from mv2v_jax.validate import InputError
+from mv2v_jax.errors import InputError
+from mv2v_jax.runs.compiled import _chunks, align_with_progress
 
 SETTLING = ["refine_annealed_again", "refine_csls"]
 SEARCH = ["anchors", "refine_matching", "refine_clusters", "refine_annealed"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import quadratic_assignment
 
-from mv2v_jax.qap import assignment_objective, centered_kernel, search_assignment, swap_gains
+from mv2v_jax.ops.qap import assignment_objective, centered_kernel, search_assignment, swap_gains
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

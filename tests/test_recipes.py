@@ -10,7 +10,7 @@ from sklearn.metrics import ndcg_score
 from benchmarks import common
 from benchmarks.recipes import audit_leak, follow_finetuning, move_index, train_encoder
 from benchmarks.recipes.texts import KINDS, hash_words, kinds_of, load_texts
-from mv2v_jax import metrics
+from mv2v_jax.evaluation import metrics
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from conftest import planted_clouds, small_config, unit
 from scipy.linalg import orthogonal_procrustes
 from sklearn.cluster import KMeans
 
-from mv2v_jax.anneal import refine_annealed, refine_csls
-from mv2v_jax.preprocess import draw_rows, order_rows
-from mv2v_jax.refine import refine_clusters, refine_matching
+from mv2v_jax.alignment.refine_annealed import refine_annealed, refine_csls
+from mv2v_jax.alignment.refine_published import refine_clusters, refine_matching
+from mv2v_jax.ops.sampling import draw_rows, order_rows
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -11,11 +11,8 @@ import pytest
 from conftest import assert_trees_close, count_compilations, planted_clouds, small_config
 
 from mv2v_jax import align, align_restarts, select
-from mv2v_jax.evidence import Evidence
-from mv2v_jax.mesh import make_mesh
-from mv2v_jax.pipeline import Searched, finish, prepare_search, search_map, settle
-from mv2v_jax.preprocess import fit_space
-from mv2v_jax.restarts import (
+from mv2v_jax.alignment.fit import Searched, finish, prepare_search, search_map, settle
+from mv2v_jax.alignment.restarts import (
     average,
     check_restarts,
     choose,
@@ -24,8 +21,11 @@ from mv2v_jax.restarts import (
     restart_batch,
     search_bytes,
 )
-from mv2v_jax.sizes import size_rows
-from mv2v_jax.validate import InputError
+from mv2v_jax.alignment.score import Evidence
+from mv2v_jax.alignment.space import fit_space
+from mv2v_jax.data.padding import pad_rows
+from mv2v_jax.errors import InputError
+from mv2v_jax.ops.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -63,7 +63,7 @@ def one_by_one():
 
 @functools.cache
 def spaces():
-    return [fit_space(*size_rows(rows, CONFIG.most_rows)) for rows in clouds()]
+    return [fit_space(*pad_rows(rows, CONFIG.max_rows)) for rows in clouds()]
 
 
 @functools.cache

@@ -7,16 +7,15 @@ import pytest
 from conftest import assert_trees_close, planted_clouds, small_config
 
 from mv2v_jax import align, align_restarts
-from mv2v_jax.anneal import refine_csls, refine_whole
-from mv2v_jax.evidence import hold_out
-from mv2v_jax.kmeans import kmeans
-from mv2v_jax.measure import CheckedRows
-from mv2v_jax.pipeline import _align
-from mv2v_jax.preprocess import fit_space
-from mv2v_jax.refine import refine_matching
-from mv2v_jax.restarts import fit_restarts
-from mv2v_jax.rows import RowFiles, open_rows
-from mv2v_jax.sizes import padded_size, size_rows
+from mv2v_jax.alignment.fit import _align
+from mv2v_jax.alignment.refine_annealed import refine_csls, refine_whole
+from mv2v_jax.alignment.refine_published import refine_matching
+from mv2v_jax.alignment.restarts import fit_restarts
+from mv2v_jax.alignment.space import fit_space, hold_out
+from mv2v_jax.data.npy_rows import RowFiles, open_rows
+from mv2v_jax.data.padding import pad_rows, padded_size
+from mv2v_jax.data.scan import CheckedRows
+from mv2v_jax.ops.kmeans import kmeans
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -44,7 +43,7 @@ def test_there_are_eight_sizes_from_one_doubling_to_the_next():
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 def test_padding_is_zero_rows_behind_the_data(rng, kind):
     x = rng.normal(size=(35, 3)).astype(np.float16)
-    rows, num_rows, mean, known = size_rows(kind(x), FEW)
+    rows, num_rows, mean, known = pad_rows(kind(x), FEW)
     assert mean is None
     assert known is None
     assert (rows.shape, rows.dtype, int(num_rows)) == ((36, 3), jnp.float16, 35)
@@ -55,13 +54,13 @@ def test_padding_is_zero_rows_behind_the_data(rng, kind):
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 def test_a_sample_has_distinct_rows_in_their_order(rng, kind):
     x = rng.normal(size=(500, 2))
-    rows, num_rows, mean, _ = size_rows(kind(x), 64)
+    rows, num_rows, mean, _ = pad_rows(kind(x), 64)
     np.testing.assert_allclose(mean, x.mean(0), atol=1e-7)
     assert int(num_rows) == 64
     places = [int(np.flatnonzero((np.float32(x) == np.asarray(row)).all(1))[0]) for row in rows]
     assert places == sorted(set(places))
     assert places != list(range(64))
-    np.testing.assert_array_equal(rows, size_rows(x, 64).rows)
+    np.testing.assert_array_equal(rows, pad_rows(x, 64).rows)
 
 
 def test_a_file_is_read_only_where_rows_are_drawn(tmp_path, rng, monkeypatch):
@@ -71,16 +70,16 @@ def test_a_file_is_read_only_where_rows_are_drawn(tmp_path, rng, monkeypatch):
     monkeypatch.setattr(
         RowFiles, "__getitem__", lambda self, index: read.append(index) or np.asarray(stored._read(index))
     )
-    drawn = size_rows(CheckedRows(stored, np.ones(4)), 50)
+    drawn = pad_rows(CheckedRows(stored, np.ones(4)), 50)
     assert [len(index) for index in read] == [50]
     np.testing.assert_array_equal(drawn.mean, np.ones(4))
-    np.testing.assert_array_equal(drawn.rows, size_rows(np.load(tmp_path / "x.npy"), 50).rows)
+    np.testing.assert_array_equal(drawn.rows, pad_rows(np.load(tmp_path / "x.npy"), 50).rows)
 
 
 def test_a_space_does_not_know_its_padding(rng):
     x = rng.normal(size=(35, 3)).astype(np.float32)
     x[4] = 0
-    padded, plain = fit_space(*size_rows(x, FEW)), fit_space(jnp.asarray(x))
+    padded, plain = fit_space(*pad_rows(x, FEW)), fit_space(jnp.asarray(x))
     np.testing.assert_allclose(padded.rows[:35], plain.rows, atol=1e-6)
     np.testing.assert_allclose(padded.mean, plain.mean, atol=1e-6)
     np.testing.assert_allclose(padded.scale, plain.scale, rtol=1e-6)
@@ -88,7 +87,7 @@ def test_a_space_does_not_know_its_padding(rng):
 
 
 def test_held_out_rows_are_rows_of_the_data(rng):
-    space = fit_space(*size_rows(rng.normal(size=(257, 3)).astype(np.float32), FEW))
+    space = fit_space(*pad_rows(rng.normal(size=(257, 3)).astype(np.float32), FEW))
     parts = hold_out(space, 28)
     assert parts.held_out.any(axis=1).all()
     assert parts.fitted[: 257 - 28].any(axis=1).all()
@@ -148,9 +147,9 @@ def test_data_of_similar_size_compiles_nothing_new(planted):
 
 
 def test_larger_data_is_sampled_and_centred_by_the_mean_of_all(planted):
-    config = small_config(most_rows=128, **FEWEST)
+    config = small_config(max_rows=128, **FEWEST)
     whole = align_restarts(jax.random.key(0), planted.x, planted.y, 1, config)
-    drawn = [size_rows(rows, 128) for rows in (planted.x, planted.y)]
+    drawn = [pad_rows(rows, 128) for rows in (planted.x, planted.y)]
     sampled = fit_restarts(
         jax.random.key(0), *drawn, config, num_restarts=1, batch_size=1, keep="summary", num_settled=1, mesh=None
     )
@@ -164,19 +163,19 @@ def test_the_mean_of_all_leaves_zero_rows_out_and_is_the_same_when_traced(rng):
     x = rng.normal(size=(3_000, 4)).astype(np.float16) + np.float16(100)
     x[:1_000] = 0
     expected = x[1_000:].astype(np.longdouble).mean(0)
-    np.testing.assert_allclose(size_rows(x, 64).mean, expected, rtol=1e-7)
-    traced = jax.jit(lambda x: size_rows(x, 64).mean)(x)
+    np.testing.assert_allclose(pad_rows(x, 64).mean, expected, rtol=1e-7)
+    traced = jax.jit(lambda x: pad_rows(x, 64).mean)(x)
     np.testing.assert_allclose(traced, expected, rtol=1e-6)
-    space = fit_space(*size_rows(x, 64))
+    space = fit_space(*pad_rows(x, 64))
     np.testing.assert_allclose(space.mean, expected, rtol=1e-7)
-    sample = np.asarray(size_rows(x, 64).rows, np.float64)
+    sample = np.asarray(pad_rows(x, 64).rows, np.float64)
     lengths = np.linalg.norm(sample[sample.any(1)] - np.float64(expected), axis=1)
     np.testing.assert_allclose(space.scale, lengths.mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["file", "shards", "memory map"])
 def test_rows_on_disk_are_aligned_as_arrays_are(planted, tmp_path, kind):
-    config = small_config(most_rows=128, **FEWEST)
+    config = small_config(max_rows=128, **FEWEST)
     sides = []
     for name, rows in (("x", planted.x), ("y", planted.y)):
         (tmp_path / name).mkdir()
@@ -184,8 +183,8 @@ def test_rows_on_disk_are_aligned_as_arrays_are(planted, tmp_path, kind):
             np.save(tmp_path / name / f"{part}.npy", shard)
         path = tmp_path / name if kind == "shards" else tmp_path / name / "0.npy"
         sides.append(np.load(path, mmap_mode="r") if kind == "memory map" else open_rows(path))
-    for most_rows in (128, FEW):
+    for max_rows in (128, FEW):
         for on_disk, rows in zip(sides, (planted.x, planted.y), strict=True):
-            assert_trees_close(size_rows(on_disk, most_rows), size_rows(rows, most_rows), rtol=0, atol=0)
+            assert_trees_close(pad_rows(on_disk, max_rows), pad_rows(rows, max_rows), rtol=0, atol=0)
     found, expected = (align(jax.random.key(0), *rows, config) for rows in (sides, (planted.x, planted.y)))
     assert_trees_close(found.map, expected.map, rtol=0, atol=0)

@@ -12,9 +12,9 @@ import scipy.sparse.csgraph
 from conftest import planted_clouds, small_config, unit
 
 from mv2v_jax import align_restarts, stability
-from mv2v_jax.stability import find_basins, measure_stability
-from mv2v_jax.types import LinearMap
-from mv2v_jax.validate import InputError
+from mv2v_jax.errors import InputError
+from mv2v_jax.evaluation.stability import find_basins, measure_stability
+from mv2v_jax.linear_map import LinearMap
 
 NUM_MAPS = 7
 

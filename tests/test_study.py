@@ -17,9 +17,9 @@ import safetensors.numpy
 from conftest import planted_clouds, small_config
 
 from mv2v_jax import align_restarts
-from mv2v_jax.io import load_map
-from mv2v_jax.study import Plan, open_study, run_study, write_study
-from mv2v_jax.validate import InputError
+from mv2v_jax.data.map_file import load_map
+from mv2v_jax.errors import InputError
+from mv2v_jax.runs.study import Plan, open_study, run_study, write_study
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import count_compilations, semi_orthogonal
 
 from mv2v_jax import LinearMap, synchronize
-from mv2v_jax.synchronize import SyncConfig
+from mv2v_jax.alignment.several_spaces import SyncConfig
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")

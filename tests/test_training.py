@@ -15,16 +15,16 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mv2v_jax import LinearMap, alignment_loss, refine_init, refine_map, refine_update
-from mv2v_jax.incremental import RefineConfig
-from mv2v_jax.losses import LossConfig
+from mv2v_jax import LinearMap, alignment_loss, online_init, online_map, online_update
+from mv2v_jax.training.losses import LossConfig
+from mv2v_jax.training.online import OnlineConfig
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 D_IN, D_X, D_Y, BATCH, STEPS = 7, 6, 5, 24, 3
-CONFIG = RefineConfig(queue_rows=48, num_neighbors=2, rotate_every=1, decay=0.9)
-SELDOM = RefineConfig(queue_rows=32, num_neighbors=2, rotate_every=5)
+CONFIG = OnlineConfig(queue_rows=48, num_neighbors=2, rotate_every=1, decay=0.9)
+SELDOM = OnlineConfig(queue_rows=32, num_neighbors=2, rotate_every=5)
 LOSS = LossConfig(sinkhorn_steps=2)
 
 
@@ -88,13 +88,13 @@ def make_step(encode, optimizer, dtype=jnp.float32):
     def loss(params, state, inputs, y):
         x = encode(jax.tree.map(lambda leaf: leaf.astype(dtype), params), inputs.astype(dtype))
         task = jnp.mean(jnp.square(x).astype(jnp.float32))
-        return task + 0.1 * alignment_loss(refine_map(state), x, y.astype(dtype), LOSS), x
+        return task + 0.1 * alignment_loss(online_map(state), x, y.astype(dtype), LOSS), x
 
     def step(carry, batch):
         params, opt_state, state = carry
         (value, x), gradients = jax.value_and_grad(loss, has_aux=True)(params, state, *batch)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
-        state, info = refine_update(state, x, batch[1], CONFIG)
+        state, info = online_update(state, x, batch[1], CONFIG)
         return (optax.apply_updates(params, updates), opt_state, state), (value, info)
 
     return step
@@ -107,7 +107,7 @@ def test_trains_under_jit_grad_and_scan(make, dtype, rows, start):
     """Parameters and states in float32; rows too, or in bfloat16."""
     params, encode = make()
     optimizer = optax.adam(1e-2)
-    carry = (params, optimizer.init(params), refine_init(start, rows[1][0], CONFIG))
+    carry = (params, optimizer.init(params), online_init(start, rows[1][0], CONFIG))
     new, (values, info) = jax.jit(lambda carry, rows: jax.lax.scan(make_step(encode, optimizer, dtype), carry, rows))(
         carry, rows
     )
@@ -130,14 +130,14 @@ def test_nnx_modules_and_their_own_transforms(rows, start):
     def step(model, optimizer, state, inputs, y):
         def loss(model):
             x = model(inputs)
-            return alignment_loss(refine_map(state), x, y, LOSS), x
+            return alignment_loss(online_map(state), x, y, LOSS), x
 
         (value, x), gradients = nnx.value_and_grad(loss, has_aux=True)(model)
         optimizer.update(model, gradients)
-        state, _ = refine_update(state, x, y, CONFIG)
+        state, _ = online_update(state, x, y, CONFIG)
         return state, value
 
-    state, before = refine_init(start, rows[1][0], CONFIG), jnp.array(model.first.kernel[...])
+    state, before = online_init(start, rows[1][0], CONFIG), jnp.array(model.first.kernel[...])
     for index in range(2):
         state, value = step(model, optimizer, state, rows[0][index], rows[1][index])
     assert int(state.count) == 2
@@ -193,7 +193,7 @@ def test_the_loss_teaches_an_encoder_what_its_rows_should_be():
 
 
 def test_the_state_is_stored_and_restored(tmp_path, rows, start):
-    state = refine_init(start, rows[1][0], CONFIG)
+    state = online_init(start, rows[1][0], CONFIG)
     file = tmp_path / "state.msgpack"
     leaves, structure = jax.tree.flatten(state)
     file.write_bytes(flax.serialization.to_bytes(leaves))
@@ -205,12 +205,12 @@ def test_the_state_is_stored_and_restored(tmp_path, rows, start):
 @pytest.fixture
 def split_step(rng, start):
     """An update of rows split over four of the devices that the CPU plays, and its result where they are not."""
-    config = RefineConfig(queue_rows=32, num_neighbors=2, rotate_every=1, decay=0.5)
+    config = OnlineConfig(queue_rows=32, num_neighbors=2, rotate_every=1, decay=0.5)
     x, y = (jnp.asarray(rng.standard_normal((16, d)), jnp.float32) for d in (D_X, D_Y))
-    state = refine_init(start, y, config)
+    state = online_init(start, y, config)
 
     def step(state, x, y, axis_name=None):
-        return refine_update(state, x, y, config, axis_name=axis_name)[0]
+        return online_update(state, x, y, config, axis_name=axis_name)[0]
 
     return step, (state, x, y), jax.jit(step)(state, x, y)
 
@@ -234,7 +234,7 @@ def test_sharded_over_devices(split_step):
     sharded = jax.jit(step)(jax.device_put(state, NamedSharding(mesh, P())), split_x, split_y)
     np.testing.assert_allclose(sharded.W, whole.W, atol=1e-4)
     assert np.linalg.norm(whole.W - state.W) > 0.1
-    loss = jax.jit(lambda state, x, y: alignment_loss(refine_map(state), x, y, LOSS))
+    loss = jax.jit(lambda state, x, y: alignment_loss(online_map(state), x, y, LOSS))
     np.testing.assert_allclose(loss(state, split_x, split_y), loss(state, x, y), atol=1e-4)
 
     # Every device its own program.
@@ -245,7 +245,7 @@ def test_sharded_over_devices(split_step):
     # Where JAX checks what varies over the devices, every state is its own.
     def own(state, x, y, axis_name=None):
         pairs = (x[:1], y[:1])
-        return refine_update(state, x, y, SELDOM, pairs=pairs, axis_name=axis_name)[0].W[None]
+        return online_update(state, x, y, SELDOM, pairs=pairs, axis_name=axis_name)[0].W[None]
 
     for axis_name in (None, "data"):
         checked = jax.shard_map(

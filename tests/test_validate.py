@@ -9,7 +9,9 @@ import pytest
 from conftest import small_config
 
 from mv2v_jax import PRESETS, align
-from mv2v_jax.validate import InputError, check_config, check_finite, check_fitting_rows
+from mv2v_jax.config import check_config
+from mv2v_jax.data.checks import check_finite, check_fitting_rows
+from mv2v_jax.errors import InputError
 
 CONFIG = small_config(num_clusters=5)
 
@@ -81,7 +83,7 @@ def test_zero_rows_and_duplicates_are_legal():
 
 
 def test_rows_are_looked_at_block_by_block(monkeypatch):
-    monkeypatch.setattr("mv2v_jax.measure._BLOCK_BYTES", 24)
+    monkeypatch.setattr("mv2v_jax.data.scan._BLOCK_BYTES", 24)
     check_finite(rows(), "x")
     with pytest.raises(InputError, match="2 rows, first in row 6"):
         check_finite(with_bad(np.nan, 6, 8), "x")

@@ -7,8 +7,7 @@ import pytest
 from conftest import small_config
 
 from mv2v_jax import align_restarts
-from mv2v_jax.evidence import Evidence
-from mv2v_jax.verdict import _FEWEST_HELD_OUT, ALIGNED, NOT_ALIGNED, Verdict, judge
+from mv2v_jax.alignment.score import _MIN_HELD_OUT, ALIGNED, NOT_ALIGNED, Evidence, Verdict, judge
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -70,10 +69,10 @@ def test_confidence_and_estimate_are_shares(judged):
 
 
 def test_few_held_out_rows_leave_it_open(judged):
-    few = jax.vmap(lambda found: judge(found, AGREEING))(evidence(SCORES, _FEWEST_HELD_OUT - 1))
+    few = jax.vmap(lambda found: judge(found, AGREEING))(evidence(SCORES, _MIN_HELD_OUT - 1))
     assert (few.verdict == Verdict.uncertain).all()
     np.testing.assert_array_equal(few.confidence, 0.5)
-    enough = jax.vmap(lambda found: judge(found, AGREEING))(evidence(SCORES, _FEWEST_HELD_OUT))
+    enough = jax.vmap(lambda found: judge(found, AGREEING))(evidence(SCORES, _MIN_HELD_OUT))
     np.testing.assert_array_equal(enough.verdict, judged.verdict)
 
 

@@ -25,8 +25,8 @@ from sklearn.model_selection import cross_val_predict
 from benchmarks.common import add_data_options, any_rotation, load_split, print_environment, print_table, write_json
 from benchmarks.recipes.texts import KINDS, kinds_of, load_texts
 from mv2v_jax import LinearMap, Verdict, align_restarts, apply
-from mv2v_jax.metrics import oracle
-from mv2v_jax.preprocess import center_unit
+from mv2v_jax.evaluation.metrics import oracle
+from mv2v_jax.ops.masked import center_unit
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:

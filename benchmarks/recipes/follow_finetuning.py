@@ -5,7 +5,7 @@ python -m benchmarks.recipes.follow_finetuning [--data DIR] [--rows N --eval E] 
 
 An encoder (MiniLM with two layers on top, which start as nothing) is fine-tuned to tell what kind of thing a gloss is
 about. Every step moves its space, and the map into the frozen space (WordLlama) that was fitted before goes out of
-date. `refine_update` takes each batch of texts along, with as many vectors of the frozen encoder, of other texts, and
+date. `online_update` takes each batch of texts along, with as many vectors of the frozen encoder, of other texts, and
 the map follows: no pair, no second fit. Printed as training goes on: how well the kind is told, and top-1 on texts that
 nothing has seen of the map that follows, of the one that was fitted before, and of the best rotation on true pairs at
 that moment.
@@ -22,8 +22,8 @@ import optax
 
 from benchmarks.common import Split, add_data_options, evaluate, load_split, print_environment, print_table, write_json
 from benchmarks.recipes.texts import KINDS, kinds_of, load_texts
-from mv2v_jax import align_restarts, fast, refine_init, refine_map, refine_update
-from mv2v_jax.metrics import oracle
+from mv2v_jax import align_restarts, fast, online_init, online_map, online_update
+from mv2v_jax.evaluation.metrics import oracle
 
 WIDTH, BATCH, POINTS = 512, 256, 6
 
@@ -58,7 +58,7 @@ def train(carry, batches, rows, kinds, frozen, optimizer):
         params, opt_state, state = carry
         (value, encoded), gradient = jax.value_and_grad(loss, has_aux=True)(params, batch[0])
         updates, opt_state = optimizer.update(gradient, opt_state, params)
-        state, _ = refine_update(state, encoded, frozen[batch[1]])
+        state, _ = online_update(state, encoded, frozen[batch[1]])
         return (optax.apply_updates(params, updates), opt_state, state), value
 
     return jax.lax.scan(step, carry, batches)
@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         {"encoder": optax.adam(options.learning_rate), "classifier": optax.adam(1e-2)},
         {"hidden": "encoder", "out": "encoder", "kinds": "classifier"},
     )
-    carry = (params, optimizer.init(params), refine_init(fitted, frozen))
+    carry = (params, optimizer.init(params), online_init(fitted, frozen))
     rng = np.random.default_rng(0)
 
     def measure(step: int, params, state) -> dict[str, float]:
@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             "step": step,
             "kind": float(np.mean(np.asarray(told)[is_known] == judged_kinds[is_known])),
             "moved": float(np.linalg.norm(after - before) / np.linalg.norm(before)),
-            "updated": evaluate(refine_map(state), now)["top1"],
+            "updated": evaluate(online_map(state), now)["top1"],
             "fixed": evaluate(fitted, now)["top1"],
             "oracle": evaluate(oracle(now.x, now.y_true, now.y), now)["top1"],
         }

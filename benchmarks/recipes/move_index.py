@@ -19,8 +19,8 @@ from sklearn.metrics import ndcg_score
 
 from benchmarks.common import add_data_options, any_rotation, load_split, print_environment, print_table, write_json
 from mv2v_jax import LinearMap, align_restarts, apply, refine_contrastive
-from mv2v_jax.metrics import oracle
-from mv2v_jax.preprocess import unit_rows
+from mv2v_jax.evaluation.metrics import oracle
+from mv2v_jax.ops.masked import unit_rows
 
 TOP = 10
 

@@ -31,7 +31,7 @@ from benchmarks.common import (
 )
 from benchmarks.recipes.texts import hash_words, load_texts
 from mv2v_jax import LinearMap, align_restarts, alignment_loss, apply, fast
-from mv2v_jax.preprocess import center_unit, unit_rows
+from mv2v_jax.ops.masked import center_unit, unit_rows
 
 NUM_WORDS, NUM_BUCKETS, WIDTH, BATCH = 24, 2**14, 256, 256
 

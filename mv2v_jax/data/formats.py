@@ -1,0 +1,148 @@
+"""Embeddings from files of several formats. Nothing is ever unpickled."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from mv2v_jax.data.npy_rows import RowFiles, open_rows
+from mv2v_jax.errors import InputError, first_line
+
+
+def _choose_key(path: Path, keys: list[str], key: str | None) -> str:
+    """The key asked for, or the only one there is."""
+    if key is None and len(keys) == 1:
+        return keys[0]
+    if not keys:
+        raise InputError(f"{path} must hold an array of embeddings (in Parquet, a list column), found none")
+    known = ", ".join(sorted(keys))
+    if key is None:
+        raise InputError(f"{path} holds several arrays, name one as {path.name}:KEY; found {known}")
+    if key not in keys:
+        raise InputError(f"{path} must hold an array named {key}, found {known}")
+    return key
+
+
+def _load_npy(path: Path, key: str | None) -> RowFiles:
+    if key is not None:
+        raise InputError(f"{path} holds one array without a name, found the key {key}")
+    return open_rows(path)
+
+
+def _load_npz(path: Path, key: str | None) -> np.ndarray:
+    if not zipfile.is_zipfile(path):
+        raise ValueError("it is not a whole zip archive")
+    with np.load(path, allow_pickle=False) as archive:
+        array = archive[_choose_key(path, list(archive.files), key)]
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it holds a file that is not an array")
+    return array
+
+
+def _load_safetensors(path: Path, key: str | None) -> np.ndarray:
+    with safe_open(path, framework="numpy") as file:
+        return file.get_tensor(_choose_key(path, list(file.keys()), key))
+
+
+def _load_parquet(path: Path, key: str | None) -> np.ndarray:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(f'{path} needs pyarrow: pip install "mv2v_jax[parquet]"') from error
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        schema = file.schema_arrow
+        is_list = (pyarrow.types.is_list, pyarrow.types.is_large_list, pyarrow.types.is_fixed_size_list)
+        lists = [field.name for field in schema if any(check(field.type) for check in is_list)]
+        name = _choose_key(path, lists, key)
+        column = file.read([name]).column(name).combine_chunks()
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
+    if column.null_count:
+        raise InputError(f"{path}: column {name} must have a list in every row, found {column.null_count} nulls")
+    values = column.flatten()
+    if values.null_count:
+        raise InputError(f"{path}: lists of column {name} must hold numbers, found {values.null_count} nulls")
+    rows = values.to_numpy(zero_copy_only=False)
+    lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
+    if len(lengths) > 1:
+        raise InputError(f"{path}: lists of column {name} must have one length, found {lengths[0]} to {lengths[-1]}")
+    return rows.reshape(len(column), -1) if len(column) else rows.reshape(0, 0)
+
+
+def _load_torch(path: Path, key: str | None) -> np.ndarray:
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(f'{path} needs PyTorch: pip install "mv2v_jax[torch]"') from error
+    try:
+        # weights_only refuses everything but tensors and plain containers: nothing in the file is run.
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as tensors alone: {first_line(error)}") from error
+    if isinstance(loaded, dict):
+        loaded = loaded[_choose_key(path, [name for name, value in loaded.items() if torch.is_tensor(value)], key)]
+    if not torch.is_tensor(loaded):
+        raise InputError(f"{path} must hold a tensor or a dict of tensors, found {type(loaded).__name__}")
+    # NumPy has no bfloat16 of its own; float32 holds every bfloat16.
+    return (loaded.float() if loaded.dtype == torch.bfloat16 else loaded).detach().numpy()
+
+
+_LOADERS: dict[str, Callable[[Path, str | None], Any]] = {
+    ".npy": _load_npy,
+    ".npz": _load_npz,
+    ".safetensors": _load_safetensors,
+    ".parquet": _load_parquet,
+    ".pt": _load_torch,
+}
+
+
+def _split_key(source: str) -> tuple[Path, str | None]:
+    """``file:key`` into its parts, unless a file of that whole name exists."""
+    path, colon, key = source.rpartition(":")
+    if colon and not Path(source).exists() and Path(path).suffix.lower() in _LOADERS:
+        return Path(path), key
+    return Path(source), None
+
+
+def file_of(source: str) -> Path:
+    """The file or folder that ``source`` names, without the key of an array."""
+    return _split_key(source)[0]
+
+
+def load_embeddings(source: str) -> np.ndarray | RowFiles:
+    """Read one array of embeddings, or open it where it can stay on disk.
+
+    Args:
+        source: ``.npy``, a folder of ``.npy`` shards, ``.npz``, ``.safetensors``, ``.parquet`` (a list column) or
+            ``.pt``. Where a file holds several arrays, ``FILE:KEY`` names one.
+
+    Returns:
+        The array as it is stored, whatever its shape and dtype; `rows.RowFiles`, which reads nothing yet, for ``.npy``
+        and folders.
+
+    Raises:
+        InputError: the file is missing, truncated, of an unknown kind, would have to be unpickled, or lacks the key; of
+            a folder, what `rows.open_rows` says.
+    """
+    path, key = _split_key(source)
+    if path.is_dir():
+        return open_rows(path)
+    loader = _LOADERS.get(path.suffix.lower())
+    if loader is None:
+        raise InputError(f"{path} must be one of {', '.join(_LOADERS)}, found suffix {path.suffix or 'none'}")
+    if not path.is_file():
+        raise InputError(f"{path} must be a file, found nothing of that name")
+    try:
+        return loader(path, key)
+    except InputError:
+        raise
+    except Exception as error:
+        # Damaged bytes raise whatever the format's library stumbles over, down to zlib.error and AttributeError.
+        if "allow_pickle" in str(error) or "Python objects" in str(error):
+            raise InputError(f"{path} must hold numbers, found an object array, which is not unpickled") from error
+        raise InputError(f"{path} cannot be read, it is damaged or cut short: {first_line(error)}") from error

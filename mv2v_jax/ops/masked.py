@@ -1,0 +1,39 @@
+"""Arrays of rows of which some are zero: unit length, means and masks that leave zero rows out."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def unit_rows(x: jax.Array) -> jax.Array:
+    """Scale the last axis to length 1; vectors of zero length stay zero and have a zero gradient."""
+    squared = jnp.sum(x**2, axis=-1, keepdims=True)
+    has_length = squared > 0
+    return jnp.where(has_length, x * jax.lax.rsqrt(jnp.where(has_length, squared, 1)), 0)
+
+
+def working_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
+    """Half precision is computed in float32; float32 and float64 stay what they are."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+def center_unit(x: jax.Array, mean: jax.Array) -> jax.Array:
+    """Centre rows ``x [n, d]`` with a known ``mean [d]`` and scale them to unit length, in the dtype of the mean.
+
+    Rows of zeros carry nothing, so they stay zero instead of becoming the direction of ``-mean``.
+    """
+    x = x.astype(mean.dtype)
+    return jnp.where(jnp.any(x != 0, axis=-1, keepdims=True), unit_rows(x - mean[None]), 0)
+
+
+def present_rows(x: jax.Array) -> jax.Array:
+    """Which rows of ``x [n, d]`` have a length: ``[n]`` bool. Zero rows, padding among them, take no part anywhere."""
+    return jnp.any(x != 0, axis=1)
+
+
+def mean_present(values: jax.Array, present: jax.Array) -> jax.Array:
+    """Mean of ``values [n, ...]`` over the rows that are ``present [n]``; zero where none is."""
+    counted = jnp.where(present.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
+    per_row = max(1, math.prod(values.shape[1:]))
+    return counted.sum() / jnp.maximum(present.sum() * per_row, 1).astype(values.dtype)

@@ -1,0 +1,209 @@
+"""Quadratic assignment: which cluster of one space is which cluster of the other.
+
+Two sets of ``c`` centres are matched by the permutation ``p`` that maximises
+``sum_ij kx[i, j] * ky[p[i], p[j]]``, and ``sum_i linear[i, p[i]]`` with it where something is known of single matches.
+On double-centred Gram matrices the first is the linear CKA of the matched centres, so nothing but the geometry inside
+each space is compared.
+
+The search is a tabu search over swaps. The gain of *every* swap comes from one ``c x c`` matrix product, so thousands
+of starts advance together under ``vmap``; the number of steps is fixed, so no start waits for another. The starts come
+from linear assignments (`optax.assignment`) of what each row of a kernel looks like.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax.assignment
+
+from mv2v_jax.ops.pytree import pytree
+
+
+@pytree
+class Assignment:
+    """A permutation and what it is worth.
+
+    Attributes:
+        permutation: ``[c]`` int32; row ``i`` of the first kernel is matched with row ``permutation[i]`` of the second.
+        objective: scalar, ``sum_ij kx[i, j] * ky[p[i], p[j]]``, and the linear term where there is one.
+    """
+
+    permutation: jax.Array
+    objective: jax.Array
+
+
+@pytree
+class _SearchState:
+    permutation: jax.Array  # [c]
+    permuted: jax.Array  # [c, c], ky[p][:, p]
+    linear: jax.Array | None  # [c, c], the linear term with columns in the present order
+    forbidden_until: jax.Array  # [c, c], step until which row i may not return to the place now held by row j
+    objective: jax.Array
+    best: Assignment
+
+
+def centered_kernel(centers: jax.Array) -> jax.Array:
+    """Double-centred Gram matrix ``H C C^T H`` of ``centers [c, d]``: ``[c, c]``."""
+    chex.assert_rank(centers, 2)
+    # Centring the rows first is the same as H on both sides, and keeps digits that the Gram matrix would lose.
+    centered = centers - centers.mean(axis=0, keepdims=True)
+    return centered @ centered.T
+
+
+def assignment_objective(kx: jax.Array, ky: jax.Array, permutation: jax.Array) -> jax.Array:
+    """``sum_ij kx[i, j] * ky[p[i], p[j]]`` for kernels ``[c, c]`` and a permutation ``[c]``."""
+    return jnp.vdot(kx, ky[permutation][:, permutation])
+
+
+def _whole_objective(kx, ky, linear, permutation):
+    objective = assignment_objective(kx, ky, permutation)
+    return objective if linear is None else objective + linear[jnp.arange(len(permutation)), permutation].sum()
+
+
+def swap_gains(kx: jax.Array, permuted: jax.Array) -> jax.Array:
+    """Change of the objective for every swap of two assignments, from one matrix product.
+
+    Args:
+        kx: ``[c, c]``, symmetric.
+        permuted: ``[c, c]``, symmetric: the second kernel with rows and columns in the present order.
+
+    Returns:
+        ``[c, c]``, symmetric with zero diagonal; entry ``r, q`` is the gain of exchanging the partners of r and q.
+    """
+    product = kx @ permuted
+    here = jnp.diagonal(product)
+    kx_diag, permuted_diag = jnp.diagonal(kx), jnp.diagonal(permuted)
+    # gap[r, q] = k_rr - k_rq, and its transpose k_qq - k_rq.
+    kx_gap = kx_diag[:, None] - kx
+    permuted_gap = permuted_diag[:, None] - permuted
+    first_order = product + product.T - here[:, None] - here[None, :]
+    # The products count the pairs (r, r), (r, q), (q, q) as if their change were linear in the swap; it is not.
+    twice_counted = kx_gap * permuted_gap + kx_gap.T * permuted_gap.T
+    corner = (kx_diag[:, None] - kx_diag[None, :]) * (permuted_diag[None, :] - permuted_diag[:, None])
+    return 2 * (first_order + twice_counted) + corner
+
+
+def _exchange(matrix: jax.Array, r: jax.Array, q: jax.Array, axis: int) -> jax.Array:
+    """Exchange slices r and q along an axis. Selects, because a batched gather is slow on CPU."""
+    place = jnp.arange(matrix.shape[axis]).reshape([-1 if a == axis else 1 for a in range(matrix.ndim)])
+    at_r = jax.lax.dynamic_slice_in_dim(matrix, r, 1, axis)
+    at_q = jax.lax.dynamic_slice_in_dim(matrix, q, 1, axis)
+    return jnp.where(place == r, at_q, jnp.where(place == q, at_r, matrix))
+
+
+def _swap_step(state: _SearchState, inputs: tuple[jax.Array, jax.Array], kx: jax.Array) -> tuple[_SearchState, None]:
+    """Take the best swap that is not forbidden, even a losing one: that is how the search leaves a local optimum."""
+    step, tenures = inputs
+    num_rows = kx.shape[0]
+    gains = swap_gains(kx, state.permuted)
+    if state.linear is not None:
+        here = jnp.diagonal(state.linear)
+        gains += state.linear + state.linear.T - here[:, None] - here[None]
+    still_forbidden = state.forbidden_until > step
+    forbidden = still_forbidden & still_forbidden.T
+    leads_to_best = state.objective + gains > state.best.objective
+    allowed = jnp.triu(leads_to_best | ~forbidden, k=1)
+    # Where everything is forbidden the search stays put for a step: gain[0, 0] is zero.
+    choice = jnp.argmax(jnp.where(allowed, gains, -jnp.inf))
+    r, q = choice // num_rows, choice % num_rows
+    permutation = _exchange(state.permutation, r, q, 0)
+    permuted = _exchange(_exchange(state.permuted, r, q, 0), r, q, 1)
+    # The places that r and q leave stand on the diagonal. Selects again: a batched scatter is slow on CPU.
+    row = jnp.arange(num_rows)
+    leaves = jnp.diag(jnp.where(row == r, step + tenures[0], jnp.where(row == q, step + tenures[1], 0)))
+    forbidden_until = _exchange(jnp.maximum(state.forbidden_until, leaves), r, q, 1)
+    objective = state.objective + gains[r, q]
+    better = objective > state.best.objective
+    best = Assignment(
+        permutation=jnp.where(better, permutation, state.best.permutation),
+        objective=jnp.where(better, objective, state.best.objective),
+    )
+    return _SearchState(
+        permutation=permutation,
+        permuted=permuted,
+        linear=None if state.linear is None else _exchange(state.linear, r, q, 1),
+        forbidden_until=forbidden_until,
+        objective=objective,
+        best=best,
+    ), None
+
+
+def search_from(
+    key: jax.Array,
+    kx: jax.Array,
+    ky: jax.Array,
+    start: jax.Array,
+    *,
+    num_steps: int,
+    linear: jax.Array | None = None,
+) -> Assignment:
+    """Tabu search from one starting permutation ``start [c]``; see `search_assignment`."""
+    num_rows = kx.shape[0]
+    objective = _whole_objective(kx, ky, linear, start)
+    state = _SearchState(
+        permutation=start,
+        permuted=ky[start][:, start],
+        linear=None if linear is None else linear[:, start],
+        forbidden_until=jnp.zeros_like(kx, dtype=jnp.int32),
+        objective=objective,
+        best=Assignment(permutation=start, objective=objective),
+    )
+    # Robust tabu search (Taillard 1991) draws each tenure from 0.9 c to 1.1 c.
+    tenures = jax.random.randint(key, (num_steps, 2), int(0.9 * num_rows), int(1.1 * num_rows) + 2, jnp.int32)
+    state, _ = jax.lax.scan(lambda s, i: _swap_step(s, i, kx), state, (jnp.arange(num_steps, dtype=jnp.int32), tenures))
+    # The carried objective is a long sum of gains; the returned one is computed afresh.
+    best = state.best.permutation
+    return Assignment(permutation=best, objective=_whole_objective(kx, ky, linear, best))
+
+
+def _profile_costs(kx: jax.Array, ky: jax.Array) -> jax.Array:
+    """Squared distances ``[c, c]`` between the sorted rows of two kernels."""
+    profiles_x, profiles_y = jnp.sort(kx, axis=1), jnp.sort(ky, axis=1)
+    return jnp.sum((profiles_x[:, None] - profiles_y[None]) ** 2, axis=-1)
+
+
+def search_assignment(
+    key: jax.Array,
+    kx: jax.Array,
+    ky: jax.Array,
+    *,
+    num_starts: int,
+    num_steps: int,
+    linear: jax.Array | None = None,
+) -> Assignment:
+    """Maximise ``sum_ij kx[i, j] * ky[p[i], p[j]]`` over permutations: the best of several tabu searches.
+
+    Args:
+        key: random key; draws the noise of the starts and the tabu tenures.
+        kx: ``[c, c]``, symmetric. To minimise, negate it. Of two matrices one may be asymmetric: replace it by
+            ``(a + a.T) / 2``, which leaves every objective as it is.
+        ky: ``[c, c]``, symmetric.
+        num_starts: starting permutations, searched side by side: linear assignments of the rows' sorted entries,
+            which no permutation changes, the first without noise and the others with more and more. On matched
+            k-means kernels they end nearer to the optimum than random starts do (see ``benchmarks/speed.py``).
+        num_steps: swaps per start. About ``c`` of them reach the first local optimum.
+        linear: ``[c, c]``, a term ``sum_i linear[i, p[i]]`` of the objective, if any: what is known of single matches.
+
+    Source: robust tabu search, E. Taillard, Parallel Computing 17 (1991).
+    """
+    kx, ky, linear = jax.tree.map(jnp.asarray, (kx, ky, linear))
+    chex.assert_rank((kx, ky), 2)
+    chex.assert_equal_shape((kx, ky) if linear is None else (kx, ky, linear))
+
+    profile_costs = _profile_costs(kx, ky)
+    if linear is not None:
+        # One unit of the objective is two of squared distance.
+        profile_costs -= 2 * linear
+    spread = profile_costs.std()
+
+    def search(key, noise):
+        noise_key, tenure_key = jax.random.split(key)
+        costs = profile_costs + noise * spread * jax.random.normal(noise_key, kx.shape, kx.dtype)
+        rows, columns = optax.assignment.hungarian_algorithm(costs)
+        start = jnp.zeros(kx.shape[0], jnp.int32).at[rows].set(columns.astype(jnp.int32))
+        return search_from(tenure_key, kx, ky, start, num_steps=num_steps, linear=linear)
+
+    # From the profiles' own assignment to one that is half noise: the starts differ, and all know something.
+    noises = jnp.linspace(0, 1, num_starts, dtype=kx.dtype)
+    found = jax.vmap(search)(jax.random.split(key, num_starts), noises)
+    best = jnp.argmax(found.objective)
+    return jax.tree.map(lambda values: values[best], found)
