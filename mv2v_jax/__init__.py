@@ -1,41 +1,67 @@
 """mini-vec2vec in JAX: a linear map between two embedding spaces without a single known pair."""
 
-from mv2v_jax.alignment.fit import align
-from mv2v_jax.alignment.restarts import Restarts, align_restarts, select
-from mv2v_jax.alignment.results import AlignResult
-from mv2v_jax.alignment.score import Verdict
-from mv2v_jax.alignment.several_spaces import Synchronized, synchronize
-from mv2v_jax.config import PRESETS, Config, fast, notebook, paper
-from mv2v_jax.evaluation.stability import Stability, stability
-from mv2v_jax.linear_map import LinearMap, apply, invert
-from mv2v_jax.training.contrastive import refine_contrastive
-from mv2v_jax.training.losses import alignment_loss
-from mv2v_jax.training.online import online_init, online_map, online_update
+from mv2v_jax.alignment.anchors import AnchorInfo
+from mv2v_jax.alignment.api import Restarts, align, align_restarts, select
+from mv2v_jax.alignment.fit import AlignInfo, AlignResult
+from mv2v_jax.alignment.score import Evidence, Verdict
+from mv2v_jax.alignment.several_spaces import SyncConfig, Synchronized, synchronize
+from mv2v_jax.config import (
+    AnchorConfig,
+    AnnealingConfig,
+    Config,
+    PublishedConfig,
+    RelativeConfig,
+    SettlingConfig,
+    WhiteningConfig,
+)
+from mv2v_jax.data.demo import DemoData, load_demo_data
+from mv2v_jax.data.formats import load_embeddings
+from mv2v_jax.data.map_file import load_map, save_map
+from mv2v_jax.data.npy_rows import RowFiles, open_rows
+from mv2v_jax.errors import InputError
+from mv2v_jax.evaluation.metrics import Metrics, evaluate, oracle
+from mv2v_jax.evaluation.stability import Stability, measure_stability
+from mv2v_jax.linear_map import Centering, LinearMap, apply, invert
+from mv2v_jax.ops.sharding import make_mesh
 from mv2v_jax.version import __version__
 
 __all__ = [
-    "PRESETS",
+    "AlignInfo",
     "AlignResult",
+    "AnchorConfig",
+    "AnchorInfo",
+    "AnnealingConfig",
+    "Centering",
     "Config",
+    "DemoData",
+    "Evidence",
+    "InputError",
     "LinearMap",
+    "Metrics",
+    "PublishedConfig",
+    "RelativeConfig",
     "Restarts",
+    "RowFiles",
+    "SettlingConfig",
     "Stability",
+    "SyncConfig",
     "Synchronized",
     "Verdict",
+    "WhiteningConfig",
     "__version__",
     "align",
     "align_restarts",
-    "alignment_loss",
     "apply",
-    "fast",
+    "evaluate",
     "invert",
-    "notebook",
-    "online_init",
-    "online_map",
-    "online_update",
-    "paper",
-    "refine_contrastive",
+    "load_demo_data",
+    "load_embeddings",
+    "load_map",
+    "make_mesh",
+    "measure_stability",
+    "open_rows",
+    "oracle",
+    "save_map",
     "select",
-    "stability",
     "synchronize",
 ]

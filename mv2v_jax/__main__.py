@@ -1,4 +1,4 @@
-"""``python -m mv2v_jax`` and the script ``mv2v``; says what to install where a package is missing."""
+"""``python -m mv2v_jax`` and the script ``mv2v``; names the extra to install if a package is missing."""
 
 import os
 import sys
@@ -6,15 +6,18 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    # JAX calls SciPy's LAPACK, loaded at the first decomposition. Its threads go on spinning for a while after each one
-    # and keep XLA's waiting: a fit on few cores takes a third longer. Someone's own choice stays.
+    # JAX calls SciPy's LAPACK, loaded at the first decomposition. Its threads keep spinning for a while after each call
+    # and make XLA's threads wait: a fit on few cores takes a third longer. A value that the user set stays.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        from mv2v_jax.cli.app import main as run
+        from mv2v_jax.cli import main as run
     except ModuleNotFoundError as error:
-        if error.name not in ("click", "rich", "safetensors"):
+        if error.name not in ("click", "rich"):
             raise
-        print(f'Error: the command line needs {error.name}: pip install "mv2v_jax[cli]"', file=sys.stderr)
+        print(
+            f'Error: the command line needs the package {error.name}, found none; do pip install "mv2v_jax[cli]"',
+            file=sys.stderr,
+        )
         sys.exit(2)
     run()
 

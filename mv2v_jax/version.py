@@ -1,3 +1,3 @@
 """The version of the package; one place that importing anything else does not need."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.alignment.seeds import Seeds, seed_terms
-from mv2v_jax.config import Config
+from mv2v_jax.alignment.seeds import seed_terms
+from mv2v_jax.alignment.space import TwoSpaces
+from mv2v_jax.config import AnchorConfig
 from mv2v_jax.ops.kmeans import kmeans
 from mv2v_jax.ops.pytree import pytree
 from mv2v_jax.ops.qap import assignment_objective, centered_kernel, search_assignment
@@ -28,54 +29,44 @@ class AnchorSets:
 
 
 @pytree
-class Anchors:
-    """The anchors that describe rows in both spaces.
+class AnchorInfo:
+    """How well the anchor sets were matched.
 
     Attributes:
-        x: ``[a, d_x]``.
-        y: ``[a, d_y]``; anchor i of both spaces is matched.
-        agreement: ``[s]``, see `set_agreement`.
-        kept: ``[s]`` bool, the sets the anchors come from.
+        objective: ``[s]``, linear CKA of the matched centres of each set.
+        agreement: ``[s]``, cosine of each set's cross-covariance with the sum of the others', see `set_agreement`.
+        kept: ``[s]`` bool, the sets that were used.
     """
 
-    x: jax.Array
-    y: jax.Array
+    objective: jax.Array
     agreement: jax.Array
     kept: jax.Array
 
 
 def match_anchor_sets(
-    key: jax.Array,
-    x: jax.Array,
-    y: jax.Array,
-    *,
-    config: Config,
-    sets: jax.Array | None = None,
-    known: Seeds | None = None,
+    key: jax.Array, rows: TwoSpaces, *, config: AnchorConfig, sets: jax.Array | None = None
 ) -> AnchorSets:
     """Draw rows, cluster both spaces and match the centres, once per anchor set.
 
     Args:
         key: random key; set ``i`` depends on ``fold_in(key, i)`` alone.
-        x: ``[n, d_x]`` centred unit rows.
-        y: ``[m, d_y]`` centred unit rows.
-        config: uses the fields about anchors.
-        sets: ``[s]`` numbers of the sets to make; all of ``config.num_anchor_sets`` by default.
-        known: `Seeds` that the centres are matched with, if any.
+        rows: centred unit rows of both spaces. Known pairs among them help to match the centres.
+        config: an `AnchorConfig`.
+        sets: ``[s]`` numbers of the sets to make; all of ``config.num_sets`` by default.
     """
-    sets = jnp.arange(config.num_anchor_sets) if sets is None else sets
-    order_x, order_y = order_rows(key, x, y)
+    sets = jnp.arange(config.num_sets) if sets is None else sets
+    order_x, order_y = order_rows(key, rows.x, rows.y)
 
     def cluster(index):
         keys = jax.random.split(jax.random.fold_in(key, index), 5)
         draw_x, cluster_x, draw_y, cluster_y, match = keys
 
-        def centers(draw_key, cluster_key, rows, order):
-            drawn = draw_rows(draw_key, rows, config.anchor_rows, order)
+        def centers(draw_key, cluster_key, side, order):
+            drawn = draw_rows(draw_key, side, config.rows, order)
             found = kmeans(cluster_key, drawn, num_clusters=config.num_clusters, num_steps=config.lloyd_steps)
             return found.centers
 
-        return centers(draw_x, cluster_x, x, order_x), centers(draw_y, cluster_y, y, order_y), match
+        return centers(draw_x, cluster_x, rows.x, order_x), centers(draw_y, cluster_y, rows.y, order_y), match
 
     def match(centers_x, centers_y, key):
         kernel_x, kernel_y = centered_kernel(centers_x), centered_kernel(centers_y)
@@ -83,7 +74,7 @@ def match_anchor_sets(
             key,
             kernel_x,
             kernel_y,
-            linear=seed_terms(centers_x, centers_y, known),
+            linear=seed_terms(centers_x, centers_y, rows.seeds),
             num_starts=config.num_starts,
             num_steps=config.search_steps,
         )
@@ -92,17 +83,17 @@ def match_anchor_sets(
         cka = objective / jnp.where(largest > 0, largest, 1)
         return AnchorSets(x=centers_x, y=centers_y[found.permutation], objective=cka)
 
-    # Sets need nothing from each other, so the devices of a mesh's row axis have some each.
+    # Sets are independent, so the devices of a mesh's row axis have some each.
     # One set after the other: a batch of k-means is slower than its members on CPU, and each fills an accelerator.
     centers_x, centers_y, match_keys = jax.lax.map(cluster, shard(sets, ROW))
-    # The searches are tiny, so all of them go together.
+    # The searches are tiny, so all of them run together.
     return all_gather(jax.vmap(match)(centers_x, centers_y, match_keys), ROW, sets.shape[0])
 
 
 def set_agreement(sets: AnchorSets) -> jax.Array:
     """Cosine of every set's cross-covariance of matched centres with the sum of the others': ``[s]``.
 
-    A wrong matching is wrong in its own way, so the right ones agree with each other and the wrong ones with nobody.
+    Wrong matchings are wrong in different ways, so right ones agree with each other and wrong ones with none.
     """
     centered_x = sets.x - sets.x.mean(axis=1, keepdims=True)
     centered_y = sets.y - sets.y.mean(axis=1, keepdims=True)
@@ -114,14 +105,15 @@ def set_agreement(sets: AnchorSets) -> jax.Array:
     return jnp.sum(cross * others, axis=1) / jnp.where(lengths > 0, lengths, 1)
 
 
-def select_anchors(sets: AnchorSets, *, config: Config) -> Anchors:
-    """Concatenate the ``config.kept_sets`` anchor sets that agree most with the others."""
+def select_anchors(sets: AnchorSets, *, config: AnchorConfig) -> tuple[TwoSpaces, AnchorInfo]:
+    """Concatenate the ``config.kept_sets`` anchor sets that agree best with the others.
+
+    Returns:
+        The anchors, ``[a, d_x]`` and ``[a, d_y]``, where anchor i of X and anchor i of Y are matched; and `AnchorInfo`.
+    """
     agreement = set_agreement(sets)
     num_sets = agreement.shape[0]
     _, index = jax.lax.top_k(agreement, min(config.kept_sets, num_sets))
-    return Anchors(
-        x=sets.x[index].reshape(-1, sets.x.shape[-1]),
-        y=sets.y[index].reshape(-1, sets.y.shape[-1]),
-        agreement=agreement,
-        kept=jnp.isin(jnp.arange(num_sets, dtype=index.dtype), index),
-    )
+    anchors = TwoSpaces(x=sets.x[index].reshape(-1, sets.x.shape[-1]), y=sets.y[index].reshape(-1, sets.y.shape[-1]))
+    kept = jnp.isin(jnp.arange(num_sets, dtype=index.dtype), index)
+    return anchors, AnchorInfo(objective=sets.objective, agreement=agreement, kept=kept)

@@ -1,294 +1,471 @@
-"""The whole method on one screen."""
+"""The one driver of a fit: search several times, choose without a label, settle, judge.
+
+`align`, `align_restarts`, the command line, the stability study and the benchmarks all run `fit`. They differ in the
+`Run` they pass: `Inline` traces everything into one program, `runs.compiled` compiles stage by stage and reports
+progress, `runs.chunked` keeps finished searches in files. A new stage is one more line in `SEARCH_STAGES` or
+`SETTLING_STAGES`.
+"""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.alignment.anchors import Anchors, AnchorSets, match_anchor_sets, select_anchors
-from mv2v_jax.alignment.refine_annealed import annealing_length, refine_annealed, refine_csls, refine_whole
-from mv2v_jax.alignment.refine_published import Refined, refine_clusters, refine_matching
-from mv2v_jax.alignment.relative import match_relative
-from mv2v_jax.alignment.results import AlignInfo, AlignResult
-from mv2v_jax.alignment.score import Evidence, gather_evidence, judge
-from mv2v_jax.alignment.seeds import Seeds, blend_seeds, pair_seeds
-from mv2v_jax.alignment.space import HoldOut, Space, fit_space, hold_out, num_held_out
-from mv2v_jax.alignment.subspace import in_directions, lift, lower, principal_directions, project, project_seeds
+from mv2v_jax.alignment.anchors import AnchorInfo, AnchorSets, match_anchor_sets, select_anchors
+from mv2v_jax.alignment.estimate import Estimate, Refined
+from mv2v_jax.alignment.refine_annealed import (
+    again_steps,
+    annealing_length,
+    refine_annealed,
+    refine_annealed_again,
+    refine_csls,
+    refine_whole,
+)
+from mv2v_jax.alignment.refine_published import refine_clusters, refine_matching
+from mv2v_jax.alignment.relative import first_estimate
+from mv2v_jax.alignment.score import Evidence, Verdict, gather_evidence, judge
+from mv2v_jax.alignment.space import (
+    Space,
+    Subspace,
+    TwoSpaces,
+    fit_space,
+    hold_out,
+    join_spaces,
+    principal_subspace,
+)
 from mv2v_jax.alignment.whitening import fit_whitening, map_from_cross, whiten_map
-from mv2v_jax.config import Config, check_config
-from mv2v_jax.data.checks import check_fitting_rows, check_pairs
-from mv2v_jax.data.padding import PaddedRows, pad_rows
+from mv2v_jax.config import Config
+from mv2v_jax.data.padding import PaddedRows
 from mv2v_jax.linear_map import LinearMap
-from mv2v_jax.ops.linalg import polar, scale_to_norm
 from mv2v_jax.ops.pytree import pytree
-from mv2v_jax.ops.sampling import draw_rows, order_rows
+from mv2v_jax.ops.sharding import RESTART, all_gather, shard
+
+# ------------------------------------------------------------------------------------------------------------- results
 
 
 @pytree
-class Keys:
-    """One key per stage that draws, split once."""
-
-    anchors: jax.Array
-    matching: jax.Array
-    refine_matching: jax.Array
-    refine_clusters: jax.Array
-    refine_annealed: jax.Array
-    refine_annealed_again: jax.Array
-    refine_csls: jax.Array
-    refine_whole: jax.Array
-    evidence: jax.Array
-
-
-def split_keys(key: jax.Array) -> Keys:
-    names = [field.name for field in dataclasses.fields(Keys)]
-    return Keys(**dict(zip(names, jax.random.split(key, len(names)), strict=True)))
-
-
-class Refinement(NamedTuple):
-    """One refinement stage: its name and its key's, its steps by config and rows of the smaller space, the function."""
-
-    name: str
-    num_steps: Callable[[Config, int], int]
-    run: Callable[..., Refined]
-
-
-# In their order, all on the fitted rows: the published ones return maps, the annealed one a cross-covariance.
-REFINEMENTS = (
-    Refinement("refine_matching", lambda config, num_rows: config.match_steps, refine_matching),
-    Refinement("refine_clusters", lambda config, num_rows: config.cluster_steps, refine_clusters),
-    Refinement("refine_annealed", lambda config, num_rows: annealing_length(num_rows, config), refine_annealed),
-)
-
-
-def _anneal_again(key, x, y, matrix, *, config: Config, steps=None, known: Seeds | None = None) -> Refined:
-    """The second half of the annealed refinement once more, in twice the directions of the search."""
-    length = annealing_length(min(x.shape[0], y.shape[0]), config)
-    half = length // 2
-    steps = (jnp.arange(half) if steps is None else steps) + length - half
-    directions_x, directions_y = (principal_directions(rows, 2 * config.search_dims) for rows in (x, y))
-    x, y = in_directions(x, directions_x), in_directions(y, directions_y)
-    known = project_seeds(known, directions_x, directions_y)
-    lowered = lower(matrix, directions_x, directions_y)
-    refined = refine_annealed(key, x, y, lowered, config=config, steps=steps, known=known)
-    return Refined(matrix=lift(refined.matrix, directions_x, directions_y), objective=refined.objective)
-
-
-def again_steps(config: Config, num_rows: int) -> int:
-    """Steps of `_anneal_again`: none where so few rows were held out that the fit cannot have missed them."""
-    many_held_out = 20 * num_held_out(num_rows, config.held_out_rows) >= num_rows
-    return annealing_length(num_rows, config) // 2 if many_held_out else 0
-
-
-# On all rows, the held-out ones among them: they have been asked by then.
-SETTLING = (
-    Refinement("refine_annealed_again", again_steps, _anneal_again),
-    Refinement("refine_csls", lambda config, num_rows: config.csls_steps, refine_csls),
-    Refinement("refine_whole", lambda config, num_rows: config.whole_steps, refine_whole),
-)
-
-
-@pytree
-class SearchRows:
-    """What a search sees of both spaces; every restart sees the same.
+class AlignInfo:
+    """What happened on the way to a map. Arrays only; lengths follow from the config.
 
     Attributes:
-        x: `HoldOut` of the source, rows of ``[., r_x]``.
-        y: `HoldOut` of the target, rows of ``[., r_y]``.
-        directions_x: ``[d_x, r_x]``, the principal directions whose coordinates these are; ``None`` for all.
-        directions_y: ``[d_y, r_y]``, the same of the target.
-        known: `Seeds` in these coordinates; ``None`` where there are none.
+        anchors: `AnchorInfo`, each field ``[num_sets]``.
+        zero_rows_x: int32 scalar, zero rows of X; they take no part.
+        zero_rows_y: int32 scalar, zero rows of Y.
+        orthogonality: scalar, ``||W W^T - I||_F`` of the smaller side before directions are weighted: 0 where the map
+            was projected.
+        all_finite: bool scalar, whether every entry of the map is finite.
     """
 
-    x: HoldOut
-    y: HoldOut
-    directions_x: jax.Array | None
-    directions_y: jax.Array | None
-    known: Seeds | None
+    anchors: AnchorInfo
+    zero_rows_x: jax.Array
+    zero_rows_y: jax.Array
+    orthogonality: jax.Array
+    all_finite: jax.Array
 
 
-def prepare_search(space_x: Space, space_y: Space, *, config: Config) -> SearchRows:
-    """Hold rows out of both spaces, and give the others and them in their principal directions."""
-    parts = [hold_out(space, config.held_out_rows) for space in (space_x, space_y)]
-    directions = [principal_directions(part.fitted, config.search_dims) for part in parts]
-    x, y = (project(part, found) for part, found in zip(parts, directions, strict=True))
-    known = project_seeds(pair_seeds(space_x.known, space_y.known), *directions)
-    return SearchRows(x=x, y=y, directions_x=directions[0], directions_y=directions[1], known=known)
+@pytree
+class AlignResult:
+    """What `align` returns.
+
+    Attributes:
+        map: the `LinearMap`.
+        verdict: int32 scalar, a `Verdict`.
+        confidence: calibrated probability, from 0 to 1, that true pairs would have a FOSCTTM below 0.05.
+        estimated_top1: estimate of the top-1 that true pairs would give, among a few thousand rows.
+        evidence: `Evidence` from held-out rows; its score is comparable between runs on the same data, whatever their
+            config, and higher is better.
+        trajectory: per stage name, the stage's own label-free objective at every step: mean similarity of the rows
+            with their pseudo-partners.
+        info: `AlignInfo`.
+    """
+
+    map: LinearMap
+    verdict: jax.Array
+    confidence: jax.Array
+    estimated_top1: jax.Array
+    evidence: Evidence
+    trajectory: dict[str, jax.Array]
+    info: AlignInfo
+
+    def __repr__(self) -> str:
+        d_x, d_y = self.map.W.shape[-2:]
+        if isinstance(self.verdict, jax.core.Tracer) or self.verdict.ndim:
+            return f"AlignResult(map [{d_x}, {d_y}], verdict {self.verdict.dtype}{list(self.verdict.shape)})"
+        steps = ", ".join(f"{name} {values.shape[-1]}" for name, values in self.trajectory.items())
+        return (
+            f"AlignResult: {Verdict(int(self.verdict)).name}, confidence {float(self.confidence):.2f}, "
+            f"estimated top-1 {float(self.estimated_top1):.2f}\n"
+            f"  map: {d_x} to {d_y} dimensions\n"
+            f"  score: {float(self.evidence.score):.3f} on {int(self.evidence.num_rows):,} held-out rows per side\n"
+            f"  steps: {steps or 'none'}"
+        )
 
 
 @pytree
 class Searched:
-    """A map that was searched for on the fitted rows, before it is settled.
+    """The result of one search on the fitted rows, before it is settled.
 
     Attributes:
-        matrix: ``[r_x, r_y]``, a map or a cross-covariance between the coordinates of `SearchRows`.
+        estimate: `Estimate` between the coordinates of the subspace that was searched, ``[r_x, r_y]``.
         evidence: `Evidence` of it from the held-out rows.
         trajectory: per stage, its label-free objective at every step.
-        anchor_objective, anchor_agreement, anchor_kept: see `AlignInfo`.
+        anchors: `AnchorInfo`.
     """
 
-    matrix: jax.Array
+    estimate: Estimate
     evidence: Evidence
     trajectory: dict[str, jax.Array]
-    anchor_objective: jax.Array
-    anchor_agreement: jax.Array
-    anchor_kept: jax.Array
+    anchors: AnchorInfo
 
 
-def initial_map(key, x: jax.Array, y: jax.Array, sets: AnchorSets, *, config: Config, known: Seeds | None = None):
-    """Anchors that agree, relative representations: the first matrix ``[d_x, d_y]`` and the anchors.
+@pytree
+class Choice:
+    """Which of several searches is kept, and the weight of each in a consensus.
 
-    The matrix is a map where a published refinement goes on with it, else a cross-covariance, whose singular values
-    tell which directions to trust.
+    Attributes:
+        chosen: int32 scalar, the search of the best score.
+        order: ``[r]`` int32, all searches by their score, the chosen one first.
+        weights: ``[r]``, square of the agreement with the chosen one, 0 where that is negative: searches that found
+            another alignment hardly count.
+        agreement: ``[r, r]``, cosine of the restarts' maps with each other on the directions of the data.
+        with_others: scalar, median agreement of the chosen search with the others; ``None`` for a single search.
     """
-    anchors = select_anchors(sets, config=config)
-    drawn = draw_rows(key, x, config.matching_rows or x.shape[0], *order_rows(key, x))
-    partners = match_relative(drawn, y, anchors.x, anchors.y, num_neighbors=config.num_neighbors)
-    cross = blend_seeds(drawn.T @ partners.rows, len(drawn), known, config)
-    if config.match_steps or config.cluster_steps or not config.returns_cross:
-        return polar(cross), anchors
-    return scale_to_norm(cross, min(cross.shape) ** 0.5), anchors
+
+    chosen: jax.Array
+    order: jax.Array
+    weights: jax.Array
+    agreement: jax.Array
+    with_others: jax.Array | None
 
 
-def as_map(matrix: jax.Array, *, config: Config) -> jax.Array:
-    """The map that a stage's matrix stands for, before directions are weighted."""
-    return polar(matrix) if config.project else matrix
+@pytree
+class Prepared:
+    """Both spaces, and what a search sees of them.
+
+    Attributes:
+        source: `Space` of all rows of X.
+        target: `Space` of all rows of Y.
+        fitted: the rows a search is fitted on, in the coordinates of ``subspace``.
+        held_out: the rows it is scored on, in the same coordinates.
+        subspace: `Subspace` of the directions a search sees.
+    """
+
+    source: Space
+    target: Space
+    fitted: TwoSpaces
+    held_out: TwoSpaces
+    subspace: Subspace
 
 
-def _weigh_map(matrix: jax.Array, space_x: Space, space_y: Space, *, config: Config) -> jax.Array:
-    """The map that is returned for the last stage's matrix: weighted and partly whitened."""
-    whitening_x, whitening_y = (fit_whitening(space.rows, config.whitening_power) for space in (space_x, space_y))
-    if config.returns_cross:
-        return map_from_cross(matrix, whitening_x, whitening_y, config.reliability_power)
-    # The published refinements end in a map, which has no correlations to weigh by.
-    return whiten_map(as_map(matrix, config=config), whitening_x, whitening_y)
+@pytree
+class Search:
+    """All searches of a fit.
+
+    Attributes:
+        prepared: `Prepared`.
+        found: `Searched` of every restart, each leaf ``[r, ...]``.
+        choice: `Choice` among them.
+    """
+
+    prepared: Prepared
+    found: Searched
+    choice: Choice
 
 
-def refine(
-    keys: Keys,
-    stages: tuple[Refinement, ...],
-    x: jax.Array,
-    y: jax.Array,
-    matrix: jax.Array,
-    *,
-    config: Config,
-    known: Seeds | None = None,
-):
-    """Run the stages that have steps, one after the other: the last matrix, and each one's objective by name."""
-    trajectory = {}
-    for name, num_steps, run in stages:
-        if num_steps(config, min(x.shape[0], y.shape[0])):
-            refined = run(getattr(keys, name), x, y, matrix, config=config, known=known)
-            matrix, trajectory[name] = refined.matrix, refined.objective
-    return matrix, trajectory
+# ---------------------------------------------------------------------------------------------------------------- runs
 
 
-def search_map(key: jax.Array, rows: SearchRows, *, config: Config) -> Searched:
-    """Everything that has a chance in it, on the fitted rows: anchors, matching, refinement; and the evidence."""
-    keys, x, y, known = split_keys(key), rows.x.fitted, rows.y.fitted, rows.known
-    sets = match_anchor_sets(keys.anchors, x, y, config=config, known=known)
-    matrix, anchors = initial_map(keys.matching, x, y, sets, config=config, known=known)
-    matrix, trajectory = refine(keys, REFINEMENTS, x, y, matrix, config=config, known=known)
-    return weigh(keys.evidence, rows, matrix, trajectory, sets, anchors, config=config)
+class Run(Protocol):
+    """How the steps of a fit are carried out. Functions get everything they use as arguments."""
+
+    def call(self, name: str, fun: Callable[..., Any], *args: Any) -> Any:
+        """``fun(*args)``."""
+
+    def scan(self, name: str, fun: Callable[..., Any], carry: Any, num_steps: int, *args: Any) -> Any:
+        """``fun(carry, steps, *args) -> (carry, outputs)`` for all steps; outputs are ``[num_steps, ...]``."""
+
+    def each(self, name: str, fun: Callable[..., Any], items: jax.Array, *shared: Any) -> Any:
+        """``fun(run, item, *shared)`` for each of ``items [r]``; results are ``[r, ...]``."""
 
 
-def weigh(key, rows: SearchRows, matrix, trajectory, sets: AnchorSets, anchors: Anchors, *, config) -> Searched:
-    """Ask the held-out rows, and pack a search."""
-    return Searched(
-        matrix=matrix,
-        evidence=gather_evidence(key, rows.x, rows.y, as_map(matrix, config=config), anchors.agreement),
-        trajectory=trajectory,
-        anchor_objective=sets.objective,
-        anchor_agreement=anchors.agreement,
-        anchor_kept=anchors.kept,
+@dataclasses.dataclass(frozen=True)
+class Inline:
+    """Carries out every step where it stands, for a fit that is traced as one program.
+
+    Attributes:
+        batch_size: number of searches that run side by side on each device; ``None`` traces a single restart without
+            any loop.
+    """
+
+    batch_size: int | None = None
+
+    def call(self, name: str, fun: Callable[..., Any], *args: Any) -> Any:
+        return fun(*args)
+
+    def scan(self, name: str, fun: Callable[..., Any], carry: Any, num_steps: int, *args: Any) -> Any:
+        return fun(carry, jnp.arange(num_steps), *args)
+
+    def each(self, name: str, fun: Callable[..., Any], items: jax.Array, *shared: Any) -> Any:
+        """Over a mesh's restart axis each device has its share of the items."""
+        if self.batch_size is None and items.shape[0] == 1:
+            return jax.tree.map(lambda leaf: leaf[None], fun(self, items[0], *shared))
+        mine = items[shard(jnp.arange(items.shape[0]), RESTART)]
+        # Settling holds all rows of both spaces, so it runs for one restart after the other.
+        batch_size = self.batch_size if name == SEARCHING else None
+        found = jax.lax.map(lambda item: fun(self, item, *shared), mine, batch_size=batch_size)
+        return all_gather(found, RESTART, items.shape[0])
+
+
+SEARCHING, SETTLING = "restart", "settling"
+
+
+# -------------------------------------------------------------------------------------------------------------- stages
+
+
+class Stage(NamedTuple):
+    """One refinement stage.
+
+    Attributes:
+        name: also the name of its key and of its objective in a trajectory.
+        num_steps: its steps, by the rows of the smaller space and the config.
+        run: ``run(key, rows, estimate, *, config, steps) -> Refined``.
+    """
+
+    name: str
+    num_steps: Callable[[int, Config], int]
+    run: Callable[..., Refined]
+
+    def advance(self, estimate: Estimate, steps: jax.Array, key: jax.Array, rows: TwoSpaces, config: Config):
+        refined = self.run(key, rows, estimate, config=config, steps=steps)
+        return refined.estimate, refined.objective
+
+
+# In their order. All of them see the fitted rows only.
+SEARCH_STAGES = (
+    Stage("refine_matching", lambda num_rows, config: config.published.match_steps, refine_matching),
+    Stage("refine_clusters", lambda num_rows, config: config.published.cluster_steps, refine_clusters),
+    Stage("refine_annealed", annealing_length, refine_annealed),
+)
+# These see all rows, the held-out ones among them: the evidence has been gathered by then.
+SETTLING_STAGES = (
+    Stage("refine_annealed_again", again_steps, refine_annealed_again),
+    Stage("refine_csls", lambda num_rows, config: config.settling.steps, refine_csls),
+    Stage("refine_whole", lambda num_rows, config: config.settling.whole_steps, refine_whole),
+)
+# One key each, by place: reordering them changes every fit.
+_KEY_NAMES = (
+    "anchors",
+    "relative",
+    "refine_matching",
+    "refine_clusters",
+    "refine_annealed",
+    "refine_annealed_again",
+    "refine_csls",
+    "refine_whole",
+    "evidence",
+)
+
+
+def split_keys(key: jax.Array) -> dict[str, jax.Array]:
+    """One key per stage that draws, by name."""
+    return dict(zip(_KEY_NAMES, jax.random.split(key, len(_KEY_NAMES)), strict=True))
+
+
+def refine(run: Run, key: jax.Array, stages: tuple[Stage, ...], rows: TwoSpaces, estimate: Estimate, config: Config):
+    """Run the stages that have steps, one after the other: the last `Estimate`, and each one's objective by name."""
+    keys, trajectory = split_keys(key), {}
+    for stage in stages:
+        num_steps = stage.num_steps(rows.num_rows, config)
+        if num_steps:
+            arguments = (keys[stage.name], rows, config)
+            estimate, trajectory[stage.name] = run.scan(stage.name, stage.advance, estimate, num_steps, *arguments)
+    return estimate, trajectory
+
+
+def _some_sets(_, sets: jax.Array, key: jax.Array, rows: TwoSpaces, config: Config) -> tuple[None, AnchorSets]:
+    return None, match_anchor_sets(key, rows, config=config.anchors, sets=sets)
+
+
+def _first_estimate(key: jax.Array, rows: TwoSpaces, sets: AnchorSets, config: Config) -> tuple[Estimate, AnchorInfo]:
+    anchors, info = select_anchors(sets, config=config.anchors)
+    return first_estimate(key, rows, anchors, config=config), info
+
+
+def _gather_evidence(key, prepared: Prepared, estimate: Estimate, anchors: AnchorInfo, config: Config) -> Evidence:
+    W = estimate.as_map(project=config.published.project)
+    return gather_evidence(key, prepared.fitted, prepared.held_out, W, anchors.agreement)
+
+
+# -------------------------------------------------------------------------------------------------------------- driver
+
+
+def prepare(x: PaddedRows, y: PaddedRows, config: Config) -> Prepared:
+    """Centre both spaces, hold rows out, and give both parts in the principal directions of the fitted ones."""
+    source, target = fit_space(*x), fit_space(*y)
+    fitted_x, held_out_x = hold_out(source.rows, config.held_out_rows)
+    fitted_y, held_out_y = hold_out(target.rows, config.held_out_rows)
+    fitted = TwoSpaces(x=fitted_x, y=fitted_y, seeds=join_spaces(source, target).seeds)
+    subspace = principal_subspace(fitted, config.search_dims)
+    return Prepared(
+        source=source,
+        target=target,
+        fitted=subspace.project(fitted),
+        held_out=subspace.project(TwoSpaces(x=held_out_x, y=held_out_y)),
+        subspace=subspace,
     )
 
 
-def finish(
-    space_x: Space, space_y: Space, matrix: jax.Array, searched: Searched, trajectory, agreement=None, *, config: Config
-) -> AlignResult:
-    """Weigh, judge and pack the result; ``trajectory`` is that of the settling stages, ``agreement``
-    that with other restarts.
+def search_once(run: Run, key: jax.Array, prepared: Prepared, config: Config) -> Searched:
+    """One search on the fitted rows: anchors, matching, refinement; and its evidence from the held-out rows."""
+    keys, rows = split_keys(key), prepared.fitted
+    _, sets = run.scan("anchors", _some_sets, None, config.anchors.num_sets, keys["anchors"], rows, config)
+    estimate, anchors = run.call("first estimate", _first_estimate, keys["relative"], rows, sets, config)
+    estimate, trajectory = refine(run, key, SEARCH_STAGES, rows, estimate, config)
+    evidence = run.call("evidence", _gather_evidence, keys["evidence"], prepared, estimate, anchors, config)
+    return Searched(estimate=estimate, evidence=evidence, trajectory=trajectory, anchors=anchors)
+
+
+def order_by_score(evidence: Evidence) -> jax.Array:
+    """Fits of the same data from the best score to the worst, then those whose score is not finite: ``[r]`` int32."""
+    score = jnp.where(jnp.isfinite(evidence.score), evidence.score, -jnp.inf)
+    return jnp.argsort(-score, stable=True).astype(jnp.int32)
+
+
+def map_agreement(maps: jax.Array, x: jax.Array) -> jax.Array:
+    """Cosine of ``maps [r, d_x, d_y]`` with each other as they move the rows ``x [n, d_x]``: ``[r, r]``."""
+    moved = jnp.einsum("ab,rbc->rac", x.T @ x / x.shape[0], maps)
+    inner = jnp.einsum("rac,sac->rs", moved, maps)
+    lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(inner), jnp.finfo(maps.dtype).tiny))
+    return inner / (lengths[:, None] * lengths[None])
+
+
+def agreement_with_others(agreement: jax.Array, chosen: jax.Array) -> jax.Array | None:
+    """Median of ``agreement [r, r]`` between the chosen restart and the others; ``None`` where there are none."""
+    if agreement.shape[0] == 1:
+        return None
+    is_other = jnp.arange(agreement.shape[0], dtype=chosen.dtype) != chosen
+    return jnp.nanmedian(jnp.where(is_other, agreement[chosen], jnp.nan))
+
+
+def searched_maps(found: Searched, config: Config) -> jax.Array:
+    """The maps of searches whose leaves are ``[r, ...]``, in the searched coordinates: ``[r, r_x, r_y]``."""
+    return jax.vmap(lambda estimate: estimate.as_map(project=config.published.project))(found.estimate)
+
+
+def choose(found: Searched, prepared: Prepared, config: Config) -> Choice:
+    """Choose among searches, whose leaves are ``[r, ...]``, by their evidence from held-out rows."""
+    order = order_by_score(found.evidence)
+    chosen = order[0]
+    agreement = map_agreement(searched_maps(found, config), prepared.fitted.x)
+    return Choice(
+        chosen=chosen,
+        order=order,
+        weights=jnp.square(jnp.maximum(jnp.nan_to_num(agreement[chosen].at[chosen].set(1)), 0)),
+        agreement=agreement,
+        with_others=agreement_with_others(agreement, chosen),
+    )
+
+
+def search(run: Run, keys: jax.Array, x: PaddedRows, y: PaddedRows, config: Config) -> Search:
+    """Search once for every one of ``keys [r]``, and choose."""
+    prepared = run.call("preprocess", prepare, x, y, config)
+    found = run.each(SEARCHING, search_once, keys, prepared, config)
+    choice = run.call("choose", choose, found, prepared, config)
+    return Search(prepared=prepared, found=found, choice=choice)
+
+
+def _settle_one(run: Run, number: jax.Array, keys: jax.Array, searched: Search, config: Config):
+    """Settle the search of one number on all rows, in all directions: its `Estimate` and its trajectory."""
+    estimate = jax.tree.map(lambda leaf: leaf[number], searched.found.estimate)
+    prepared = searched.prepared
+    extended = run.call("extend", _extend, estimate, prepared.subspace)
+    return refine(run, keys[number], SETTLING_STAGES, join_spaces(prepared.source, prepared.target), extended, config)
+
+
+def _extend(estimate: Estimate, subspace: Subspace) -> Estimate:
+    return dataclasses.replace(estimate, matrix=subspace.extend(estimate.matrix))
+
+
+def average(estimates: Estimate, weights: jax.Array) -> Estimate:
+    """Weighted mean of the finite ones among cross-covariances ``[s, d_x, d_y]``, the first of which weighs 1.
+
+    Maps that found the same alignment differ by the noise of their draws, which averages out.
     """
-    W = as_map(matrix, config=config)
+    matrices = estimates.matrix
+    finite = jnp.isfinite(matrices).all(axis=(1, 2))
+    weights = jnp.where(finite, weights, 0)
+    mean = jnp.einsum("s,sab->ab", weights, jnp.nan_to_num(matrices)) / jnp.where(finite[0], weights.sum(), 1)
+    # Where the best is not finite nothing is made up.
+    return dataclasses.replace(estimates, matrix=jnp.where(finite[0], mean, matrices[0]))
+
+
+def num_averaged(num_settled: int, found: Searched) -> int:
+    """How many searches are settled: a published refinement ends in a map, which is not averaged with others."""
+    return 1 if found.estimate.is_map else min(num_settled, found.estimate.matrix.shape[0])
+
+
+def _weighted_map(estimate: Estimate, source: Space, target: Space, config: Config) -> jax.Array:
+    """The map that is returned for the last estimate: weighted and partly whitened."""
+    whitening_x, whitening_y = (fit_whitening(space.rows, config.whitening.power) for space in (source, target))
+    if estimate.is_map:
+        # A map has no correlations to weigh directions by.
+        return whiten_map(estimate.as_map(project=config.published.project), whitening_x, whitening_y)
+    return map_from_cross(estimate.matrix, whitening_x, whitening_y, config.whitening.reliability_power)
+
+
+def finish(searched: Search, estimate: Estimate, trajectory: dict[str, jax.Array], config: Config) -> AlignResult:
+    """Weigh directions, judge and pack the result; ``trajectory`` is that of the settling stages."""
+    choice, source, target = searched.choice, searched.prepared.source, searched.prepared.target
+    chosen = jax.tree.map(lambda leaf: leaf[choice.chosen], searched.found)
+    W = estimate.as_map(project=config.published.project)
     gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
     orthogonality = jnp.linalg.norm(gram - jnp.eye(gram.shape[0], dtype=W.dtype))
-    W = _weigh_map(matrix, space_x, space_y, config=config)
-    judgement = judge(searched.evidence, agreement)
+    W = _weighted_map(estimate, source, target, config)
+    judgement = judge(chosen.evidence, choice.with_others)
     return AlignResult(
-        map=LinearMap(W=W, mean_x=space_x.mean, mean_y=space_y.mean, scale_x=space_x.scale, scale_y=space_y.scale),
+        map=LinearMap(W=W, source=source.centering, target=target.centering),
         verdict=judgement.verdict,
         confidence=judgement.confidence,
         estimated_top1=judgement.estimated_top1,
-        evidence=searched.evidence,
-        trajectory={**searched.trajectory, **trajectory},
+        evidence=chosen.evidence,
+        trajectory={**chosen.trajectory, **trajectory},
         info=AlignInfo(
-            anchor_objective=searched.anchor_objective,
-            anchor_agreement=searched.anchor_agreement,
-            anchor_kept=searched.anchor_kept,
-            zero_rows_x=space_x.zero_rows,
-            zero_rows_y=space_y.zero_rows,
+            anchors=chosen.anchors,
+            zero_rows_x=source.zero_rows,
+            zero_rows_y=target.zero_rows,
             orthogonality=orthogonality,
             all_finite=jnp.isfinite(W).all(),
         ),
     )
 
 
-def lift_search(matrix: jax.Array, rows: SearchRows) -> jax.Array:
-    """The matrix ``[d_x, d_y]`` between whole spaces that a search's matrix stands for."""
-    return lift(matrix, rows.directions_x, rows.directions_y)
+def settle(run: Run, keys: jax.Array, searched: Search, config: Config, num_settled: int = 1) -> AlignResult:
+    """Settle the best of the searches, or the average of the best few, and judge the result."""
+    settled = searched.choice.order[: num_averaged(num_settled, searched.found)]
+    estimates, trajectories = run.each(SETTLING, _settle_one, settled, keys, searched, config)
+    estimate, trajectory = jax.tree.map(lambda leaf: leaf[0], (estimates, trajectories))
+    if settled.shape[0] > 1:
+        estimate = run.call("average", average, estimates, searched.choice.weights[settled])
+    return run.call("finish", finish, searched, estimate, trajectory, config)
 
 
-def settle(key: jax.Array, space_x: Space, space_y: Space, rows: SearchRows, matrix: jax.Array, *, config: Config):
-    """Settle the matrix of a search on all rows, in all directions: a matrix ``[d_x, d_y]`` and its trajectory."""
-    lifted = lift_search(matrix, rows)
-    known = pair_seeds(space_x.known, space_y.known)
-    return refine(split_keys(key), SETTLING, space_x.rows, space_y.rows, lifted, config=config, known=known)
-
-
-@jax.jit
-def _align(key: jax.Array, x: PaddedRows, y: PaddedRows, config: Config) -> AlignResult:
-    space_x, space_y = fit_space(*x), fit_space(*y)
-    rows = prepare_search(space_x, space_y, config=config)
-    searched = search_map(key, rows, config=config)
-    matrix, trajectory = settle(key, space_x, space_y, rows, searched.matrix, config=config)
-    return finish(space_x, space_y, matrix, searched, trajectory, config=config)
-
-
-def align(
-    key: jax.Array,
-    x: jax.Array,
-    y: jax.Array,
-    config: Config | None = None,
-    *,
-    pairs: tuple[Any, Any] | None = None,
-) -> AlignResult:
-    """Learn a linear map from one embedding space to another without a single known pair, or with a few.
-
-    One pure function: it jits, vmaps over keys, exports, and compiles once per shapes and static config.
+def fit(
+    run: Run, keys: jax.Array, x: PaddedRows, y: PaddedRows, config: Config, num_settled: int = 1
+) -> tuple[AlignResult, Search]:
+    """Search once per key, choose the best search without a label, settle it and judge the result.
 
     Args:
-        key: random key, from `jax.random.key`.
-        x: ``[n, d_x]`` raw rows of the source encoder; float16, bfloat16, float32 or float64. Also a memory map or
-            `rows.RowFiles`, which may be larger than memory.
-        y: ``[m, d_y]`` raw rows of the target encoder, of other texts of the same kind.
-        config: a `Config`; the default preset if none. Its integers are static, its floats traced.
-        pairs: raw rows ``[p, d_x]`` and ``[p, d_y]`` of which row i and row i belong together, if any are known: none,
-            a handful or thousands. They need not be rows of ``x`` and ``y``.
+        run: how the steps are carried out.
+        keys: ``[r]`` random keys, one per restart. Each search depends on its own key alone.
+        x: rows of the source, from `data.inputs.prepare_inputs`.
+        y: rows of the target.
+        config: a checked `Config`.
+        num_settled: number of searches that are settled and averaged.
 
     Returns:
-        `AlignResult`: the map, the verdict on it with its evidence, the trajectory of every stage, and more.
-
-    Raises:
-        InputError: a `ValueError`; shapes, dtypes or config out of range, and, where the arrays are concrete, NaN,
-            infinity, rows too long or too short to square, or all equal.
-
-    Source: mini-vec2vec (arXiv 2510.02348); the default preset departs from it as `Config` and `anneal` say.
+        `AlignResult`, and the `Search` it comes from.
     """
-    config = Config() if config is None else config
-    check_config(config)
-    rows = (check_fitting_rows(x, "x", config), check_fitting_rows(y, "y", config))
-    known = check_pairs(pairs, *rows)
-    sized = (pad_rows(side, config.max_rows, known=side_known) for side, side_known in zip(rows, known, strict=True))
-    return _align(key, *sized, config)
+    searched = search(run, keys, x, y, config)
+    return settle(run, keys, searched, config, num_settled), searched

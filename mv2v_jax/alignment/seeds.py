@@ -1,23 +1,20 @@
-"""A few known pairs: what they say to each stage that pairs rows by itself.
+"""Seeds: a few known pairs, and how each stage that pairs rows by itself uses them.
 
-The clusters of both spaces are matched with the pairs as fixed points among them (seeded graph matching, Fishkind et
-al., Pattern Recognition 87, 2019): a linear term beside the quadratic one. Wherever a cross-covariance of pseudo-pairs
-is made, that of the known pairs is blended in, and counts by how many they are and by how badly a rotation made of the
-pseudo-pairs alone finds them: where it finds them nothing changes, and very many pairs decide alone.
+Clusters of both spaces are matched with the seeds as fixed points among them (seeded graph matching, Fishkind et al.,
+Pattern Recognition 87, 2019): a linear term beside the quadratic one. A cross-covariance of pseudo-pairs gets that of
+the seeds added. Its weight grows with the number of seeds and with how badly a rotation from the pseudo-pairs alone
+retrieves them. A rotation that retrieves them all is left as it is; thousands of seeds decide alone.
 """
 
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.config import Config
 from mv2v_jax.ops.linalg import polar
 from mv2v_jax.ops.masked import present_rows
 from mv2v_jax.ops.pytree import pytree
 
-# Pairs that judge how good pseudo-pairs are; more would say the same.
+# Number of seeds that measure how good pseudo-pairs are; more would change little.
 _JUDGES = 512
-
-
 # Procrustes on p pairs of MiniLM and WordLlama has a FOSCTTM of 2.6 / p to 5.7 / p, from 100 to 2,000 pairs.
 _PAIRS_TIMES_FOSCTTM = 4.0
 
@@ -27,7 +24,7 @@ class Seeds:
     """Rows that belong together, in the coordinates of the stage that uses them.
 
     Attributes:
-        x: ``[p, d_x]`` centred unit rows of the source; zero where there is no pair.
+        x: ``[p, d_x]`` centred unit rows of the source; zero rows are padding.
         y: ``[p, d_y]`` centred unit rows of the target; row i is the partner of row i of ``x``.
     """
 
@@ -36,20 +33,20 @@ class Seeds:
 
 
 def pair_seeds(x: jax.Array | None, y: jax.Array | None) -> Seeds | None:
-    """`Seeds` of rows ``[p, d_x]`` and ``[p, d_y]``; none where there are none."""
+    """`Seeds` of rows ``[p, d_x]`` and ``[p, d_y]``; ``None`` without pairs. A pair with a zero row becomes padding."""
     if x is None or y is None:
         return None
     both = (present_rows(x) & present_rows(y))[:, None]
     return Seeds(x=jnp.where(both, x, 0), y=jnp.where(both, y, 0))
 
 
-def worth_in_pairs(rotation: jax.Array, known: Seeds) -> jax.Array:
-    """How many known pairs would make a rotation as good as ``rotation [d_x, d_y]``, semi-orthogonal: a scalar.
+def worth_in_pairs(rotation: jax.Array, seeds: Seeds) -> jax.Array:
+    """Number of known pairs from which Procrustes would make a rotation as good as ``rotation [d_x, d_y]``: a scalar.
 
-    By its FOSCTTM among the pairs, both ways: the share of others that are closer than the true partner; as if half a
-    row more had been closer of one row more, for few pairs say little.
+    It follows from the rotation's FOSCTTM among the seeds, in both directions: the share of other rows that are closer
+    than the true partner. Half a closer row out of one row is added, because few seeds are weak evidence.
     """
-    x, y = known.x[:_JUDGES], known.y[:_JUDGES]
+    x, y = seeds.x[:_JUDGES], seeds.y[:_JUDGES]
     present = present_rows(x)
     similarity = x @ rotation @ y.T
     own = jnp.diagonal(similarity)
@@ -60,42 +57,47 @@ def worth_in_pairs(rotation: jax.Array, known: Seeds) -> jax.Array:
 
 
 def add_seeds(
-    cross: jax.Array, num_pseudo: int, known: Seeds, rotation: jax.Array, pair_weight: float | jax.Array
+    cross: jax.Array, num_pseudo: int, seeds: Seeds, rotation: jax.Array, pair_weight: float | jax.Array
 ) -> jax.Array:
     """A cross-covariance ``[d_x, d_y]`` of ``num_pseudo`` pseudo-pairs with that of the known pairs added.
 
-    They count ``pair_weight`` times what their number is of what the ``rotation`` is worth: that of the pseudo-pairs,
-    or one that stands for it.
+    Args:
+        cross: sum of the products of pseudo-pairs.
+        num_pseudo: number of pseudo-pairs.
+        seeds: `Seeds`.
+        rotation: ``[d_x, d_y]``, polar factor of ``cross`` or an approximation of it. The seeds weigh as much as the
+            pseudo-pairs when their number is what this rotation is worth (`worth_in_pairs`).
+        pair_weight: factor of that weight.
     """
-    weight = jnp.asarray(pair_weight, cross.dtype) / worth_in_pairs(rotation, known)
-    return cross + num_pseudo * weight * (known.x.T @ known.y)
+    weight = jnp.asarray(pair_weight, cross.dtype) / worth_in_pairs(rotation, seeds)
+    return cross + num_pseudo * weight * (seeds.x.T @ seeds.y)
 
 
-def blend_seeds(cross: jax.Array, num_pseudo: int, known: Seeds | None, config: Config) -> jax.Array:
-    """A cross-covariance ``[d_x, d_y]`` of pseudo-pairs with the known ones in it; unchanged where there are none.
+def blend_seeds(cross: jax.Array, num_pseudo: int, seeds: Seeds | None, pair_weight: float | jax.Array) -> jax.Array:
+    """A cross-covariance ``[d_x, d_y]`` of pseudo-pairs with that of the seeds added; unchanged without seeds.
 
     Args:
         cross: sum of the products of pseudo-pairs.
-        num_pseudo: how many they are.
-        known: `Seeds`, if any.
-        config: uses ``pair_weight``.
+        num_pseudo: number of pseudo-pairs.
+        seeds: `Seeds`, if any.
+        pair_weight: factor of the seeds' weight.
     """
-    if known is None:
+    if seeds is None:
         return cross
-    return add_seeds(cross, num_pseudo, known, polar(cross), config.pair_weight)
+    return add_seeds(cross, num_pseudo, seeds, polar(cross), pair_weight)
 
 
-def seed_terms(centers_x: jax.Array, centers_y: jax.Array, known: Seeds | None) -> jax.Array | None:
-    """The linear term ``[c, c]`` of matching centres ``[c, d_x]`` and ``[c, d_y]``: known pairs as matched centres.
+def seed_terms(centers_x: jax.Array, centers_y: jax.Array, seeds: Seeds | None) -> jax.Array | None:
+    """The linear term ``[c, c]`` for matching centres ``[c, d_x]`` and ``[c, d_y]``: seeds act as matched centres.
 
-    Entry ``i, j`` is what matching centre i with centre j adds to the quadratic assignment's objective by the kernel
-    entries that both have with the pairs.
+    Entry ``i, j`` is what matching centre i with centre j adds to the objective of the quadratic assignment through
+    their kernel entries with the seeds. ``None`` without seeds.
     """
-    if known is None:
+    if seeds is None:
         return None
     to_x, to_y = (
         (centers - centers.mean(axis=0, keepdims=True)) @ rows.T
-        for centers, rows in ((centers_x, known.x), (centers_y, known.y))
+        for centers, rows in ((centers_x, seeds.x), (centers_y, seeds.y))
     )
-    # Every such entry stands twice in a symmetric kernel.
+    # Each of these entries occurs twice in a symmetric kernel.
     return 2 * to_x @ to_y.T

@@ -1,58 +1,57 @@
-"""Maps between several spaces, each fitted alone, made into one consistent set; and which of the fits was wrong.
+"""Make separately fitted maps between several spaces consistent, and find the wrong ones.
 
-Orthogonal synchronisation: every space ``i`` gets a frame ``O_i [d_i, r]`` in one common space, such that ``O_i O_j^T``
-is near the fitted ``W_ij`` for all pairs. The frames start as eigenvectors of the block matrix of all maps (Singer,
-Applied and Computational Harmonic Analysis 2011) and are polished by the generalised power method (Ling, SIAM J. Optim.
-2022), a polar factor per space and round.
+Orthogonal synchronisation: each space ``i`` gets a frame ``O_i [d_i, r]`` into one common space, such that
+``O_i O_j^T`` is close to the fitted ``W_ij`` for all pairs. The frames start as eigenvectors of the block matrix of all
+maps (Singer, Applied and Computational Harmonic Analysis 2011). The generalised power method then refines them, with
+one polar factor per space and round (Ling, SIAM J. Optim. 2022).
 
-One wrong fit would bend all others a little. So a map counts by how far it agrees with what the others say: first over
-the detours by a third space, then, round by round, with the frames (iteratively reweighted, as in Wang and Singer,
-Information and Inference 2013). Detours need cycles: a map that is in none cannot be doubted, and of a single cycle
-that does not close every map may be the wrong one.
+One wrong map would bend all others. So each map has a weight that depends on its agreement with the others: at first
+with its detours over a third space, then in every round with the frames (iteratively reweighted, as in Wang and Singer,
+Information and Inference 2013). A map that is in no cycle has no detour and cannot be found wrong. If there is only one
+cycle and it does not close, any map of it may be the wrong one.
 """
 
-import dataclasses
 from collections.abc import Hashable, Mapping
 
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.config import _static, _traced
-from mv2v_jax.linear_map import LinearMap
+from mv2v_jax.config import Settings, check_settings, count, number
+from mv2v_jax.data.checks import check_map
+from mv2v_jax.errors import InputError
+from mv2v_jax.linear_map import Centering, LinearMap
 from mv2v_jax.ops.linalg import polar
 from mv2v_jax.ops.masked import working_dtype
 from mv2v_jax.ops.pytree import pytree
 
 Pair = tuple[Hashable, Hashable]
 
-
-# What a map counts at first, at least: where no detour agrees with anything the maps alone must do.
+# Minimum agreement in a weight, so that the weights do not vanish if no map agrees with any other.
 _MIN_WEIGHT = 1e-3
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SyncConfig:
-    """Choices of `synchronize`; integers are static, floats traced."""
+@pytree
+class SyncConfig(Settings):
+    """Settings of `synchronize`. Integers are static, floats are traced."""
 
-    num_dims: int = _static(0, "dimensions of the common space; 0 for those of the largest")
-    num_rounds: int = _static(20, "rounds of weights and frames after the eigenvectors")
-    weight_power: float = _traced(2.0, "power of its agreement by which a map counts; 0 for all alike")
-    min_agreement: float = _traced(0.3, "a map that agrees less with the others is called wrong")
+    num_dims: int = count(0, "Number of dimensions of the common space; 0 for those of the largest space.")
+    num_rounds: int = count(20, "Number of rounds of reweighting after the start from eigenvectors.")
+    weight_power: float = number(2.0, "The weight of a map is its agreement to this power; 0 for equal weights.")
+    min_agreement: float = number(0.3, "A map whose agreement is below this is reported as wrong.", low=-1.0, high=1.0)
 
 
 @pytree
 class Synchronized:
-    """What `synchronize` returns. Scalars per pair have the keys of the maps given.
+    """Result of `synchronize`. The dicts of scalars have the keys of the given maps.
 
     Attributes:
-        maps: a `LinearMap` for every ordered pair of different spaces, fitted or not, by way of the frames.
-        frames: per space, ``[d_i, r]`` with orthonormal rows or columns, whichever are fewer.
-        agreement: cosine of each given map, as a rotation, with that of the set: 1 where it is the same.
-        cycle_residual: one minus the mean cosine of each given map with its detours by one other space, the detours
-            weighted by what their maps count; 0 where there is none.
-        weight: how much each given map counted, at most about 1.
-        wrong: bool, whether ``agreement`` is below ``config.min_agreement``: maps of the set should replace it.
+        maps: a consistent `LinearMap` ``O_i O_j^T`` for every ordered pair of different spaces, fitted or not.
+        frames: ``O_i [d_i, r]`` per space, with orthonormal rows or columns, whichever are fewer.
+        agreement: cosine between each given map, as a rotation, and the consistent one; 1 if they are equal.
+        cycle_residual: one minus the mean cosine of each given map with its detours over one other space, weighted by
+            the weights of the maps on the detour; 0 without a detour.
+        weight: final weight of each given map, at most about 1.
+        wrong: bool, whether ``agreement`` is below ``config.min_agreement``. Use the consistent map instead.
     """
 
     maps: dict[Pair, LinearMap]
@@ -69,31 +68,36 @@ def _cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _spaces(maps: Mapping[Pair, LinearMap]) -> dict[Hashable, int]:
-    """Dimensions of every space, by name, in the order they appear; checks that the maps fit each other."""
+    """Number of dimensions of each space, in order of appearance; raises `InputError` unless the maps fit together."""
+    if not maps:
+        raise InputError("maps must hold at least one map, found none")
     dims: dict[Hashable, int] = {}
     for pair, linear_map in maps.items():
         if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] == pair[1]:
-            raise ValueError(f"maps must have pairs of different spaces for keys, found {pair!r}")
-        for space, found in zip(pair, linear_map.W.shape, strict=True):
-            if dims.setdefault(space, found) != found:
-                raise ValueError(f"space {space!r} has {dims[space]} dimensions in one map and {found} in {pair!r}")
-    if not dims:
-        raise ValueError("there must be at least one map")
+            raise InputError(f"maps must have pairs of different spaces as keys, found {pair!r}")
+        sizes = check_map(linear_map, name=f"maps[{pair!r}]")
+        for space, size, other in zip(pair, sizes, sizes[::-1], strict=True):
+            if dims.setdefault(space, size) != size:
+                hint = f"; is this the map from {pair[1]!r} to {pair[0]!r}?" if dims[space] == other else ""
+                raise InputError(
+                    f"maps[{pair!r}] must have {dims[space]} dimensions for space {space!r}, as another map has, "
+                    f"found {size}{hint}"
+                )
     reached = {next(iter(dims))}
     for _ in dims:
         reached |= {space for pair in maps if reached & set(pair) for space in pair}
     if missing := [space for space in dims if space not in reached]:
-        raise ValueError(f"no chain of maps leads from {next(iter(dims))!r} to {missing[0]!r}")
+        raise InputError(f"maps must connect all spaces, found no chain from {next(iter(dims))!r} to {missing[0]!r}")
     return dims
 
 
 def _block(rotations: dict[Pair, jax.Array], pair: Pair) -> jax.Array:
-    """The rotation from one space to another, whichever way it was given."""
+    """The rotation or weight of a pair, from that of the reversed pair if necessary."""
     return rotations[pair] if pair in rotations else rotations[pair[::-1]].T
 
 
 def _detours(rotations, weights, dims) -> dict[Pair, tuple[jax.Array, jax.Array]]:
-    """Per map, the sum of the cosines with its detours, weighted, and the sum of the weights."""
+    """Per map, the weighted sum of its cosines with its detours, and the sum of the weights."""
     directed = {*rotations, *(pair[::-1] for pair in rotations)}
     found = {}
     for pair, rotation in rotations.items():
@@ -109,9 +113,10 @@ def _detours(rotations, weights, dims) -> dict[Pair, tuple[jax.Array, jax.Array]
 
 
 def _leading(rotations, weights, spaces: list[Hashable], width: int) -> list[jax.Array]:
-    """Per space, ``width`` columns: its part of the leading eigenvectors of the block matrix of all maps."""
+    """Leading eigenvectors of the block matrix of all maps, by space: ``[d_i, width]`` each."""
     rotation = next(iter(rotations.values()))
-    # The same degrees throughout: a space whose maps are all to smaller ones has nothing to say of what is left.
+    # Degrees count the maps, not their norms: a space whose maps all lead to smaller spaces has empty blocks for the
+    # directions that are left, and must not be scaled up.
     degree = [sum(weight for pair, weight in weights.items() if space in pair) for space in spaces]
     sizes = {space: matrix.shape[side] for pair, matrix in rotations.items() for side, space in enumerate(pair)}
 
@@ -129,9 +134,10 @@ def _leading(rotations, weights, spaces: list[Hashable], width: int) -> list[jax
 
 
 def _start(rotations, weights, dims, num_dims: int) -> dict[Hashable, jax.Array]:
-    """Frames from eigenvectors: first as many directions as all spaces have, then what the larger ones have besides.
+    """Frames from eigenvectors: first for as many directions as all spaces have, then for those of larger spaces only.
 
-    All at once, in a sparse set of maps, what few spaces share would come after the second best of what all do.
+    One decomposition for all directions would fail with few maps: the second eigenvectors of directions that all spaces
+    share can have larger eigenvalues than the first eigenvectors of directions that few spaces share.
     """
     room = {space: min(d, num_dims) for space, d in dims.items()}
     frames = {space: jnp.zeros((d, 0), next(iter(rotations.values())).dtype) for space, d in dims.items()}
@@ -180,12 +186,10 @@ def _synchronize(maps: dict[Pair, LinearMap], config: SyncConfig) -> Synchronize
     frames, _ = jax.lax.scan(polish, frames, length=config.num_rounds)
     agreement = agreements(frames)
     weights = count_by(agreement)
-    means, scales = (_average_by_space(maps, weights, kind, dtype) for kind in ("mean", "scale"))
+    centerings = _average_centerings(maps, weights, dtype)
     return Synchronized(
         maps={
-            (a, b): LinearMap(
-                W=frames[a] @ frames[b].T, mean_x=means[a], mean_y=means[b], scale_x=scales[a], scale_y=scales[b]
-            )
+            (a, b): LinearMap(W=frames[a] @ frames[b].T, source=centerings[a], target=centerings[b])
             for a in dims
             for b in dims
             if a != b
@@ -201,40 +205,60 @@ def _synchronize(maps: dict[Pair, LinearMap], config: SyncConfig) -> Synchronize
     )
 
 
-def _average_by_space(maps: dict[Pair, LinearMap], weights, kind: str, dtype) -> dict[Hashable, jax.Array]:
-    """What the maps have as ``mean`` or ``scale`` of each space, averaged by what they count."""
-    sums: dict[Hashable, jax.Array] = {}
-    counts: dict[Hashable, jax.Array] = {}
+def _average_centerings(maps: dict[Pair, LinearMap], weights, dtype) -> dict[Hashable, Centering]:
+    """The `Centering` of each space: the weighted mean over its maps."""
+    found: dict[Hashable, list[tuple[jax.Array, Centering]]] = {}
     for pair, given in maps.items():
-        for space, side in zip(pair, "xy", strict=True):
-            value = getattr(given, f"{kind}_{side}").astype(dtype) * weights[pair]
-            sums[space] = sums[space] + value if space in sums else value
-            counts[space] = counts.get(space, jnp.zeros((), dtype)) + weights[pair]
-    return {space: total / jnp.maximum(counts[space], jnp.finfo(dtype).tiny) for space, total in sums.items()}
+        for space, centering in zip(pair, (given.source, given.target), strict=True):
+            found.setdefault(space, []).append((weights[pair], centering))
+
+    def weighted_mean(weights_and_centerings):
+        total = jnp.maximum(sum(weight for weight, _ in weights_and_centerings), jnp.finfo(dtype).tiny)
+        scaled = [
+            jax.tree.map(lambda leaf, weight=weight: leaf.astype(dtype) * weight, centering)
+            for weight, centering in weights_and_centerings
+        ]
+        return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]) / total, *scaled)
+
+    return {space: weighted_mean(of_space) for space, of_space in found.items()}
 
 
 def synchronize(maps: Mapping[Pair, LinearMap], config: SyncConfig | None = None) -> Synchronized:
-    """Make maps between several spaces, each fitted alone, into one consistent set, and find the wrong ones.
+    """Make separately fitted maps between several spaces consistent, and find the wrong ones.
+
+    The consistent maps go through one common space of ``r`` dimensions. If all spaces have ``r`` dimensions, every way
+    gives the same map: ``W_ij W_jk = W_ik``. A way through a smaller space loses directions. If ``config.num_dims`` is
+    the dimension of the smallest space, every way is the same again, and larger spaces lose their other directions.
+
+    A pure function for `jax.jit` and `jax.vmap`.
 
     Args:
-        maps: a `LinearMap` per pair of spaces, ``{("a", "b"): ..., ("b", "c"): ...}``: names of one sort, either
-            direction or both, not necessarily all pairs. Whitened maps, as `align` returns them, count as their polar
-            factors. All in one dtype.
-        config: a `SyncConfig`; the defaults if none.
+        maps: a `LinearMap` per pair of spaces, ``{("a", "b"): ..., ("b", "c"): ...}``, in one direction or both, for
+            all pairs or some. The names must be sortable. All maps have the same dtype. Whitened maps, such as `align`
+            returns, are replaced by their polar factors.
+        config: a `SyncConfig`; the defaults if ``None``.
 
     Returns:
-        `Synchronized`: rotations between all spaces, agreement and cycle residual of every map given.
+        `Synchronized`: maps between all spaces, and the agreement of each given map with them.
 
     Raises:
-        ValueError: keys that are no pairs, dimensions that contradict each other, spaces that no chain of maps joins.
+        InputError: no map, keys that are not pairs, values that are not maps, dimensions that contradict each other,
+            spaces that no chain of maps connects, or a setting that is out of range.
 
-    The maps of the set go by one common space of ``r`` dimensions. Where every space has as many, one way round is as
-    good as another, ``W_ij W_jk = W_ik``; a space with fewer loses on the way what it has no room for. With
-    ``config.num_dims`` the fewest of all, every way is the same again, and large spaces lose the rest.
+    Example:
+        >>> import jax.numpy as jnp
+        >>> centering = Centering(mean=jnp.zeros(2), scale=jnp.ones(()))
+        >>> turn = LinearMap(W=jnp.array([[0.0, 1.0], [-1.0, 0.0]]), source=centering, target=centering)
+        >>> found = synchronize({("en", "fr"): turn, ("fr", "de"): turn})
+        >>> bool(jnp.allclose(found.maps["en", "de"].W, -jnp.eye(2), atol=1e-5))
+        True
     """
+    if not isinstance(maps, Mapping):
+        raise InputError(f"maps must be a dict of a LinearMap per pair of spaces, found {type(maps).__name__}")
     maps = dict(maps)
     dims = _spaces(maps)
     config = SyncConfig() if config is None else config
+    check_settings(config, SyncConfig)
     if not 0 <= config.num_dims <= max(dims.values()):
-        raise ValueError(f"num_dims must be from 0 to {max(dims.values())}, found {config.num_dims}")
+        raise InputError(f"num_dims must be from 0 to {max(dims.values())}, found {config.num_dims}")
     return _synchronize(maps, config)

@@ -1,9 +1,15 @@
-"""What people see on a terminal: a progress bar on standard error, tables on standard output."""
+"""Everything that is printed: text wrapped by the terminal's width, commands, facts, tables and the progress bar.
+
+Only a terminal has an edge: where a stream is a file or a pipe, every sentence and every fact stays on one line.
+"""
 
 import contextlib
+import os
+import shlex
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -11,10 +17,112 @@ from rich.table import Table
 
 from mv2v_jax.runs.compiled import OnStep
 
+_DEFAULT_COLUMNS = 80
+
+
+def wrap(text: str, width: int | None, *, first: str = "", rest: str = "") -> str:
+    """Text in lines of at most ``width`` columns, broken at spaces only; a longer word has a line of its own.
+
+    Args:
+        text: one paragraph.
+        width: number of columns, those of the indents included; ``None`` for one line.
+        first: indent of the first line.
+        rest: indent of the other lines.
+    """
+    if width is None:
+        return first + text
+    return textwrap.fill(
+        text,
+        max(width, len(rest) + 1),
+        initial_indent=first,
+        subsequent_indent=rest,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def stream_width(stream: TextIO) -> int | None:
+    """Columns of the terminal that a stream writes to; ``None`` if it is not a terminal."""
+    if not stream.isatty():
+        return None
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdigit() and int(columns) > 0:
+        return int(columns)
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or _DEFAULT_COLUMNS
+    except OSError:
+        return _DEFAULT_COLUMNS
+
+
+def print_text(text: str = "", *, to_stderr: bool = False) -> None:
+    """Print one paragraph."""
+    stream = sys.stderr if to_stderr else sys.stdout
+    print(wrap(text, stream_width(stream)), file=stream, flush=to_stderr)
+
+
+def print_command(*arguments: Any) -> None:
+    """Print a command that can be copied into a shell, indented; a long one is continued by backslashes."""
+    words, width = [shlex.quote(str(argument)) for argument in arguments], stream_width(sys.stdout)
+    lines = [f"  {words[0]}"]
+    for word in words[1:]:
+        # Two columns are left for the backslash.
+        if width is not None and len(lines[-1]) + 1 + len(word) > width - 2:
+            lines.append(f"      {word}")
+        else:
+            lines[-1] += f" {word}"
+    print(" \\\n".join(lines))
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Print one fact per line, with the names aligned."""
+    width, indent = stream_width(sys.stdout), 2 + max(len(name) for name in facts)
+    for name, value in facts.items():
+        text = _format(value)
+        first = f"{name:<{indent}}"
+        if width is not None and max(map(len, text.split()), default=0) > width - indent:
+            # A word that does not fit beside the name gets the next line.
+            print(name)
+            first = rest = "  "
+        else:
+            rest = " " * indent
+        # A path is one word, whatever is in it.
+        print(wrap(text, None if isinstance(value, os.PathLike) else width, first=first, rest=rest))
+
+
+def _format(value: Any, *, inner: bool = False) -> str:
+    """A fact as text: five digits of every float, also in lists and mappings."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_format, value))}]"
+    if isinstance(value, dict):
+        text = ", ".join(f"{name} {_format(entry, inner=True)}" for name, entry in value.items())
+        return f"({text})" if inner else text
+    return str(value)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, notes: bool = False) -> None:
+    """Print a table whose first column is text and whose others are figures.
+
+    Args:
+        columns: headings.
+        rows: one cell per column.
+        notes: whether the last column is text, which may take several lines.
+    """
+    table = Table()
+    for index, column in enumerate(columns):
+        is_note = notes and index == len(columns) - 1
+        table.add_column(column, justify="right" if index and not is_note else "left", no_wrap=not is_note)
+    for row in rows:
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+    width = stream_width(sys.stdout)
+    # A pipe has no width of its own; the default of 80 columns would cut figures off.
+    Console(width=160 if width is None else width).print(table)
+
 
 @contextlib.contextmanager
 def progress_bar() -> Iterator[OnStep]:
-    """A bar per stage with its step and the time left; nothing at all where standard error is not a terminal."""
+    """A bar per stage with its step and the time left; nothing at all if standard error is not a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Not console.is_terminal, which FORCE_COLOR makes true for a pipe as well.
@@ -27,42 +135,3 @@ def progress_bar() -> Iterator[OnStep]:
             bars.update(tasks[stage], completed=done)
 
         yield on_step
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table whose first column is text and whose others are figures."""
-    table = Table()
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
-    console = Console()
-    # A pipe has no width of its own; the default of 80 columns would cut figures off.
-    (console if console.is_terminal else Console(width=160)).print(table)
-
-
-def print_facts(facts: Mapping[str, Any]) -> None:
-    """One fact a line, names aligned."""
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
-        print(f"{name:<{width}}  {f'{value:.5g}' if isinstance(value, float) else value}")
-
-
-def describe_verdict(judged: Mapping[str, Any]) -> str:
-    """The verdict in one sentence that someone can act on."""
-    sure = f"confidence {judged['confidence']:.2f}"
-    if judged["verdict"] == "aligned":
-        return (
-            f"aligned ({sure}): about {judged['estimated_top1']:.0%} of rows should find their true partner first "
-            "among some thousands; check a few pairs if you have any."
-        )
-    advice = (
-        "try more restarts (--restarts 8) and more rows of the same kind of text, and do not use the map before you "
-        "have checked some true pairs."
-    )
-    if judged["verdict"] == "uncertain":
-        return f"uncertain ({sure}) whether the spaces were aligned: {advice}"
-    return (
-        f"not aligned ({sure}): held-out rows land hardly nearer to the other space than chance, or restarts disagree; "
-        f"{advice}"
-    )

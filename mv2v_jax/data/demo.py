@@ -9,14 +9,14 @@ from safetensors import safe_open
 
 @dataclasses.dataclass(frozen=True)
 class DemoData:
-    """The bundled set, split so that ``x`` and ``y`` have no text in common. All float32, raw.
+    """The bundled data, split so that ``x`` and ``y`` have no text in common. All arrays are raw rows in float32.
 
     Attributes:
-        x: ``[6000, 384]``, MiniLM; the source's fitting rows.
-        y: ``[6000, 256]``, WordLlama, of other texts; the target's fitting rows.
-        y_true: ``[6000, 256]``, WordLlama of the texts of ``x``; for the oracle only.
-        x_eval: ``[2000, 384]``, held-out texts.
-        y_eval: ``[2000, 256]``, the same texts, row i with row i.
+        x: ``[6000, d_x]``, fitting rows of the source. MiniLM has 384 dimensions, WordLlama 256.
+        y: ``[6000, d_y]``, fitting rows of the target, of other texts.
+        y_true: ``[6000, d_y]``, rows of the target of the texts of ``x``; for the oracle only.
+        x_eval: ``[2000, d_x]``, rows of the source of held-out texts.
+        y_eval: ``[2000, d_y]``, rows of the target of the same held-out texts in the same order.
     """
 
     x: np.ndarray
@@ -27,7 +27,11 @@ class DemoData:
 
 
 def load_encoder(name: str) -> tuple[np.ndarray, int]:
-    """All rows of ``minilm`` or ``wordllama``, float32, and how many of the last ones judge."""
+    """All rows of one encoder, ``minilm`` or ``wordllama``.
+
+    Returns:
+        Rows ``[14000, d]`` in float32, and the number of rows at the end that are kept for evaluation.
+    """
     with (
         resources.as_file(resources.files("mv2v_jax") / "data" / "bundled" / "wordnet14k.safetensors") as path,
         safe_open(path, framework="numpy") as file,
@@ -36,16 +40,28 @@ def load_encoder(name: str) -> tuple[np.ndarray, int]:
         return rows, int(file.metadata()["num_eval"])
 
 
-def load_demo_data() -> DemoData:
-    """The bundled set under its protocol: the last rows judge, X is the first half of the others, Y the second."""
-    source, num_eval = load_encoder("minilm")
-    target, _ = load_encoder("wordllama")
-    num_fit = len(source) - num_eval
+def load_demo_data(source: str = "minilm", target: str = "wordllama") -> DemoData:
+    """Load the bundled data, split for a fit without pairs.
+
+    The last rows are for evaluation. X is the first half of the others, Y the second half.
+
+    Args:
+        source: encoder of X, ``minilm`` or ``wordllama``.
+        target: encoder of Y, likewise.
+
+    Example:
+        >>> data = load_demo_data()
+        >>> data.x.shape, data.y.shape, data.x_eval.shape
+        ((6000, 384), (6000, 256), (2000, 384))
+    """
+    rows_x, num_eval = load_encoder(source)
+    rows_y, _ = load_encoder(target)
+    num_fit = len(rows_x) - num_eval
     half = num_fit // 2
     return DemoData(
-        x=source[:half],
-        y=target[half:num_fit],
-        y_true=target[:half],
-        x_eval=source[num_fit:],
-        y_eval=target[num_fit:],
+        x=rows_x[:half],
+        y=rows_y[half:num_fit],
+        y_true=rows_y[:half],
+        x_eval=rows_x[num_fit:],
+        y_eval=rows_y[num_fit:],
     )

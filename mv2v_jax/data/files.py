@@ -1,22 +1,24 @@
-"""Files that appear whole or not at all."""
+"""Files that are written whole or not at all."""
 
 import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
 
 from mv2v_jax.errors import InputError, first_line
 
 
 @contextlib.contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
-    """A temporary path beside ``final``, renamed to it when the block ends and removed when it fails."""
+    """Yield a temporary path beside ``final``; it is renamed to ``final`` when the block ends, or removed if it fails.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     check_writable(final)
     temporary: Path | None = None
     try:
@@ -24,7 +26,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
-        # mkstemp makes files that only their owner may read.
+        # mkstemp makes files that only their owner can read.
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
@@ -32,7 +34,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(final)
     except (OSError, SafetensorError) as error:
-        # A full disk is an error of its own kind to safetensors.
+        # safetensors reports a full disk by an error class of its own.
         raise InputError(f"{final} cannot be written: {first_line(error)}") from error
     finally:
         if temporary is not None:
@@ -40,10 +42,10 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
 
 def check_writable(final: Path) -> None:
-    """Raise `InputError` where ``final`` could not be written, before any work is done for it."""
+    """Raise `InputError` if ``final`` cannot be written; call this before the work whose result it will hold."""
     if final.is_dir():
         raise InputError(f"{final} must be a file to write, found a folder")
-    # The rename would replace a device, /dev/null for one, by the file.
+    # The rename would replace a device such as /dev/null by the file.
     if final.exists() and not final.is_file():
         raise InputError(f"{final} must be a file to write, found a device or a pipe")
     if not final.parent.is_dir():
@@ -56,28 +58,6 @@ def check_writable(final: Path) -> None:
 
 
 def save_npy(path: Path, rows: np.ndarray) -> None:
-    """Write an array as ``.npy``; the file appears whole or not at all."""
+    """Write an array as ``.npy``, whole or not at all."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.save(file, rows)
-
-
-def save_arrays(path: Path, arrays: list[np.ndarray]) -> None:
-    """Write arrays as safetensors, named by their place; the file appears whole or not at all."""
-    with atomic_path(path) as temporary:
-        save_file({str(place): array for place, array in enumerate(arrays)}, temporary)
-
-
-def load_arrays(path: Path, shapes: list[tuple[tuple[int, ...], Any]]) -> list[np.ndarray]:
-    """Read what `save_arrays` wrote, of known shapes and dtypes.
-
-    Raises:
-        InputError: the file is damaged, or holds something else.
-    """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            arrays = [file.get_tensor(str(place)) for place in range(len(shapes))]
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({first_line(error)}); remove it and resume") from error
-    if [(array.shape, array.dtype) for array in arrays] != [(shape, np.dtype(dtype)) for shape, dtype in shapes]:
-        raise InputError(f"{path} must hold searches of this study, found other shapes; remove it and resume")
-    return arrays

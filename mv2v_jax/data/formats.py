@@ -1,4 +1,4 @@
-"""Embeddings from files of several formats. Nothing is ever unpickled."""
+"""Embeddings from files in several formats. No file is ever unpickled."""
 
 import zipfile
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from mv2v_jax.errors import InputError, first_line
 
 
 def _choose_key(path: Path, keys: list[str], key: str | None) -> str:
-    """The key asked for, or the only one there is."""
+    """The requested key, or the only one in the file."""
     if key is None and len(keys) == 1:
         return keys[0]
     if not keys:
@@ -28,13 +28,13 @@ def _choose_key(path: Path, keys: list[str], key: str | None) -> str:
 
 def _load_npy(path: Path, key: str | None) -> RowFiles:
     if key is not None:
-        raise InputError(f"{path} holds one array without a name, found the key {key}")
+        raise InputError(f"{path} must be given without a key, because it holds one array; found the key {key}")
     return open_rows(path)
 
 
 def _load_npz(path: Path, key: str | None) -> np.ndarray:
     if not zipfile.is_zipfile(path):
-        raise ValueError("it is not a whole zip archive")
+        raise ValueError("it is not a complete zip archive")
     with np.load(path, allow_pickle=False) as archive:
         array = archive[_choose_key(path, list(archive.files), key)]
     if not isinstance(array, np.ndarray):
@@ -80,15 +80,15 @@ def _load_torch(path: Path, key: str | None) -> np.ndarray:
     except ImportError as error:
         raise InputError(f'{path} needs PyTorch: pip install "mv2v_jax[torch]"') from error
     try:
-        # weights_only refuses everything but tensors and plain containers: nothing in the file is run.
+        # weights_only accepts tensors and plain containers only: no code in the file is run.
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise InputError(f"{path} cannot be read as tensors alone: {first_line(error)}") from error
+        raise InputError(f"{path} cannot be read, it must hold tensors only: {first_line(error)}") from error
     if isinstance(loaded, dict):
         loaded = loaded[_choose_key(path, [name for name, value in loaded.items() if torch.is_tensor(value)], key)]
     if not torch.is_tensor(loaded):
         raise InputError(f"{path} must hold a tensor or a dict of tensors, found {type(loaded).__name__}")
-    # NumPy has no bfloat16 of its own; float32 holds every bfloat16.
+    # NumPy has no bfloat16; float32 represents every bfloat16 value.
     return (loaded.float() if loaded.dtype == torch.bfloat16 else loaded).detach().numpy()
 
 
@@ -101,33 +101,41 @@ _LOADERS: dict[str, Callable[[Path, str | None], Any]] = {
 }
 
 
-def _split_key(source: str) -> tuple[Path, str | None]:
-    """``file:key`` into its parts, unless a file of that whole name exists."""
-    path, colon, key = source.rpartition(":")
+def _split_key(source: str | Path) -> tuple[Path, str | None]:
+    """Split ``FILE:KEY`` into its parts, unless there is a file of that whole name."""
+    path, colon, key = str(source).rpartition(":")
     if colon and not Path(source).exists() and Path(path).suffix.lower() in _LOADERS:
         return Path(path), key
     return Path(source), None
 
 
-def file_of(source: str) -> Path:
-    """The file or folder that ``source`` names, without the key of an array."""
+def file_of(source: str | Path) -> Path:
+    """The file or folder of ``source``, without the key of an array."""
     return _split_key(source)[0]
 
 
-def load_embeddings(source: str) -> np.ndarray | RowFiles:
-    """Read one array of embeddings, or open it where it can stay on disk.
+def load_embeddings(source: str | Path) -> np.ndarray | RowFiles:
+    """Read one array of embeddings, or open it if it can stay on disk.
 
     Args:
-        source: ``.npy``, a folder of ``.npy`` shards, ``.npz``, ``.safetensors``, ``.parquet`` (a list column) or
-            ``.pt``. Where a file holds several arrays, ``FILE:KEY`` names one.
+        source: a ``.npy`` file, a folder of ``.npy`` shards, or a ``.npz``, ``.safetensors``, ``.parquet`` (a list
+            column) or ``.pt`` file. If a file holds several arrays, ``FILE:KEY`` names one.
 
     Returns:
-        The array as it is stored, whatever its shape and dtype; `rows.RowFiles`, which reads nothing yet, for ``.npy``
-        and folders.
+        For ``.npy`` files and folders, `RowFiles` ``(n, d)``, which reads no row yet. For other files, the array with
+        the shape and dtype it is stored in; bfloat16 in a ``.pt`` file becomes float32. No value is checked.
 
     Raises:
-        InputError: the file is missing, truncated, of an unknown kind, would have to be unpickled, or lacks the key; of
-            a folder, what `rows.open_rows` says.
+        InputError: the file is missing, damaged, cut short, of an unknown format, or would have to be unpickled; it
+            lacks the key, or holds several arrays and no key is given; a folder is not one that `open_rows` opens.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "both.npz"
+        >>> np.savez(path, minilm=np.ones((3, 2), np.float16), wordllama=np.zeros((4, 5), np.float32))
+        >>> rows = load_embeddings(f"{path}:minilm")
+        >>> rows.shape, rows.dtype
+        ((3, 2), dtype('float16'))
     """
     path, key = _split_key(source)
     if path.is_dir():
@@ -142,7 +150,7 @@ def load_embeddings(source: str) -> np.ndarray | RowFiles:
     except InputError:
         raise
     except Exception as error:
-        # Damaged bytes raise whatever the format's library stumbles over, down to zlib.error and AttributeError.
+        # Damaged bytes can raise any error of a format's library, even zlib.error or AttributeError.
         if "allow_pickle" in str(error) or "Python objects" in str(error):
             raise InputError(f"{path} must hold numbers, found an object array, which is not unpickled") from error
         raise InputError(f"{path} cannot be read, it is damaged or cut short: {first_line(error)}") from error

@@ -1,6 +1,5 @@
 """A linear map as a safetensors file."""
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,44 @@ from safetensors.numpy import save_file
 from mv2v_jax.data.checks import check_finite
 from mv2v_jax.data.files import atomic_path
 from mv2v_jax.errors import InputError, first_line
-from mv2v_jax.linear_map import LinearMap
+from mv2v_jax.linear_map import Centering, LinearMap
 from mv2v_jax.version import __version__
 
 _FORMAT = "mv2v_jax linear map 1"
+_NAMES = ("W", "mean_x", "mean_y", "scale_x", "scale_y")
+
+
+def map_tensors(linear_map: LinearMap) -> dict[str, np.ndarray]:
+    """The arrays of a map by their names in a file."""
+    source, target = linear_map.source, linear_map.target
+    arrays = (linear_map.W, source.mean, target.mean, source.scale, target.scale)
+    return {name: np.asarray(array) for name, array in zip(_NAMES, arrays, strict=True)}
 
 
 def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] | None = None) -> None:
-    """Write a map as safetensors: one tensor per field of `LinearMap`, provenance in the metadata.
+    """Write a map as safetensors: tensors ``W``, ``mean_x``, ``mean_y``, ``scale_x``, ``scale_y``, and metadata.
 
     Args:
-        path: file to write; it appears whole or not at all.
-        linear_map: the map.
-        metadata: anything JSON can hold; each value is stored as JSON text unless it is text already.
+        path: file to write; it is written whole or not at all.
+        linear_map: a `LinearMap` of one map: ``W [d_x, d_y]``, means ``[d_x]`` and ``[d_y]``, scalar scales. The file
+            keeps their dtypes.
+        metadata: facts about the map, for example its verdict; any value that JSON can hold. Text is stored as it is,
+            other values as JSON.
 
     Raises:
-        InputError: the map is not finite, or the file cannot be written.
+        InputError: the map holds NaN or infinity, or the file cannot be written.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> centering = Centering(mean=jnp.zeros(2), scale=jnp.ones(()))
+        >>> path = Path(tempfile.mkdtemp()) / "map.safetensors"
+        >>> save_map(path, LinearMap(W=jnp.eye(2), source=centering, target=centering), {"note": "identity"})
+        >>> load_map(path)[1]["note"]
+        'identity'
     """
     stored = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (metadata or {}).items()}
     stored |= {"format": _FORMAT, "mv2v_jax_version": __version__}
-    tensors = {field.name: np.asarray(getattr(linear_map, field.name)) for field in dataclasses.fields(LinearMap)}
+    tensors = map_tensors(linear_map)
     for name, tensor in tensors.items():
         check_finite(tensor.reshape(1, -1), f"the map for {path}: {name}")
     with atomic_path(Path(path)) as temporary:
@@ -39,21 +56,38 @@ def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] |
 
 
 def load_map(path: str | Path) -> tuple[LinearMap, dict[str, str]]:
-    """Read a map that `save_map` wrote, and its metadata.
+    """Read a map that `save_map` wrote.
+
+    Args:
+        path: a safetensors file with tensors ``W [d_x, d_y]``, ``mean_x [d_x]``, ``mean_y [d_y]``, and the scalars
+            ``scale_x`` and ``scale_y``.
+
+    Returns:
+        The `LinearMap`, NumPy arrays in the dtypes of the file, and the metadata as text. `json.loads` reads values
+        that were not text.
 
     Raises:
-        InputError: not a map, damaged, of shapes that do not fit together, or not finite.
+        InputError: there is no such file, it is not a map or is damaged, its shapes do not fit together, or it holds
+            NaN or infinity.
+
+    Example:
+        >>> import tempfile, jax.numpy as jnp
+        >>> centering = Centering(mean=jnp.zeros(2), scale=jnp.ones(()))
+        >>> path = Path(tempfile.mkdtemp()) / "map.safetensors"
+        >>> save_map(path, LinearMap(W=jnp.eye(2), source=centering, target=centering), {"score": 0.5})
+        >>> linear_map, metadata = load_map(path)
+        >>> linear_map.W.shape, json.loads(metadata["score"])
+        ((2, 2), 0.5)
     """
-    names = [field.name for field in dataclasses.fields(LinearMap)]
     if not Path(path).is_file():
         raise InputError(f"{path} must be a map that mv2v align wrote, found no file of that name")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            missing = sorted(set(names) - set(file.keys()))
+            missing = sorted(set(_NAMES) - set(file.keys()))
             if missing:
                 raise InputError(f"{path} must be a map that mv2v align wrote, found no tensor {', '.join(missing)}")
-            tensors = {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in _NAMES}
     except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -64,4 +98,6 @@ def load_map(path: str | Path) -> tuple[LinearMap, dict[str, str]]:
         raise InputError(f"{path} must hold W [d_x, d_y], means [d_x] and [d_y] and two scalars, found {shapes}")
     for name, tensor in tensors.items():
         check_finite(tensor.reshape(1, -1), f"{path}: {name}")
-    return LinearMap(**tensors), metadata
+    source = Centering(mean=tensors["mean_x"], scale=tensors["scale_x"])
+    target = Centering(mean=tensors["mean_y"], scale=tensors["scale_y"])
+    return LinearMap(W=tensors["W"], source=source, target=target), metadata

@@ -1,10 +1,9 @@
-"""Rows that stay on disk: one ``.npy`` file, or a folder of shards, read where they are asked for.
+"""Rows that stay on disk: one ``.npy`` file or a folder of shards, of which only the requested rows are read.
 
-Nothing is mapped into memory. Mapped pages count as resident memory, and reading a mapped file that someone has cut
-short ends the process by a signal; a positioned read ends in an error that can be told.
+No file is mapped into memory. Mapped pages count as resident memory, and if a mapped file is cut short, reading it ends
+the process by a signal. A positioned read fails with an error that can be reported.
 """
 
-import dataclasses
 import io
 import math
 from pathlib import Path
@@ -25,10 +24,10 @@ class Shard(NamedTuple):
 
     Attributes:
         path: the file.
-        offset: bytes before its first number.
-        shape: of its array, rows first.
-        dtype: of its numbers.
-        by_column: whether its numbers lie column by column, in Fortran's order.
+        offset: number of bytes before the first number.
+        shape: shape of the array, rows first.
+        dtype: dtype of the numbers.
+        by_column: whether the numbers are stored column by column, in Fortran order.
     """
 
     path: Path
@@ -39,7 +38,7 @@ class Shard(NamedTuple):
 
 
 def _open_shard(path: Path) -> Shard:
-    """Read the header of a ``.npy`` file, and see that the file is as long as it says."""
+    """Read the header of a ``.npy`` file and check the length of the file against it."""
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
@@ -63,10 +62,10 @@ def _open_shard(path: Path) -> Shard:
 
 
 def _fill(file: io.FileIO, start: int, out: np.ndarray, path: Path) -> None:
-    """Read bytes of a file from ``start`` on into a contiguous array, all of them."""
+    """Fill a contiguous array with the bytes of a file from ``start`` on."""
     view = out.reshape(-1).view(np.uint8).data
     file.seek(start)
-    # One read may return less than was asked for.
+    # One read may return fewer bytes than requested.
     while view:
         count = file.readinto(view)
         if not count:
@@ -75,13 +74,13 @@ def _fill(file: io.FileIO, start: int, out: np.ndarray, path: Path) -> None:
 
 
 def _runs(index: np.ndarray) -> list[tuple[int, int]]:
-    """Where neighbouring rows follow each other in a file: places in ``index``, from and to."""
+    """Runs of consecutive row numbers in ``index``: the first place of each run, and the place after its last."""
     breaks = (np.flatnonzero(np.diff(index) != 1) + 1).tolist()
     return list(zip([0, *breaks], [*breaks, len(index)], strict=True))
 
 
 def _read_rows(shard: Shard, index: np.ndarray) -> np.ndarray:
-    """Rows of one shard by their numbers in it, in ascending order."""
+    """Rows of one shard; ``index`` holds their numbers in the shard, in ascending order."""
     out = np.empty((len(index), shard.shape[1]), shard.dtype)
     try:
         with shard.path.open("rb", buffering=0) as file:
@@ -97,7 +96,7 @@ def _read_rows(shard: Shard, index: np.ndarray) -> np.ndarray:
 
 
 def _fill_by_column(file: io.FileIO, shard: Shard, index: np.ndarray, out: np.ndarray) -> None:
-    """The same where a row's numbers lie far apart: the rows between the first and the last, one column at a time."""
+    """Fill ``out`` from a file in Fortran order: read each column from the first to the last row, and pick the rows."""
     first, last = int(index[0]), int(index[-1]) + 1
     column = np.empty(last - first, shard.dtype)
     num_rows, num_columns = shard.shape
@@ -107,17 +106,17 @@ def _fill_by_column(file: io.FileIO, shard: Shard, index: np.ndarray, out: np.nd
 
 
 class RowFiles:
-    """Rows of one ``.npy`` file or of several, one after the other, as if they were one array that is never loaded.
+    """Rows of one ``.npy`` file or of several, one after the other, as one array that stays on disk.
 
-    ``rows[start:stop]`` and ``rows[index]`` read these rows alone and return a NumPy array; ``np.asarray(rows)`` reads
-    all. `open_rows` makes one.
+    ``rows[start:stop]`` and ``rows[index]`` read only these rows and return a NumPy array; ``np.asarray(rows)`` reads
+    all rows. Made by `open_rows`.
 
     Attributes:
-        shards: the files, in their order.
+        shards: the files, in order.
         shape: ``(n, d)``.
-        dtype: of the numbers, the same in every file.
+        dtype: dtype of the numbers, the same in every file.
         ndim: 2.
-        nbytes: of all rows.
+        nbytes: number of bytes of all rows.
     """
 
     ndim = 2
@@ -136,20 +135,20 @@ class RowFiles:
         return f"RowFiles({self.shards[0].path}, {len(self.shards)} files, shape {list(self.shape)}, {self.dtype})"
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Rows by a number, a slice or an array of whole numbers in any order, as NumPy would give them.
+        """Read rows by a number, a slice, or an array of whole numbers in any order, as NumPy indexes them.
 
         Raises:
-            IndexError: a row that is not there, or an index of another kind.
-            InputError: a file cannot be read any more.
+            IndexError: a row number out of range, or an index of another kind.
+            InputError: a file can no longer be read.
         """
         n = self.shape[0]
         if isinstance(index, slice):
             return self._read(np.arange(*index.indices(n)))
         index = np.asarray(index)
         if index.ndim > 1 or not (np.issubdtype(index.dtype, np.integer) or index.size == 0):
-            raise IndexError(f"rows are chosen by a slice or by whole numbers, found {index.dtype} {list(index.shape)}")
+            raise IndexError(f"index must be a slice or whole numbers, found {index.dtype} {list(index.shape)}")
         if index.size and not (-n <= index.min() and index.max() < n):
-            raise IndexError(f"there are {n} rows, found an index from {index.min()} to {index.max()}")
+            raise IndexError(f"index must be within {n} rows, found {index.min()} to {index.max()}")
         rows = self._read(np.atleast_1d(index).astype(np.int64) % max(n, 1))
         return rows if index.ndim else rows[0]
 
@@ -178,79 +177,26 @@ class RowFiles:
         return shuffled
 
     def place(self, row: int) -> str:
-        """What to call a row in an error message: its number, and its shard where there are several."""
+        """What an error message calls a row: its number, or its shard and its number there if there are several."""
         if len(self.shards) == 1:
             return f"row {row}"
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
         return f"shard {self.shards[shard].path} row {row - int(self._starts[shard])}"
 
 
-@dataclasses.dataclass(frozen=True)
-class RowShare:
-    """Rows ``first`` to ``last`` of others, as a process of several looks at them.
-
-    Attributes:
-        rows: an array, a memory map or `RowFiles`.
-        first, last: which of them; ``last`` is not among them.
-    """
-
-    rows: Any
-    first: int
-    last: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.last - self.first, self.rows.shape[1]
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.rows.dtype
-
-    def __getitem__(self, index: slice) -> np.ndarray:
-        start, stop, _ = index.indices(self.last - self.first)
-        return self.rows[self.first + start : self.first + stop]
-
-
-@dataclasses.dataclass(frozen=True)
-class RowChoice:
-    """Some rows of others, none of which is read before it is asked for.
-
-    Attributes:
-        rows: an array, a memory map or `RowFiles`.
-        index: ``[m]`` whole numbers, rows of ``rows``.
-    """
-
-    rows: Any
-    index: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.index), self.rows.shape[1]
-
-    @property
-    def dtype(self) -> np.dtype:
-        return self.rows.dtype
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return self.rows[self.index[index]]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self[:], dtype)
-
-
 def open_rows(path: str | Path) -> RowFiles:
     """Open a ``.npy`` file, or a folder of ``.npy`` shards in the order of their names, without reading any row.
 
     Args:
-        path: the file or the folder. Files of a folder that start with a dot are passed over; number shards with
+        path: the file or the folder. Files in a folder whose names start with a dot are ignored. Number shards with
             leading zeros, because ``part-10`` comes before ``part-2``.
 
     Returns:
-        `RowFiles` of shape ``(n, d)``.
+        `RowFiles` of shape ``(n, d)``, in the dtype of the files.
 
     Raises:
-        InputError: nothing of that name; a file that is damaged, cut short, or would have to be unpickled; a folder
-            that holds no shard or something else besides; shards of another dimension or dtype than the first.
+        InputError: there is nothing of that name; a file is damaged, cut short, or would have to be unpickled; a folder
+            holds no shard, or something that is not a shard; a shard has another dimension or dtype than the first.
 
     Example:
         >>> import tempfile
@@ -269,7 +215,7 @@ def open_rows(path: str | Path) -> RowFiles:
     for shard in shards:
         if len(shard.shape) != 2:
             found = list(shard.shape)
-            raise InputError(f"{shard.path} must be two-dimensional, one embedding a row, found shape {found}")
+            raise InputError(f"{shard.path} must be two-dimensional, one embedding per row, found shape {found}")
         if shard.shape[1] != first.shape[1]:
             raise InputError(
                 f"{shard.path} must have {first.shape[1]} columns as {first.path.name} has, found {shard.shape[1]}; "
@@ -291,5 +237,5 @@ def _list_shards(folder: Path) -> list[Path]:
         raise InputError(f"{folder} must hold .npy shards, found an empty folder")
     for path in names:
         if path.suffix.lower() != ".npy" or not path.is_file():
-            raise InputError(f"{folder} must hold .npy shards alone, found {path.name}; move it elsewhere")
+            raise InputError(f"{folder} must hold only .npy shards, found {path.name}; move it elsewhere")
     return names

@@ -1,7 +1,7 @@
-"""Data in few sizes: what is smaller is padded, what is larger is sampled, so that similar data compiles nothing new.
+"""Rows padded to one of a few sizes, and sampled above a maximum, so that data of similar size compiles nothing new.
 
-Padding is zero rows, which take no part in anything, behind the data. Both happen before anything is traced or copied
-to a device: of a file only the rows that are drawn are held in memory. What they are centred by is the mean of all.
+Padding appends zero rows, which every stage ignores. Padding and sampling happen before anything is traced or copied to
+a device, so that only the sampled rows of a file are held in memory. Samples are centred by the mean of all rows.
 """
 
 import functools
@@ -17,32 +17,30 @@ from mv2v_jax.errors import InputError
 from mv2v_jax.ops.masked import present_rows, working_dtype
 from mv2v_jax.ops.sharding import BY_ROWS, EVERYWHERE, ROW, make_sharded
 
-# At most an eighth of the rows are padding.
+# Padding adds at most an eighth of the rows.
 _SIZES_PER_DOUBLING = 8
-
-
-# Summed together under a transformation, so that a long float32 sum loses little.
+# Rows per partial sum under a transformation, so that a long float32 sum loses little.
 _SUM_ROWS = 1024
 
 
 class PaddedRows(NamedTuple):
-    """Rows of one space in one of the sizes.
+    """Rows of one space, padded.
 
     Attributes:
-        rows: ``[padded_size(num_rows), d]`` jax array, zero rows last.
-        num_rows: int32 scalar, how many are rows of the data.
-        mean: ``[d]``, mean of all rows that have a length, where some were drawn; ``None`` where all are here.
-        known: ``[padded_size(p), d]``, rows whose partners are known, zero rows last; ``None`` where there are none.
+        rows: ``[padded_size(num_rows), d]`` JAX array, zero rows last.
+        num_rows: int32 scalar, number of rows without the padding.
+        mean: ``[d]``, mean of all nonzero rows of the data, if ``rows`` are a sample of it; ``None`` otherwise.
+        seeds: ``[padded_size(p), d]``, this space's rows of the known pairs, zero rows last; ``None`` without pairs.
     """
 
     rows: jax.Array
     num_rows: jax.Array
     mean: jax.Array | None = None
-    known: jax.Array | None = None
+    seeds: jax.Array | None = None
 
 
 def padded_size(num_rows: int) -> int:
-    """Smallest size from ``num_rows`` up; from 8 on, each doubling has eight of them, evenly spaced.
+    """The smallest padded size of at least ``num_rows``: above 8, eight evenly spaced sizes per power of two.
 
     Example:
         >>> [padded_size(num_rows) for num_rows in (5, 16, 17, 3_000, 60_000)]
@@ -52,16 +50,16 @@ def padded_size(num_rows: int) -> int:
     return -(-num_rows // step) * step
 
 
-def sampled_rows(num_rows: int, most: int) -> np.ndarray | None:
-    """``most`` of so many rows in the order they came in, the same ones for the same number; ``None`` for all."""
-    if num_rows <= most:
+def sampled_rows(num_rows: int, max_rows: int) -> np.ndarray | None:
+    """The numbers of ``max_rows`` rows sampled from ``num_rows``, in ascending order; ``None`` if all rows are used."""
+    if num_rows <= max_rows:
         return None
-    # Which rows is a matter of their number alone, as in `evidence.hold_out`: restarts can share them.
-    return np.sort(np.random.default_rng(num_rows).choice(num_rows, most, replace=False))
+    # The sample depends on the number of rows alone, as in `space.hold_out`, so that restarts can share it.
+    return np.sort(np.random.default_rng(num_rows).choice(num_rows, max_rows, replace=False))
 
 
 def _mean_of_all(x: Any) -> Any:
-    """Mean ``[d]`` of the rows of ``x [n, d]`` that have a length."""
+    """Mean ``[d]`` of the nonzero rows of ``x [n, d]``."""
     if isinstance(x, CheckedRows):
         return x.mean
     if not isinstance(x, jax.core.Tracer):
@@ -75,13 +73,13 @@ def _mean_of_all(x: Any) -> Any:
 
 
 def row_specs(x: PaddedRows) -> PaddedRows:
-    """How `pad_rows` lays rows out over a mesh."""
+    """The sharding of each array that `pad_rows` makes over a mesh."""
     return jax.tree.map(lambda _: EVERYWHERE, x)._replace(rows=BY_ROWS)
 
 
-def check_divisible(num_rows: int, most: int, mesh: Mesh | None) -> None:
-    """Raise `InputError` where the devices along the row axis do not divide so many rows, drawn and padded."""
-    padded = padded_size(min(num_rows, most))
+def check_divisible(num_rows: int, max_rows: int, mesh: Mesh | None) -> None:
+    """Raise `InputError` unless the devices of the row axis divide ``num_rows`` rows after sampling and padding."""
+    padded = padded_size(min(num_rows, max_rows))
     if mesh is not None and padded % mesh.shape[ROW]:
         raise InputError(
             f"the devices along the row axis must divide the padded rows, {padded}, found {mesh.shape[ROW]}; use a "
@@ -89,16 +87,16 @@ def check_divisible(num_rows: int, most: int, mesh: Mesh | None) -> None:
         )
 
 
-def _spread_rows(x: Any, chosen: np.ndarray | None, mean: Any, known: Any, mesh: Mesh) -> PaddedRows:
-    """Rows ``chosen`` of ``x``, padded, each process reading those of its own devices."""
-    num_rows = x.shape[0] if chosen is None else len(chosen)
+def _shard_rows(x: Any, index: np.ndarray | None, mean: Any, seeds: Any, mesh: Mesh) -> PaddedRows:
+    """Rows ``index`` of ``x`` (all if ``None``), padded; each process reads those of its own devices."""
+    num_rows = x.shape[0] if index is None else len(index)
     shape = (padded_size(num_rows), x.shape[1])
     check_divisible(num_rows, num_rows, mesh)
 
-    # Devices that search with the same rows ask for them one after the other.
+    # Devices that search with the same rows request them one after the other.
     @functools.lru_cache(maxsize=1)
     def read_part(first, last):
-        rows = np.asarray(x[first : min(last, num_rows)] if chosen is None else x[chosen[first:last]])
+        rows = np.asarray(x[first : min(last, num_rows)] if index is None else x[index[first:last]])
         return np.pad(rows, ((0, last - first - len(rows)), (0, 0)))
 
     def read(slices):
@@ -113,7 +111,7 @@ def _spread_rows(x: Any, chosen: np.ndarray | None, mean: Any, known: Any, mesh:
         rows=make_sharded(shape, mesh, BY_ROWS, read),
         num_rows=everywhere(np.asarray(num_rows, np.int32)),
         mean=None if mean is None else everywhere(np.asarray(mean, dtype)),
-        known=None if known is None else everywhere(np.asarray(known)),
+        seeds=None if seeds is None else everywhere(np.asarray(seeds)),
     )
 
 
@@ -123,29 +121,34 @@ def _pad(rows: Any) -> Any:
     return jnp.pad(rows, padding) if isinstance(rows, jax.Array) else np.pad(rows, padding)
 
 
-def pad_rows(x: Any, most: int, mesh: Mesh | None = None, known: Any = None) -> PaddedRows:
-    """Rows ``x [n, d]`` in one of the sizes, of at most ``most`` rows.
+def pad_rows(
+    x: Any, max_rows: int, mesh: Mesh | None = None, seeds: Any = None, *, index: np.ndarray | None = None
+) -> PaddedRows:
+    """Pad rows ``x [n, d]`` to one of the sizes, after sampling ``max_rows`` of them if there are more.
 
     Args:
-        x: a NumPy or JAX array, a memory map, `rows.RowFiles`, or `CheckedRows` of any of them.
-        most: rows to draw where there are more, and then their mean is that of all.
-        mesh: over which to spread them, if any: then each process reads the rows of its own devices.
-        known: ``[p, d]``, rows whose partners are known, if any.
+        x: a NumPy or JAX array, a memory map, `RowFiles`, or `CheckedRows` of any of them.
+        max_rows: maximum number of rows. The mean of a sample is that of all rows of ``x``.
+        mesh: mesh over which the rows are sharded, if any; each process reads the rows of its own devices.
+        seeds: ``[p, d]``, this space's rows of the known pairs, if any.
+        index: ``[m]`` numbers of the rows that make up the data, instead of all: at most ``max_rows``, with repeats
+            allowed. No other row is read, and the mean is that of these rows.
 
     Raises:
-        InputError: the devices along the mesh's row axis do not divide the padded rows.
+        InputError: the devices of the mesh's row axis do not divide the padded rows.
     """
-    chosen = sampled_rows(x.shape[0], most)
-    mean = None if chosen is None else _mean_of_all(x)
-    known = None if known is None or not known.shape[0] else _pad(known)
+    mean = None
+    if index is None:
+        index = sampled_rows(x.shape[0], max_rows)
+        mean = None if index is None else _mean_of_all(x)
+    seeds = None if seeds is None or not seeds.shape[0] else _pad(seeds)
     if mesh is not None:
-        return _spread_rows(x, chosen, mean, known, mesh)
-    drawn = x if chosen is None else x[chosen]
-    num_rows = drawn.shape[0]
-    padded = jnp.asarray(_pad(drawn.rows if isinstance(drawn, CheckedRows) else drawn))
+        return _shard_rows(x, index, mean, seeds, mesh)
+    rows = x if index is None else x[index]
+    padded = jnp.asarray(_pad(rows.rows if isinstance(rows, CheckedRows) else rows))
     return PaddedRows(
         rows=padded,
-        num_rows=jnp.asarray(num_rows, jnp.int32),
+        num_rows=jnp.asarray(rows.shape[0], jnp.int32),
         mean=None if mean is None else jnp.asarray(mean, working_dtype(padded.dtype)),
-        known=None if known is None else jnp.asarray(known),
+        seeds=None if seeds is None else jnp.asarray(seeds),
     )

@@ -1,7 +1,7 @@
-"""A ``.npy`` file that is written row by row under a hidden name, and that a killed process can go on with.
+"""A ``.npy`` file that is written row by row under a hidden name, and that can be resumed after a kill.
 
-Beside ``.NAME.part`` lies ``.NAME.part.json``: what is being made from what, and how many rows are on the disk for
-certain. ``NAME`` itself appears when it is whole.
+``.NAME.part`` holds the rows. ``.NAME.part.json`` is its manifest: what the rows are made of and from, and how many of
+them are certain to be on disk. ``NAME`` itself appears when the file is complete.
 """
 
 import contextlib
@@ -18,16 +18,15 @@ from mv2v_jax.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # Not on Windows, where two processes that write one file are on their own.
+except ImportError:  # On Windows nothing stops two processes from writing one file.
     fcntl = None  # type: ignore[assignment]
 
-
-# What a killed process may have to do again.
+# Bytes between two updates of the manifest: the most that is written again after a kill.
 _SAVE_BYTES = 2**27
 
 
 class SourceFile(NamedTuple):
-    """One of the files that rows come from, as it was; another size or time, and it is read again."""
+    """A file that rows are made from. If its size or time has changed on resuming, its rows are made again."""
 
     name: str
     rows: int
@@ -35,33 +34,23 @@ class SourceFile(NamedTuple):
     mtime_ns: int
 
 
-class Job(NamedTuple):
-    """What is being made.
-
-    Attributes:
-        made_by: whatever the rows depend on besides the files; anything JSON can hold.
-        source: the files that the rows come from, in their order.
-    """
-
-    made_by: dict[str, Any]
-    source: list[SourceFile]
-
-
 class PartFile:
-    """The file while it is written: rows are appended to those that are there.
+    """The unfinished file; new rows are appended to those in it.
 
     Attributes:
-        rows_done: rows written so far; where to go on.
+        rows_done: number of rows written so far.
     """
 
-    def __init__(self, file: BinaryIO, manifest: Path, job: Job, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(
+        self, file: BinaryIO, manifest: Path, facts: dict[str, Any], shape: tuple[int, ...], dtype: np.dtype
+    ) -> None:
         self.rows_done = self._rows_saved = 0
-        self._file, self._manifest, self._job = file, manifest, job
+        self._file, self._manifest, self._facts = file, manifest, facts
         self._row_bytes = shape[1] * dtype.itemsize
         self._shape, self._dtype = shape, dtype
 
     def begin(self, rows_done: int) -> None:
-        """Write the header, make room for all rows, and go on after those that are there."""
+        """Write the header, reserve disk space for all rows, and move behind the first ``rows_done`` rows."""
         size = self._file.seek(0, os.SEEK_END)
         self._file.seek(0)
         header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": self._shape}
@@ -69,10 +58,8 @@ class PartFile:
         start = self._file.tell()
         self._file.flush()
         if rows_done and size < start + rows_done * self._row_bytes:
-            raise InputError(
-                f"{self._manifest} says that {rows_done} rows are there, found fewer; start without --resume"
-            )
-        # A disk that is too small is found out now, not after hours.
+            raise InputError(f"{self._manifest} lists {rows_done} written rows, found fewer; start without --resume")
+        # If the disk is too small, this fails now rather than after hours.
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self._file.fileno(), 0, start + self._shape[0] * self._row_bytes)
         self._file.seek(start + rows_done * self._row_bytes)
@@ -86,35 +73,35 @@ class PartFile:
             self.save()
 
     def save(self) -> None:
-        """Bring the rows to the disk, and then the word that they are there."""
+        """Flush the rows to disk, then update the manifest."""
         self._file.flush()
         os.fsync(self._file.fileno())
         new = self._manifest.with_name(f"{self._manifest.name}.new")
         with new.open("w", encoding="utf-8") as file:
-            json.dump({**self._job._asdict(), "rows_done": self.rows_done}, file)
+            json.dump({**self._facts, "rows_done": self.rows_done}, file)
             file.flush()
             os.fsync(file.fileno())
         new.replace(self._manifest)
         self._rows_saved = self.rows_done
 
 
-def _rows_to_keep(manifest: Path, job: Job, final: Path) -> int:
-    """Rows on the disk that ``job`` would make again: those before the first file that has changed since."""
+def _rows_to_keep(manifest: Path, made_by: dict[str, Any], source: list[SourceFile], final: Path) -> int:
+    """Number of rows on disk that need not be made again: those before the first source file that has changed."""
     advice = f"start {final.name} over without --resume"
     try:
         found = json.loads(manifest.read_text(encoding="utf-8"))
         before = [SourceFile(*file) for file in found["source"]]
-        made_by, rows_done = found["made_by"], int(found["rows_done"])
+        made_before, rows_done = found["made_by"], int(found["rows_done"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{manifest} must say what was written so far, found it damaged; {advice}") from error
-    wanted = json.loads(json.dumps(job.made_by))
-    other = sorted(name for name in wanted if made_by.get(name) != wanted[name])
-    if [(file.name, file.rows) for file in before] != [(file.name, file.rows) for file in job.source]:
+        raise InputError(f"{manifest} must list what was written so far, found it damaged; {advice}") from error
+    wanted = json.loads(json.dumps(made_by))
+    other = sorted(name for name in wanted if made_before.get(name) != wanted[name])
+    if [(file.name, file.rows) for file in before] != [(file.name, file.rows) for file in source]:
         other.append("input")
     if other:
-        raise InputError(f"{final}: rows written so far are of another {', '.join(other)}; {advice}")
+        raise InputError(f"{final}: rows written so far were made from another {', '.join(other)}; {advice}")
     unchanged = 0
-    for old, new in zip(before, job.source, strict=True):
+    for old, new in zip(before, source, strict=True):
         if old != new:
             break
         unchanged += new.rows
@@ -122,12 +109,12 @@ def _rows_to_keep(manifest: Path, job: Job, final: Path) -> int:
 
 
 def _lock(file: BinaryIO, part: Path, final: Path) -> None:
-    """Let no two processes write one file: neither would notice the other."""
+    """Lock the file, so that no two processes write it."""
     if fcntl is None:
         return
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The one that held the lock may have renamed it to its last name.
+        # A process that held the lock may have finished and renamed the file.
         alone = part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat())
     except BlockingIOError:
         alone = False
@@ -137,38 +124,46 @@ def _lock(file: BinaryIO, part: Path, final: Path) -> None:
 
 @contextlib.contextmanager
 def resumable_npy(
-    final: Path, shape: tuple[int, int], dtype: np.dtype, job: Job, *, block_rows: int, resume: bool
+    final: Path,
+    shape: tuple[int, int],
+    dtype: np.dtype,
+    made_by: dict[str, Any],
+    source: list[SourceFile],
+    *,
+    block_rows: int,
+    resume: bool,
 ) -> Iterator[PartFile]:
-    """A `PartFile` for ``final``, which appears when the block ends and all rows are written.
+    """Yield a `PartFile` for ``final``, which appears when the block ends with all rows written.
 
-    Where the block fails, or the process is killed, the rows that were written stay beside it for ``resume``; where
-    there are none yet, nothing stays.
+    If the block fails or the process is killed, the rows written so far stay beside ``final`` for ``resume``. If no row
+    was written, nothing stays.
 
     Args:
-        final: the ``.npy`` file to make.
-        shape: ``(n, d)`` of it.
-        dtype: of it.
-        job: what is made. What is found must be of the same job to go on with; files may have changed, and then their
-            rows are made again.
-        block_rows: rows written at a time: going on starts with a whole block, so that its rows are made with the same
-            ones beside them, and come out the same.
-        resume: go on with what is there, if anything is; otherwise start over.
+        final: the ``.npy`` file to write.
+        shape: ``(n, d)`` of the file.
+        dtype: dtype of the file.
+        made_by: everything that the rows depend on besides the source files; anything JSON can hold. Rows can be
+            resumed only with equal values.
+        source: the files that the rows are made from, in order. Rows of changed files are made again.
+        block_rows: rows written at a time. Resuming starts at a whole block, so that each row is computed in the same
+            block as without the interruption, and has the same bits.
+        resume: continue from the rows found, if any; otherwise start over.
 
     Raises:
-        InputError: the file cannot be written, the disk is full, another process writes it, or what is there is of
-            another job.
+        InputError: the file cannot be written, the disk is full, another process writes the file, or the rows found
+            were made from other files or with another ``made_by``.
     """
     check_writable(final)
     part = final.with_name(f".{final.name}.part")
     manifest = part.with_name(f"{part.name}.json")
     try:
         if resume and manifest.exists() and not part.exists() and final.exists():
-            # Killed between its last two steps: the rows have their last name, and the note is still there.
+            # Killed between its last two steps: the file has its final name, and the manifest still exists.
             final.replace(part)
         with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
             _lock(file, part, final)
-            keep = _rows_to_keep(manifest, job, final) if resume and manifest.exists() else 0
-            out = PartFile(file, manifest, job, shape, dtype)
+            keep = _rows_to_keep(manifest, made_by, source, final) if resume and manifest.exists() else 0
+            out = PartFile(file, manifest, {"made_by": made_by, "source": source}, shape, dtype)
             try:
                 if not keep:
                     manifest.unlink(missing_ok=True)
@@ -178,7 +173,7 @@ def resumable_npy(
                 out.save()
                 part.replace(final)
             except BaseException:
-                # As far as the disk lets it. Closing the file tries once more to write what is left in its buffer.
+                # A full disk may prevent this. Closing the file then tries once more to write its buffer.
                 with contextlib.suppress(OSError):
                     if out.rows_done:
                         out.save()
@@ -188,5 +183,5 @@ def resumable_npy(
                     part.unlink()
             manifest.unlink()
     except OSError as error:
-        kept = "; rows so far are kept: go on with --resume" if manifest.exists() else ""
+        kept = "; rows so far are kept: continue with --resume" if manifest.exists() else ""
         raise InputError(f"{final} cannot be written: {error.strerror or error}{kept}") from error

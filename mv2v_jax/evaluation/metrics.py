@@ -1,10 +1,13 @@
-"""Scores of a map on true pairs. They judge; nothing that fits, selects or stops imports this file."""
+"""Scores of a map on true pairs, to judge it. No module that fits, selects or stops imports this one."""
+
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from mv2v_jax.alignment.space import fit_space
+from mv2v_jax.data.checks import check_columns, check_map_rows, check_paired, check_shape
 from mv2v_jax.linear_map import LinearMap, apply
 from mv2v_jax.ops.knn import map_blocks
 from mv2v_jax.ops.linalg import procrustes
@@ -14,15 +17,16 @@ from mv2v_jax.ops.pytree import pytree
 
 @pytree
 class Metrics:
-    """Retrieval of each true partner among all evaluation rows of the target. All scalars.
+    """Retrieval of the true partner among all evaluation rows of the target. Scalars in the dtype of the map.
 
     Attributes:
-        top1: share of rows whose true partner is the most similar.
-        top5: among the five most similar.
-        top10: among the ten most similar.
-        mean_rank: mean rank of the true partner; 1 is perfect, ties take the mid-rank.
+        top1: share of rows whose true partner is the most similar row (recall@1).
+        top5: share of rows whose true partner is among the five most similar rows (recall@5).
+        top10: share of rows whose true partner is among the ten most similar rows (recall@10).
+        mean_rank: mean rank of the true partner, from 1; tied rows get their mean rank.
         mrr: mean reciprocal rank.
-        foscttm: fraction of rows closer than the true match, ``(rank - 1) / (n - 1)``; 0 perfect, 0.5 chance.
+        foscttm: fraction of samples closer than the true match, ``mean((rank - 1) / (n - 1))``; 0 is perfect, 0.5 is
+            chance.
         cosine: mean cosine of the true pairs.
     """
 
@@ -36,9 +40,14 @@ class Metrics:
 
 
 def pair_ranks(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Rank of row i of ``y [n, d]`` among all rows of ``y`` by similarity with row i of ``x [n, d]``: ``[n]``, from 1.
+    """Rank of row i of ``y [n, d]`` among all rows of ``y``, by inner product with row i of ``x [n, d]``: ``[n]``.
 
-    Ties take the mid-rank, so a map that sends everything to one point ranks at chance, not first.
+    Ranks start at 1. Tied rows get their mean rank, so that a map of all rows to one point ranks at chance.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> pair_ranks(jnp.eye(3), jnp.eye(3)[jnp.array([0, 2, 1])]).tolist()
+        [1.0, 2.5, 2.5]
     """
     chex.assert_equal_shape((x, y))
     dtype = working_dtype(x.dtype)
@@ -46,7 +55,7 @@ def pair_ranks(x: jax.Array, y: jax.Array) -> jax.Array:
     def ranks(block):
         queries, partners = jnp.split(block, 2, axis=1)
         similarity = queries @ y.T
-        # The partner's own similarity comes from a sum in another order; without slack it would beat or lose to itself.
+        # `own` and `similarity` sum in different orders; without slack a partner would not tie with itself.
         own = jnp.sum(queries * partners, axis=1, keepdims=True)
         slack = 8 * jnp.finfo(x.dtype).eps
         closer = jnp.sum(similarity > own + slack, axis=1, dtype=dtype)
@@ -56,12 +65,40 @@ def pair_ranks(x: jax.Array, y: jax.Array) -> jax.Array:
     return map_blocks(ranks, jnp.concatenate([x, y], axis=1), y.shape[0])
 
 
+def evaluate(linear_map: LinearMap, x: Any, y: Any) -> Metrics:
+    """Judge a map on true pairs that the fit has not seen.
+
+    Args:
+        linear_map: one `LinearMap`.
+        x: ``[n, d_x]`` raw rows of the source, any floating dtype.
+        y: ``[n, d_y]`` raw rows of the target; row i is the true partner of row i of ``x``.
+
+    Returns:
+        `Metrics`.
+
+    Raises:
+        InputError: wrong class, shape or dtype, different numbers of rows, or ``x`` and ``y`` swapped.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mv2v_jax import Centering
+        >>> centering = Centering(mean=jnp.zeros(2), scale=jnp.ones(()))
+        >>> turn = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
+        >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        >>> float(evaluate(LinearMap(W=turn, source=centering, target=centering), x, x @ turn).top1)
+        1.0
+    """
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    check_map_rows(linear_map, x, y)
+    check_paired(x, y)
+    return _evaluate(linear_map, x, y)
+
+
 @jax.jit
-def evaluate(linear_map: LinearMap, x: jax.Array, y: jax.Array) -> Metrics:
-    """Judge a map on true pairs: raw rows ``x [n, d_x]`` and ``y [n, d_y]``, row i with row i, held out of the fit."""
-    # In the map's own precision, whatever the dtype of the rows.
+def _evaluate(linear_map: LinearMap, x: jax.Array, y: jax.Array) -> Metrics:
+    # In the precision of the map, whatever the dtype of the rows.
     mapped = apply(linear_map, x.astype(linear_map.W.dtype))
-    target = center_unit(y, linear_map.mean_y)
+    target = center_unit(y, linear_map.target.mean)
     ranks = pair_ranks(mapped, target)
     return Metrics(
         top1=jnp.mean(ranks <= 1),
@@ -74,20 +111,40 @@ def evaluate(linear_map: LinearMap, x: jax.Array, y: jax.Array) -> Metrics:
     )
 
 
-@jax.jit
-def oracle(x: jax.Array, y_true: jax.Array, y: jax.Array) -> LinearMap:
-    """The best an orthogonal map can do: Procrustes on true pairs of the fitting rows.
+def oracle(x: Any, y_true: Any, y: Any) -> LinearMap:
+    """Orthogonal Procrustes on true pairs of the fitting rows: a reference for rotations fitted without pairs.
 
     Args:
-        x: ``[n, d_x]`` raw fitting rows of the source.
-        y_true: ``[n, d_y]`` raw target rows of the same texts, row i with row i.
-        y: ``[m, d_y]`` raw fitting rows of the target; only their mean and scale are used, as a fit would.
+        x: ``[n, d_x]`` raw fitting rows of the source, any floating dtype.
+        y_true: ``[n, d_y]`` raw rows of the target; row i is the true partner of row i of ``x``.
+        y: ``[m, d_y]`` raw fitting rows of the target. Only their mean and scale are used, as in a fit.
+
+    Returns:
+        A semi-orthogonal `LinearMap`, at least float32.
+
+    Raises:
+        InputError: wrong shape or dtype, or different numbers of rows in ``x`` and ``y_true``.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> x, turn = jax.random.normal(jax.random.key(0), (20, 2)), jnp.array([[0.0, 1.0], [-1.0, 0.0]])
+        >>> bool(jnp.allclose(oracle(x, x @ turn, x @ turn).W, turn, atol=1e-4))
+        True
     """
+    x, y_true, y = jnp.asarray(x), jnp.asarray(y_true), jnp.asarray(y)
+    check_shape(x, "x")
+    check_shape(y, "y")
+    check_columns(y_true, "y_true", y.shape[1], "like y", other=x.shape[1])
+    check_paired(x, y_true, ("x", "y_true"))
+    return _oracle(x, y_true, y)
+
+
+@jax.jit
+def _oracle(x: jax.Array, y_true: jax.Array, y: jax.Array) -> LinearMap:
     space_x, space_y = fit_space(x), fit_space(y)
     return LinearMap(
-        W=procrustes(space_x.rows, center_unit(y_true, space_y.mean)),
-        mean_x=space_x.mean,
-        mean_y=space_y.mean,
-        scale_x=space_x.scale,
-        scale_y=space_y.scale,
+        W=procrustes(space_x.rows, center_unit(y_true, space_y.centering.mean)),
+        source=space_x.centering,
+        target=space_y.centering,
     )

@@ -1,51 +1,50 @@
-"""How far several fits of the same data agree: pair by pair, in basins, and row by row.
+"""How much several fits of the same data agree: pair by pair, in basins, and row by row.
 
-A fit ends in a basin: maps that are one alignment up to the noise of their draws. Restarts that found the truth agree
-with each other; those that did not are wrong each in its own way, or together where the data has a near-symmetry. How
-many end together and which rows keep their partner says how stable an answer is. No label is used.
+A fit ends in a basin: a set of maps that are the same alignment up to the noise of their draws. Restarts that found the
+truth agree with each other. Wrong restarts usually differ from each other, but they can agree if the data has a
+near-symmetry. The size of the largest basin, and the share of rows that keep their nearest row within it, measure how
+stable a result is. No true pair is used.
 """
+
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.alignment.restarts import map_agreement
+from mv2v_jax.alignment.fit import map_agreement
 from mv2v_jax.alignment.space import fit_space
-from mv2v_jax.data.checks import check_shape
-from mv2v_jax.errors import InputError
+from mv2v_jax.data.checks import check_map_rows
 from mv2v_jax.linear_map import LinearMap
 from mv2v_jax.ops.knn import top_neighbors
 from mv2v_jax.ops.masked import mean_present, present_rows, unit_rows
 from mv2v_jax.ops.pytree import pytree
 
-# Maps of one basin agree by nearly 1, those of different ones by next to nothing; anything between tells them apart.
+# Minimum agreement of neighbouring maps of a basin. Maps of one basin agree by nearly 1, maps of different basins by
+# almost 0, so any value between separates them.
 SAME_BASIN = 0.5
 
-
-# Rows whose nearest rows are compared, rows these are looked for among, directions whose images are compared.
+# Number of rows of X whose nearest rows are compared, of rows of Y that are searched for them, and of directions of X
+# whose images are compared.
 _PROBED_ROWS = 1_024
-
-
 _BANK_ROWS = 8_192
-
-
 _LEADING_DIRECTIONS = 16
 
 
 @pytree
 class Stability:
-    """What `stability` returns, for ``r`` maps and ``p`` probed rows.
+    """Result of `measure_stability` for ``r`` maps and ``p`` probed rows.
 
     Attributes:
-        agreement: ``[r, r]``, cosine of the maps as they move the rows of X: 1 for maps that are equal there.
+        agreement: ``[r, r]``, cosine between the images of the rows of X under two maps; 1 if the images are equal.
         distance: ``[r, r]``, relative Frobenius distance, ``||W_i - W_j|| / sqrt(||W_i|| ||W_j||)``.
-        angle: ``[r, r]``, largest principal angle, in radians, between where two maps put the leading directions of X.
-        neighbors: ``[r, r]``, share of the probed rows that two maps give the same nearest row of Y.
-        basin: ``[r]`` int32, which basin a map is in, the largest being 0: the connected components of maps whose
-            agreement is at least `SAME_BASIN`.
-        basin_size: ``[r]`` int32, maps by basin, 0 from the first number on that no basin has.
-        row_stability: ``[p]``, share of the maps of the largest basin that give a probed row the nearest row it has
-            most often; 0 for a row without length. Row ``i`` is row ``i`` of X.
+        angle: ``[r, r]``, largest principal angle between the images of the leading directions of X, in radians.
+        neighbors: ``[r, r]``, share of the probed rows that have the same nearest row of Y under two maps.
+        basin: ``[r]`` int32, the basin of each map. Basins are connected components of maps whose agreement is at least
+            `SAME_BASIN`, numbered by size; 0 is the largest.
+        basin_size: ``[r]`` int32, number of maps in each basin; 0 for numbers that no basin has.
+        row_stability: ``[p]``, share of the maps of the largest basin under which a probed row has its most frequent
+            nearest row; 0 for a zero row. Entry ``i`` belongs to row ``i`` of X.
     """
 
     agreement: jax.Array
@@ -57,13 +56,21 @@ class Stability:
     row_stability: jax.Array
 
 
-def find_basins(agreement: jax.Array, least: float = SAME_BASIN) -> tuple[jax.Array, jax.Array]:
-    """Connected components of maps that agree ``[r, r]`` by at least ``least``: their numbers and sizes, both ``[r]``.
+def find_basins(agreement: jax.Array, min_agreement: float = SAME_BASIN) -> tuple[jax.Array, jax.Array]:
+    """Connected components of maps with an ``agreement [r, r]`` of at least ``min_agreement``.
 
-    The largest is number 0; of two of one size, the one with the earlier map comes first.
+    Returns:
+        The number of the basin of each map, and the size of each basin, both ``[r]`` int32. Basins are numbered from 0
+        by size, the largest first; of two basins of equal size the one with the earlier map comes first.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> agreement = jnp.array([[1.0, 0.1, 0.0], [0.1, 1.0, 0.9], [0.0, 0.9, 1.0]])
+        >>> [part.tolist() for part in find_basins(agreement)]
+        [[1, 0, 0], [2, 1, 0]]
     """
     num_maps = agreement.shape[0]
-    joined = (agreement >= least) | jnp.eye(num_maps, dtype=bool)
+    joined = (agreement >= min_agreement) | jnp.eye(num_maps, dtype=bool)
 
     def spread(labels):
         return jnp.where(joined, labels[None], num_maps).min(axis=1)
@@ -79,7 +86,7 @@ def find_basins(agreement: jax.Array, least: float = SAME_BASIN) -> tuple[jax.Ar
 
 
 def _angles(W: jax.Array, x: jax.Array) -> jax.Array:
-    """Largest principal angle between the images of the leading directions of ``x`` under each pair of maps."""
+    """Largest principal angle between the images of the leading directions of ``x``, for each pair of maps."""
     num_directions = min(_LEADING_DIRECTIONS, *W.shape[1:])
     leading = jnp.linalg.eigh(x.T @ x)[1][:, -num_directions:]
     images = jnp.linalg.qr(jnp.einsum("rab,ak->rbk", W, leading))[0]
@@ -100,8 +107,8 @@ def _distances(W: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def measure_stability(W: jax.Array, x: jax.Array, y: jax.Array) -> Stability:
-    """`stability` of maps ``W [r, d_x, d_y]`` between centred unit rows ``x [n, d_x]`` and ``y [m, d_y]``."""
+def compare_maps(W: jax.Array, x: jax.Array, y: jax.Array) -> Stability:
+    """`measure_stability` for maps ``W [r, d_x, d_y]`` between centred unit rows ``x [n, d_x]`` and ``y [m, d_y]``."""
     chex.assert_rank((W, x, y), (3, 2, 2))
     probed, bank = x[:_PROBED_ROWS], y[:_BANK_ROWS]
     present = present_rows(probed)
@@ -116,8 +123,8 @@ def measure_stability(W: jax.Array, x: jax.Array, y: jax.Array) -> Stability:
     def votes(own):
         return jnp.sum((nearest == own[None]) & members[:, None], axis=0)
 
-    # A map outside of the basin may have a nearest row that the members vote for; it is theirs all the same.
-    most = jnp.max(jax.lax.map(votes, nearest), axis=0)
+    # Maps outside the basin propose nearest rows, too, but only members vote, so the maximum is a member's proposal.
+    max_votes = jnp.max(jax.lax.map(votes, nearest), axis=0)
     return Stability(
         agreement=agreement,
         distance=_distances(W),
@@ -125,26 +132,35 @@ def measure_stability(W: jax.Array, x: jax.Array, y: jax.Array) -> Stability:
         neighbors=jax.lax.map(lambda own: jax.vmap(lambda other: share(own == other))(nearest), nearest),
         basin=basin,
         basin_size=basin_size,
-        row_stability=jnp.where(present, most, 0) / jnp.maximum(members.sum(), 1).astype(W.dtype),
+        row_stability=jnp.where(present, max_votes, 0).astype(W.dtype) / jnp.maximum(members.sum(), 1).astype(W.dtype),
     )
 
 
-def stability(maps: LinearMap, x: jax.Array, y: jax.Array) -> Stability:
-    """Compare fits of the same data: a pure function.
+def measure_stability(maps: LinearMap, x: Any, y: Any) -> Stability:
+    """Compare several fits of the same data. A pure function.
 
     Args:
-        maps: `LinearMap` whose fields are ``[r, ...]``: ``align_restarts(..., keep="all").maps``, or those of a vmapped
-            `align`.
-        x: ``[n, d_x]`` raw rows of the source; the first 1,024 are probed for their nearest rows.
-        y: ``[m, d_y]`` raw rows of the target; the first 8,192 are what these are looked for among.
+        maps: a `LinearMap` whose arrays have a first axis of length ``r``: ``align_restarts(..., keep="all").maps``, or
+            the map of a vmapped `align`.
+        x: ``[n, d_x]`` raw rows of the source, any floating dtype. The nearest rows of the first 1,024 are compared.
+        y: ``[m, d_y]`` raw rows of the target. The nearest rows are among the first 8,192.
+
+    Returns:
+        `Stability`.
 
     Raises:
-        InputError: shapes or dtypes that do not fit together.
+        InputError: wrong class, shape or dtype, or ``x`` and ``y`` swapped.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from mv2v_jax import Centering
+        >>> x, y = jax.random.normal(jax.random.key(0), (2, 30, 4))
+        >>> centering = Centering(mean=jnp.zeros((3, 4)), scale=jnp.ones(3))
+        >>> W = jnp.stack([jnp.eye(4), jnp.eye(4), -jnp.eye(4)])
+        >>> measure_stability(LinearMap(W=W, source=centering, target=centering), x, y).basin.tolist()
+        [0, 0, 1]
     """
-    if maps.W.ndim != 3:
-        raise InputError(f"maps must hold W [r, d_x, d_y], several maps, found shape {list(maps.W.shape)}")
-    for rows, name, columns in ((x, "x", maps.W.shape[1]), (y, "y", maps.W.shape[2])):
-        check_shape(rows, name)
-        if rows.shape[1] != columns:
-            raise InputError(f"{name} must have {columns} columns for these maps, found {rows.shape[1]}")
-    return measure_stability(maps.W, fit_space(jnp.asarray(x)).rows, fit_space(jnp.asarray(y)).rows)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    check_map_rows(maps, x, y, several=True)
+    return compare_maps(maps.W, fit_space(x).rows, fit_space(y).rows)

@@ -17,7 +17,7 @@ class Clusters:
 
     Attributes:
         centers: ``[c, d]``.
-        counts: ``[c]``, rows nearest to each centre, without zero rows.
+        counts: ``[c]``, number of rows nearest to each centre, without zero rows.
         inertia: scalar, sum of squared distances of those rows to their centres.
     """
 
@@ -27,7 +27,7 @@ class Clusters:
 
 
 def _squared_distances(x: jax.Array, x_squared: jax.Array, centers: jax.Array) -> jax.Array:
-    """``[n, c]`` squared distances; rounding may leave tiny negatives, which are cut to zero."""
+    """``[n, c]`` squared distances; tiny negatives from rounding become zero."""
     distances = x_squared[:, None] - 2 * (x @ centers.T) + jnp.sum(centers**2, axis=1)[None]
     return jnp.maximum(distances, 0)
 
@@ -47,7 +47,7 @@ def seed_centers(key: jax.Array, x: jax.Array, *, num_clusters: int) -> jax.Arra
     num_candidates = 2 + int(math.log(num_clusters))
     x_squared = jnp.sum(x**2, axis=1)
     first_key, *keys = jax.random.split(key, num_clusters)
-    # Zero rows count for nothing: they lie at distance zero of every centre, and are never drawn.
+    # Zero rows get distance zero to every centre, so they are never drawn.
     present = x_squared > 0
     first = x[jnp.argmax(jnp.where(present, jax.random.bits(first_key, present.shape), 0))]
     centers = jnp.zeros((num_clusters, x.shape[1]), x.dtype).at[0].set(first)
@@ -58,7 +58,7 @@ def seed_centers(key: jax.Array, x: jax.Array, *, num_clusters: int) -> jax.Arra
     def add_center(carry, inputs):
         centers, nearest = carry
         index, key = inputs
-        # Inverse transform on the cumulative sum: n draws of a categorical would cost n Gumbel variates each.
+        # Inverse transform sampling on the cumulative sum; a categorical draw would cost n Gumbel variates.
         cumulative = jnp.cumsum(nearest)
         draws = jax.random.uniform(key, (num_candidates,), x.dtype) * cumulative[-1]
         candidates = x[jnp.clip(jnp.searchsorted(cumulative, draws), 0, x.shape[0] - 1)]
@@ -77,8 +77,8 @@ def lloyd(x: jax.Array, centers: jax.Array, *, num_steps: int, spread: bool = Fa
     Args:
         x: ``[n, d]``.
         centers: ``[c, d]``, the start.
-        num_steps: iterations; fixed, so that a vmapped call does not wait for its slowest lane.
-        spread: whether each device of a mesh's row axis takes its share of the rows, and all of them sum up.
+        num_steps: number of iterations; fixed, so that a vmapped call does not wait for its slowest lane.
+        spread: whether the devices of a mesh's row axis share the rows and add up their sums.
     """
     chex.assert_rank((x, centers), 2)
     chex.assert_equal_shape_suffix((x, centers), 1)
@@ -90,7 +90,7 @@ def lloyd(x: jax.Array, centers: jax.Array, *, num_steps: int, spread: bool = Fa
     place = jnp.arange(centers.shape[0], dtype=jnp.int32)[:, None]
 
     def assign(centers):
-        # Centres first: minima over them vectorise along the rows, where an argmin would take longer than the product.
+        # Centres come first, so that minima vectorise along the rows; an argmin would cost more than the product.
         distances = jnp.sum(centers**2, axis=1)[:, None] - 2 * (centers @ x.T)
         nearest = distances.min(axis=0)
         first = jnp.where(distances == nearest[None], place, centers.shape[0]).min(axis=0)

@@ -7,19 +7,15 @@ import jax.numpy as jnp
 from mv2v_jax.ops.pytree import pytree
 from mv2v_jax.ops.sharding import ROW, all_gather_columns, num_shards, pmax, shard
 
-# A block of similarities holds at most this many entries (16 MiB in float32): large enough for the matrix product to
-# run at full speed, small enough to stay near the cache and to leave room under vmap.
+# Maximum number of entries in a block of similarities (16 MiB in float32): large enough for the matrix product to run
+# at full speed, small enough to stay near the cache and to leave room under vmap.
 BLOCK_ENTRIES = 2**22
-
-
 BLOCK_ROWS = 512
 
 
-# Entries whose maximum stands for them when the largest of a row are looked for.
+# Number of entries represented by their maximum while the largest entries of a row are searched for.
 _GROUP = 16
-
-
-# Up to so many of the largest are found by as many maxima.
+# Up to this many largest entries are found by taking a maximum repeatedly.
 _MAX_MAXIMA = 4
 
 
@@ -37,7 +33,7 @@ class Neighbors:
 
 
 def block_rows(num_queries: int, bank_rows: int) -> int:
-    """Most queries in a block: at most half of them, so that not even a small problem sees an ``n x m`` array."""
+    """Maximum number of queries in a block; at most half of them, so that no array is ever ``n x m``."""
     return max(1, min(BLOCK_ROWS, BLOCK_ENTRIES // bank_rows, -(-num_queries // 2)))
 
 
@@ -46,7 +42,7 @@ def map_blocks(fun, queries: jax.Array, bank_rows: int):
     num_queries = queries.shape[0]
     max_rows = block_rows(num_queries, bank_rows)
     num_blocks = -(-num_queries // max_rows)
-    # Blocks of one size with next to no padding: padded rows cost as much as others.
+    # Blocks of equal size with almost no padding, because padded rows cost as much as others.
     block = -(-num_queries // num_blocks)
     padded = jnp.pad(queries, ((0, num_blocks * block - num_queries), (0, 0)))
     blocks = jax.lax.map(fun, padded.reshape(num_blocks, block, -1))
@@ -54,10 +50,10 @@ def map_blocks(fun, queries: jax.Array, bank_rows: int):
 
 
 def rough_product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """``x [n, d]`` times the transpose of ``y [m, d]``, float32 in half of the bits: enough to tell who is near whom.
+    """``x @ y.T`` of ``x [n, d]`` and ``y [m, d]``, with float32 rounded to bfloat16: enough to find neighbours.
 
-    Rows of unit length are off by some 2e-4; sums are float32's, and twice as fast as float32's products where a
-    processor knows bfloat16. float64 stays exact.
+    Products of unit rows have errors of about 2e-4. Sums are in float32. This is twice as fast as float32 products on
+    processors with bfloat16 instructions. float64 stays exact.
     """
     if x.dtype != jnp.float32:
         return x @ y.T
@@ -66,20 +62,20 @@ def rough_product(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def nearness(queries: jax.Array, bank: jax.Array, *, num_groups: int) -> jax.Array:
-    """How near each query is to a bank: the mean of its largest inner products with groups of the bank, ``[n]``.
+    """Nearness of each query to a bank: the mean over groups of the bank of the largest inner product, ``[n]``.
 
-    About the mean of its ``num_groups`` largest inner products, without a sort.
+    This approximates the mean of the ``num_groups`` largest inner products, without a sort.
 
     Args:
         queries: ``[n, d]``.
-        bank: ``[m, d]``, rows in no order; at most ``num_groups - 1`` rows at its end are left out.
-        num_groups: groups of one size; as many as rows where there are fewer.
+        bank: ``[m, d]``, rows in random order; up to ``num_groups - 1`` rows at its end are left out.
+        num_groups: number of groups of equal size; one per row where there are fewer rows.
     """
     num_groups = min(num_groups, bank.shape[0])
     size = bank.shape[0] // num_groups
     groups = bank[: size * num_groups].reshape(num_groups, size, -1)
     if num_shards(ROW) > 1:
-        # Every device has some members of each group; one that has the first of them as well changes no maximum.
+        # Every device has some members of each group. Padding repeats the first member, which changes no maximum.
         groups = groups[:, shard(jnp.arange(size), ROW)]
     mine = groups.reshape(-1, bank.shape[1])
 
@@ -92,7 +88,7 @@ def nearness(queries: jax.Array, bank: jax.Array, *, num_groups: int) -> jax.Arr
 def largest(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """As `jax.lax.top_k` of ``values [n, m]``: for small ``k`` by taking the maximum ``k`` times.
 
-    Maxima over rows of numbers vectorise; on CPU two of them take a fifth of the time of a sort.
+    Maxima vectorise: on CPU two of them take a fifth of the time of a sort.
     """
     if k > _MAX_MAXIMA:
         return jax.lax.top_k(values, k)
@@ -110,8 +106,9 @@ def largest(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
 def _largest(similarity: jax.Array, k: int) -> Neighbors:
     """The ``k`` largest entries of every row of ``similarity [b, m]``, best first.
 
-    `jax.lax.top_k` of group maxima and then of the groups it names: they hold the ``k`` largest entries, because no
-    entry of another group is larger than ``k`` maxima. On CPU this takes less than half the time of one `top_k`.
+    `jax.lax.top_k` of group maxima selects ``k`` groups, a second `top_k` the entries of these groups. They hold the
+    ``k`` largest entries, because an entry of another group is at most as large as ``k`` maxima. On CPU this takes less
+    than half the time of one `top_k`.
     """
     num_rows, num_entries = similarity.shape
     num_groups = -(-num_entries // _GROUP)
@@ -119,7 +116,7 @@ def _largest(similarity: jax.Array, k: int) -> Neighbors:
         values, index = jax.lax.top_k(similarity, k)
         return Neighbors(similarity=values, index=index)
     padded = jnp.pad(similarity, ((0, 0), (0, num_groups * _GROUP - num_entries)), constant_values=-jnp.inf)
-    # Group j holds the entries j, j + num_groups, ...: a maximum over whole rows of numbers, which vectorises.
+    # Group j holds the entries j, j + num_groups, ..., so that the maximum is taken over whole rows and vectorises.
     groups = padded.reshape(num_rows, _GROUP, num_groups)
     _, chosen = jax.lax.top_k(groups.max(axis=1), k)
     candidates = jnp.take_along_axis(groups, chosen[:, None, :], axis=2).reshape(num_rows, -1)
@@ -130,9 +127,9 @@ def _largest(similarity: jax.Array, k: int) -> Neighbors:
 
 
 def merge_neighbors(found: Neighbors, num_neighbors: int) -> Neighbors:
-    """The nearest of those that the devices of the row axis found, each among its own rows of the bank: ``[n, k]``.
+    """Merge the neighbours that each device of the row axis found among its own rows of the bank: ``[n, k]``.
 
-    Merged by hand, because XLA's `top_k` over a spread axis is each device's own (JAX issue 19271).
+    They are merged by hand, because XLA's `top_k` over a sharded axis returns each device's own (JAX issue 19271).
     """
     if num_shards(ROW) == 1:
         return found
@@ -146,13 +143,13 @@ def top_neighbors(queries: jax.Array, bank: jax.Array, *, num_neighbors: int) ->
 
     Args:
         queries: ``[n, d]``.
-        bank: ``[m, d]``; over the devices of a mesh's row axis it is spread.
-        num_neighbors: ``k``; cut to ``m`` where the bank is smaller.
+        bank: ``[m, d]``; sharded over the devices of a mesh's row axis.
+        num_neighbors: ``k``; ``m`` where the bank is smaller.
     """
     chex.assert_rank((queries, bank), 2)
     chex.assert_equal_shape_suffix((queries, bank), 1)
     k = min(num_neighbors, bank.shape[0])
-    # Counted from one: the zeros behind the last device's rows are nobody.
+    # Counted from one, so that zeros mark the padding after the last device's rows.
     place = shard(jnp.arange(1, bank.shape[0] + 1, dtype=jnp.int32), ROW)
     mine = shard(bank, ROW)
 
@@ -168,11 +165,11 @@ def top_neighbors(queries: jax.Array, bank: jax.Array, *, num_neighbors: int) ->
 
 @pytree
 class Partners:
-    """Pseudo-partners of some rows.
+    """Pseudo-partners of queries.
 
     Attributes:
         rows: ``[n, d_y]``, mean of the nearest bank rows of every query.
-        similarity: ``[n]``, mean similarity of a query with them.
+        similarity: ``[n]``, mean similarity of a query with these rows.
     """
 
     rows: jax.Array
@@ -184,9 +181,9 @@ def neighbor_means(queries: jax.Array, bank: jax.Array, values: jax.Array, *, nu
 
     Args:
         queries: ``[n, d]``.
-        bank: ``[m, d]``, what the queries are compared with.
-        values: ``[m, d_y]``, what is averaged; row i belongs to row i of the bank.
-        num_neighbors: ``k``; cut to ``m`` where the bank is smaller.
+        bank: ``[m, d]``, rows the queries are compared with.
+        values: ``[m, d_y]``, rows that are averaged; row i belongs to row i of the bank.
+        num_neighbors: ``k``; ``m`` where the bank is smaller.
     """
     chex.assert_equal_shape_prefix((bank, values), 1)
     nearest = top_neighbors(queries, bank, num_neighbors=num_neighbors)

@@ -1,9 +1,9 @@
-"""Orthogonal Procrustes: the semi-orthogonal factor of a cross-covariance, square or not, and its derivative.
+"""Orthogonal Procrustes: the polar factor of a matrix, square or not, with its derivative; and an SVD that is faster.
 
-The derivative of an SVD has differences of singular values in its denominators and is NaN where two are equal; that of
-the polar factor has their sums and is not. With ``matrix = P H`` and ``H`` symmetric, ``P^T dP`` solves the Sylvester
-equation ``H X + X H = P^T dM - dM^T P`` (Higham, Functions of Matrices, 2008, chapter 8), and what ``P`` has no rows
-or columns for moves by ``(I - P P^T) dM H^-1``.
+The derivative of an SVD divides by differences of singular values, so it is NaN if two of them are equal. That of the
+polar factor divides by their sums. With ``matrix = P H`` and ``H`` symmetric, ``P^T dP`` solves the Sylvester equation
+``H X + X H = P^T dM - dM^T P`` (Higham, Functions of Matrices, 2008, chapter 8). If ``P`` is tall, the part of ``dP``
+orthogonal to the columns of ``P`` is ``(I - P P^T) dM H^-1``.
 """
 
 import chex
@@ -12,31 +12,35 @@ import jax.numpy as jnp
 
 from mv2v_jax.ops.masked import working_dtype
 
-# Newton-Schulz from singular values of at least a tenth of the largest: five steps to bring them near 1, five to get to
-# the end of float32. Each is two matrix products.
+# Newton-Schulz iterations in `polar_step`. The smallest singular value is at least a tenth of the largest: five
+# iterations bring all of them near 1, five more reach the precision of float32. Each costs two matrix products.
 _NEWTON_STEPS = 10
-
-
+# Iterations of the power method that estimate the largest singular value in `polar_step`.
 _POWER_STEPS = 2
-
-
-# How far beyond the start a step looks, in units of the largest singular value: see `polar_step`.
+# Largest singular value of the matrix that `polar_step` adds to the start, whose singular values are 1.
 _REACH = 8.0
 
 
 def polar(matrix: jax.Array) -> jax.Array:
     """Semi-orthogonal polar factor ``U V^T`` of the thin SVD of ``matrix [d_x, d_y]``.
 
-    ``polar(x.T @ y)`` is the map ``w`` with orthonormal rows or columns (whichever are fewer) that minimises
-    ``||x @ w - y||_F``; for ``d_x == d_y`` it is what `scipy.linalg.orthogonal_procrustes` returns.
+    ``polar(x.T @ y)`` is the map ``w`` with orthonormal rows or columns (whichever are fewer) that maximises
+    ``trace(w^T x^T y)``. With orthonormal rows (``d_x <= d_y``) it also minimises ``||x @ w - y||_F``; for
+    ``d_x == d_y`` it equals the result of `scipy.linalg.orthogonal_procrustes`.
 
-    It can be differentiated, forward, backward and more than once. Equal singular values do no harm. Where the sum of
-    two singular values is zero (below ``max(d_x, d_y)`` rounding errors of the largest) the factor is not determined,
-    and turns between those two directions get a derivative of zero; so does all of a matrix of zeros. One zero singular
-    value of a square matrix leaves a sign open; the derivative is that of the side the SVD took.
+    It is differentiable in forward and reverse mode, more than once, and with equal singular values. The factor is not
+    determined where the sum of two singular values is zero (less than ``max(d_x, d_y)`` rounding errors of the
+    largest): rotations between these two directions get a derivative of zero, and so does a matrix of zeros. If one
+    singular value of a square matrix is zero, a sign is not determined; the derivative is for the sign that the SVD
+    chose.
 
     Returns:
         ``[d_x, d_y]``, same dtype; half precision is computed in float32.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> jnp.diagonal(polar(jnp.diag(jnp.array([3.0, -2.0])))).round(4).tolist()
+        [1.0, -1.0]
     """
     chex.assert_rank(matrix, 2)
     if matrix.shape[0] < matrix.shape[1]:
@@ -53,10 +57,10 @@ def _tall_polar(matrix: jax.Array) -> jax.Array:
 @_tall_polar.defjvp
 def _polar_jvp(primals, tangents):
     (matrix,), (change,) = primals, tangents
-    # For its values only: what is differentiated again is `_known` and the two equations.
+    # Only the values of the SVD are used. Second derivatives go through `_with_value` and the two linear equations.
     u, singular, vt = jax.lax.stop_gradient(jnp.linalg.svd(jax.lax.stop_gradient(matrix), full_matrices=False))
     smallest = singular[0] * max(matrix.shape) * jnp.finfo(matrix.dtype).eps
-    factor = _known(u @ vt, matrix)
+    factor = _with_value(u @ vt, matrix)
     symmetric = factor.T @ matrix
     symmetric = (symmetric + symmetric.T) / 2
     projected = factor.T @ change
@@ -68,7 +72,7 @@ def _polar_jvp(primals, tangents):
     def divide(_, left):
         return (left @ vt.T * _inverse(singular, smallest)[None]) @ vt
 
-    # `custom_linear_solve` takes the derivative of the equation, not that of its solution, and is linear in the right.
+    # `custom_linear_solve` differentiates the equation instead of its solution, and is linear in the right-hand side.
     moved = factor @ jax.lax.custom_linear_solve(
         lambda x: symmetric @ x + x @ symmetric, projected - projected.T, turn, symmetric=True
     )
@@ -80,13 +84,13 @@ def _polar_jvp(primals, tangents):
 
 
 @jax.custom_jvp
-def _known(value: jax.Array, matrix: jax.Array) -> jax.Array:
-    """The polar factor of ``matrix``, whose ``value`` is known: one decomposition does for value and derivative."""
+def _with_value(value: jax.Array, matrix: jax.Array) -> jax.Array:
+    """The polar factor of ``matrix``, whose ``value`` is given, so that value and derivative share one SVD."""
     return value
 
 
-@_known.defjvp
-def _known_jvp(primals, tangents):
+@_with_value.defjvp
+def _with_value_jvp(primals, tangents):
     return primals[0], jax.jvp(_tall_polar, primals[1:], tangents[1:])[1]
 
 
@@ -95,21 +99,32 @@ def _inverse(denominator: jax.Array, smallest: jax.Array) -> jax.Array:
 
 
 def polar_step(start: jax.Array, matrix: jax.Array) -> jax.Array:
-    """One step from the semi-orthogonal ``start [d_x, d_y]`` to the polar factor of ``matrix``, by products alone.
+    """One step from the semi-orthogonal ``start [d_x, d_y]`` towards the polar factor of ``matrix``, without an SVD.
 
-    The polar factor of ``start + c matrix``, with ``c`` such that the second term's largest singular value is 8: near
-    the end all singular values are between 1 and 9, so that Newton-Schulz needs ten steps whatever the condition of
-    ``matrix``. Each call leaves ``1 / (1 + c (s_i + s_j) / 2)`` of what is to be turned between the directions ``i``
-    and ``j``: sure directions arrive at once, and those the matrix says nothing of stay as they were. It is the
-    generalised power method (Journee et al., JMLR 2010) on ``trace(W^T matrix)``.
+    Returns the polar factor of ``start + c matrix``, where ``c`` makes the largest singular value of ``c matrix`` 8.
+    Close to the solution all singular values of the sum are between 1 and 9, so ten Newton-Schulz iterations suffice
+    for any condition number of ``matrix``. A step reduces the remaining rotation between the directions ``i`` and ``j``
+    to its ``1 / (1 + c (s_i + s_j) / 2)``: directions with large singular values converge at once, and directions in
+    the null space of ``matrix`` stay unchanged. This is the generalised power method (Journee et al., JMLR 2010) for
+    maximising ``trace(W^T matrix)``.
+
+    Args:
+        start: ``[d_x, d_y]`` semi-orthogonal, float32 or float64.
+        matrix: ``[d_x, d_y]``, same dtype.
 
     Returns:
-        ``[d_x, d_y]``, semi-orthogonal up to rounding if ``start`` was not opposed to ``matrix``.
+        ``[d_x, d_y]``, semi-orthogonal up to rounding unless ``matrix`` is opposed to ``start``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> bool(jnp.allclose(polar_step(jnp.eye(2), jnp.zeros((2, 2))), jnp.eye(2), atol=1e-5))
+        True
     """
     chex.assert_equal_shape((start, matrix))
     if start.shape[0] < start.shape[1]:
         return polar_step(start.T, matrix.T).T
-    # The largest singular value, from below and rarely by more than a few percent; Newton-Schulz bears 70.
+    # The power method finds the largest singular value or a little less, rarely less by more than a few percent.
+    # Newton-Schulz converges if the true value is up to 70 percent larger.
     vector = jnp.sum(matrix * start, axis=0) + jnp.sum(jnp.abs(matrix), axis=0)
     for _ in range(_POWER_STEPS):
         vector = matrix.T @ (matrix @ vector)
@@ -123,21 +138,36 @@ def polar_step(start: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def scale_to_norm(matrix: jax.Array, length: float | jax.Array) -> jax.Array:
-    """``matrix`` scaled to a Frobenius norm of ``length``; one of zeros stays so."""
+    """``matrix``, of any shape, scaled to a Frobenius norm of ``length``; a matrix of zeros stays unchanged."""
     return matrix * (length / jnp.maximum(jnp.linalg.norm(matrix), jnp.finfo(matrix.dtype).tiny))
 
 
 def procrustes(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Semi-orthogonal map from paired rows ``x [n, d_x]`` to ``y [n, d_y]``: ``polar(x^T y)``, ``[d_x, d_y]``."""
+    """Semi-orthogonal map ``[d_x, d_y]`` from rows ``x [n, d_x]`` to their partners ``y [n, d_y]``: ``polar(x^T y)``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> bool(jnp.allclose(procrustes(x, x[:, ::-1]), jnp.eye(2)[::-1], atol=1e-5))
+        True
+    """
     chex.assert_equal_shape_prefix((x, y), 1)
     return polar(x.T @ y)
 
 
 def svd_from_gram(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Thin SVD of ``matrix [a, b]`` from the eigenvectors of its smaller Gram matrix, in less than half the time.
+    """Thin SVD of ``matrix [a, b]`` by an eigendecomposition of its smaller Gram matrix: less than half the time.
 
-    Squaring costs half of the digits: singular values below the root of the rounding error, relative to the largest,
-    are noise, and so are the vectors of the larger side that belong to them.
+    Squaring loses half of the digits. Singular values smaller than the square root of the rounding error, relative to
+    the largest, are noise, and so are their singular vectors of the longer side.
+
+    Returns:
+        ``U [a, r]``, the singular values ``[r]`` in descending order, and ``V^T [r, b]``, with ``r = min(a, b)``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> svd_from_gram(jnp.diag(jnp.array([1.0, 2.0])))[1].round(4).tolist()
+        [2.0, 1.0]
     """
     if matrix.shape[0] < matrix.shape[1]:
         u, singular, vt = svd_from_gram(matrix.T)

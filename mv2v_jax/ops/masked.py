@@ -21,19 +21,19 @@ def working_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
 def center_unit(x: jax.Array, mean: jax.Array) -> jax.Array:
     """Centre rows ``x [n, d]`` with a known ``mean [d]`` and scale them to unit length, in the dtype of the mean.
 
-    Rows of zeros carry nothing, so they stay zero instead of becoming the direction of ``-mean``.
+    Zero rows stay zero; centring would turn them into the direction of ``-mean``.
     """
     x = x.astype(mean.dtype)
     return jnp.where(jnp.any(x != 0, axis=-1, keepdims=True), unit_rows(x - mean[None]), 0)
 
 
 def present_rows(x: jax.Array) -> jax.Array:
-    """Which rows of ``x [n, d]`` have a length: ``[n]`` bool. Zero rows, padding among them, take no part anywhere."""
+    """Which rows of ``x [n, d]`` are not zero: ``[n]`` bool. Zero rows, such as padding, take no part in any stage."""
     return jnp.any(x != 0, axis=1)
 
 
 def mean_present(values: jax.Array, present: jax.Array) -> jax.Array:
-    """Mean of ``values [n, ...]`` over the rows that are ``present [n]``; zero where none is."""
+    """Mean of ``values [n, ...]`` over the rows that are ``present [n]``; zero where there are none."""
     counted = jnp.where(present.reshape(-1, *[1] * (values.ndim - 1)), values, 0)
     per_row = max(1, math.prod(values.shape[1:]))
     return counted.sum() / jnp.maximum(present.sum() * per_row, 1).astype(values.dtype)

@@ -1,13 +1,13 @@
 """Quadratic assignment: which cluster of one space is which cluster of the other.
 
 Two sets of ``c`` centres are matched by the permutation ``p`` that maximises
-``sum_ij kx[i, j] * ky[p[i], p[j]]``, and ``sum_i linear[i, p[i]]`` with it where something is known of single matches.
-On double-centred Gram matrices the first is the linear CKA of the matched centres, so nothing but the geometry inside
+``sum_ij kx[i, j] * ky[p[i], p[j]]``, plus ``sum_i linear[i, p[i]]`` where there is prior knowledge of single matches.
+On double-centred Gram matrices the first term is the linear CKA of the matched centres, so only the geometry within
 each space is compared.
 
 The search is a tabu search over swaps. The gain of *every* swap comes from one ``c x c`` matrix product, so thousands
-of starts advance together under ``vmap``; the number of steps is fixed, so no start waits for another. The starts come
-from linear assignments (`optax.assignment`) of what each row of a kernel looks like.
+of starts advance together under ``vmap``; the number of steps is fixed, so no start waits for another. The starts are
+linear assignments (`optax.assignment`) of the sorted rows of both kernels.
 """
 
 import chex
@@ -20,11 +20,11 @@ from mv2v_jax.ops.pytree import pytree
 
 @pytree
 class Assignment:
-    """A permutation and what it is worth.
+    """A permutation and its objective.
 
     Attributes:
         permutation: ``[c]`` int32; row ``i`` of the first kernel is matched with row ``permutation[i]`` of the second.
-        objective: scalar, ``sum_ij kx[i, j] * ky[p[i], p[j]]``, and the linear term where there is one.
+        objective: scalar, ``sum_ij kx[i, j] * ky[p[i], p[j]]``, plus the linear term where there is one.
     """
 
     permutation: jax.Array
@@ -44,7 +44,7 @@ class _SearchState:
 def centered_kernel(centers: jax.Array) -> jax.Array:
     """Double-centred Gram matrix ``H C C^T H`` of ``centers [c, d]``: ``[c, c]``."""
     chex.assert_rank(centers, 2)
-    # Centring the rows first is the same as H on both sides, and keeps digits that the Gram matrix would lose.
+    # Centring the rows first equals H on both sides, and keeps digits that the Gram matrix would lose.
     centered = centers - centers.mean(axis=0, keepdims=True)
     return centered @ centered.T
 
@@ -76,7 +76,7 @@ def swap_gains(kx: jax.Array, permuted: jax.Array) -> jax.Array:
     kx_gap = kx_diag[:, None] - kx
     permuted_gap = permuted_diag[:, None] - permuted
     first_order = product + product.T - here[:, None] - here[None, :]
-    # The products count the pairs (r, r), (r, q), (q, q) as if their change were linear in the swap; it is not.
+    # The products treat the change of the pairs (r, r), (r, q), (q, q) as linear in the swap, which it is not.
     twice_counted = kx_gap * permuted_gap + kx_gap.T * permuted_gap.T
     corner = (kx_diag[:, None] - kx_diag[None, :]) * (permuted_diag[None, :] - permuted_diag[:, None])
     return 2 * (first_order + twice_counted) + corner
@@ -91,7 +91,7 @@ def _exchange(matrix: jax.Array, r: jax.Array, q: jax.Array, axis: int) -> jax.A
 
 
 def _swap_step(state: _SearchState, inputs: tuple[jax.Array, jax.Array], kx: jax.Array) -> tuple[_SearchState, None]:
-    """Take the best swap that is not forbidden, even a losing one: that is how the search leaves a local optimum."""
+    """Take the best swap that is not forbidden, even a losing one, so that the search leaves local optima."""
     step, tenures = inputs
     num_rows = kx.shape[0]
     gains = swap_gains(kx, state.permuted)
@@ -102,12 +102,12 @@ def _swap_step(state: _SearchState, inputs: tuple[jax.Array, jax.Array], kx: jax
     forbidden = still_forbidden & still_forbidden.T
     leads_to_best = state.objective + gains > state.best.objective
     allowed = jnp.triu(leads_to_best | ~forbidden, k=1)
-    # Where everything is forbidden the search stays put for a step: gain[0, 0] is zero.
+    # Where every swap is forbidden the search pauses for a step, because gain[0, 0] is zero.
     choice = jnp.argmax(jnp.where(allowed, gains, -jnp.inf))
     r, q = choice // num_rows, choice % num_rows
     permutation = _exchange(state.permutation, r, q, 0)
     permuted = _exchange(_exchange(state.permuted, r, q, 0), r, q, 1)
-    # The places that r and q leave stand on the diagonal. Selects again: a batched scatter is slow on CPU.
+    # The places that r and q leave are on the diagonal. Selects again: a batched scatter is slow on CPU.
     row = jnp.arange(num_rows)
     leaves = jnp.diag(jnp.where(row == r, step + tenures[0], jnp.where(row == q, step + tenures[1], 0)))
     forbidden_until = _exchange(jnp.maximum(state.forbidden_until, leaves), r, q, 1)
@@ -150,7 +150,7 @@ def search_from(
     # Robust tabu search (Taillard 1991) draws each tenure from 0.9 c to 1.1 c.
     tenures = jax.random.randint(key, (num_steps, 2), int(0.9 * num_rows), int(1.1 * num_rows) + 2, jnp.int32)
     state, _ = jax.lax.scan(lambda s, i: _swap_step(s, i, kx), state, (jnp.arange(num_steps, dtype=jnp.int32), tenures))
-    # The carried objective is a long sum of gains; the returned one is computed afresh.
+    # The carried objective is a long sum of gains, so the returned one is computed anew.
     best = state.best.permutation
     return Assignment(permutation=best, objective=_whole_objective(kx, ky, linear, best))
 
@@ -177,11 +177,11 @@ def search_assignment(
         kx: ``[c, c]``, symmetric. To minimise, negate it. Of two matrices one may be asymmetric: replace it by
             ``(a + a.T) / 2``, which leaves every objective as it is.
         ky: ``[c, c]``, symmetric.
-        num_starts: starting permutations, searched side by side: linear assignments of the rows' sorted entries,
-            which no permutation changes, the first without noise and the others with more and more. On matched
-            k-means kernels they end nearer to the optimum than random starts do (see ``benchmarks/speed.py``).
-        num_steps: swaps per start. About ``c`` of them reach the first local optimum.
-        linear: ``[c, c]``, a term ``sum_i linear[i, p[i]]`` of the objective, if any: what is known of single matches.
+        num_starts: number of starting permutations, searched side by side. They are linear assignments of the sorted
+            entries of each row, which no permutation changes; the first without noise, the others with increasing
+            noise. On k-means kernels they end nearer to the optimum than random starts (``benchmarks/speed.py``).
+        num_steps: number of swaps per start. About ``c`` swaps reach the first local optimum.
+        linear: ``[c, c]``, a term ``sum_i linear[i, p[i]]`` of the objective: prior knowledge of matches, if any.
 
     Source: robust tabu search, E. Taillard, Parallel Computing 17 (1991).
     """
@@ -191,7 +191,7 @@ def search_assignment(
 
     profile_costs = _profile_costs(kx, ky)
     if linear is not None:
-        # One unit of the objective is two of squared distance.
+        # One unit of the objective equals two units of squared distance.
         profile_costs -= 2 * linear
     spread = profile_costs.std()
 
@@ -202,7 +202,7 @@ def search_assignment(
         start = jnp.zeros(kx.shape[0], jnp.int32).at[rows].set(columns.astype(jnp.int32))
         return search_from(tenure_key, kx, ky, start, num_steps=num_steps, linear=linear)
 
-    # From the profiles' own assignment to one that is half noise: the starts differ, and all know something.
+    # From an assignment without noise to one that is half noise: starts differ, and all use the profiles.
     noises = jnp.linspace(0, 1, num_starts, dtype=kx.dtype)
     found = jax.vmap(search)(jax.random.split(key, num_starts), noises)
     best = jnp.argmax(found.objective)

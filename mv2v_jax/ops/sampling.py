@@ -6,17 +6,17 @@ import jax.numpy as jnp
 from mv2v_jax.ops.masked import present_rows
 from mv2v_jax.ops.pytree import pytree
 
-# No stage takes a step of this number.
+# A step number that no stage reaches.
 _NO_STEP = 2**31 - 1
 
 
 @pytree
 class RowOrder:
-    """Rows of a space in random order, so that drawing some of them sorts nothing.
+    """The rows of a space in random order, so that each draw needs no sort.
 
     Attributes:
-        index: ``[n]`` int32, rows that have a length first.
-        num_present: int32 scalar, how many these are.
+        index: ``[n]`` int32, nonzero rows first.
+        num_present: int32 scalar, number of nonzero rows.
     """
 
     index: jax.Array
@@ -26,27 +26,27 @@ class RowOrder:
 def order_rows(key: jax.Array, *spaces: jax.Array) -> tuple[RowOrder, ...]:
     """Shuffle the rows of each space ``[n, d]``, zero rows last.
 
-    Stages fold the number of a step into the same key; what is drawn here has nothing in common with their draws.
+    Stages fold step numbers into the same key; these draws are independent of theirs.
     """
     keys = jax.random.split(jax.random.fold_in(key, _NO_STEP), len(spaces))
     return tuple(_order(key, present_rows(x)) for key, x in zip(keys, spaces, strict=True))
 
 
 def _order(key: jax.Array, present: jax.Array) -> RowOrder:
-    # One sort of random bits; jax.random.choice shuffles in two rounds to rule out ties, which do no harm here.
+    # One sort of random bits. jax.random.choice shuffles twice to rule out ties, which are harmless here.
     bits = jax.random.bits(key, present.shape) >> 1
     index = jnp.argsort(jnp.where(present, bits, jnp.asarray(jnp.iinfo(bits.dtype).max, bits.dtype)))
     return RowOrder(index=index.astype(jnp.int32), num_present=present.sum(dtype=jnp.int32))
 
 
 def draw_rows(key: jax.Array, x: jax.Array, num_rows: int, order: RowOrder) -> jax.Array:
-    """Draw rows without replacement, zero rows last of all: those that follow each other in an order, from anywhere.
+    """Draw rows without replacement, zero rows last: consecutive rows of a random order, from a random start.
 
     Args:
         key: random key.
         x: ``[n, d]``.
-        num_rows: how many; all of them, as they lie, where there are no more.
-        order: `order_rows` of ``x``, shuffled once where rows are drawn again and again.
+        num_rows: number of rows to draw; all rows in their own order where there are no more.
+        order: `order_rows` of ``x``, made once for many draws.
     """
     if num_rows >= x.shape[0]:
         return x

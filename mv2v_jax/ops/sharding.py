@@ -1,8 +1,8 @@
-"""Two mesh axes: restarts are spread over one without talking, the rows of each over the other.
+"""Two mesh axes: restarts are spread over one, without communication, and the rows of each restart over the other.
 
-The stages are written for one device. Inside `shard_map` over a mesh of `make_mesh` they find the axis, and do their
-own part of the work; everywhere else there is one device, and nothing here does anything. The rows that a fit sees are
-few enough for every device to hold all of them; what is spread is the work on them.
+The stages are written for one device. Inside `shard_map` over a mesh from `make_mesh` the functions here find the axis
+and give each device its share of the work. Elsewhere there is one device, and they return their arguments. A fit sees
+few enough rows for every device to hold all of them: the work is sharded, not the memory.
 """
 
 import math
@@ -17,9 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mv2v_jax.errors import InputError
 
 RESTART, ROW = "restart", "row"
-
-
-# Specs of what every device holds, and of rows of which each holds its share.
+# Specs of values that every device holds, and of rows of which each device holds its share.
 EVERYWHERE, BY_ROWS = PartitionSpec(), PartitionSpec(ROW)
 
 
@@ -27,10 +25,10 @@ def make_mesh(num_restarts: int, *, row_devices: int | None = None, devices: lis
     """A mesh of axes ``restart`` and ``row`` over all devices of all processes.
 
     Args:
-        num_restarts: how many searches there will be.
-        row_devices: devices that share the rows of one restart. By default as few as keep every device busy: restarts
-            are spread first, because they do not talk to each other.
-        devices: the devices; all by default.
+        num_restarts: number of searches to run.
+        row_devices: number of devices that share the rows of one restart. By default as few as keep every device busy,
+            because restarts do not communicate.
+        devices: the devices to use; all by default.
 
     Raises:
         InputError: ``row_devices`` does not divide the number of devices.
@@ -38,7 +36,7 @@ def make_mesh(num_restarts: int, *, row_devices: int | None = None, devices: lis
     devices = jax.devices() if devices is None else devices
     if row_devices is None:
         left = len(devices) // math.gcd(len(devices), num_restarts)
-        # The largest power of two in it: what divides the padded rows of all but small data.
+        # The largest power of two in it, which divides the padded rows of all but small data.
         row_devices = left & -left
     if row_devices < 1 or len(devices) % row_devices:
         raise InputError(f"row devices must divide the {len(devices)} devices there are, found {row_devices}")
@@ -47,30 +45,30 @@ def make_mesh(num_restarts: int, *, row_devices: int | None = None, devices: lis
 
 
 def over_mesh(fun, mesh: Mesh | None, *specs: Any):
-    """``fun`` on every device of a mesh, its results the same on all; ``fun`` itself where there is no mesh.
+    """``fun`` on every device of a mesh, with the same results on all; ``fun`` itself without a mesh.
 
     Args:
-        fun: takes arrays; splits its own work by `shard` and joins it by `all_gather`, `psum` and `pmax`.
-        mesh: of `make_mesh`, or none.
+        fun: takes arrays; splits its work by `shard` and joins it by `all_gather`, `psum` and `pmax`.
+        mesh: from `make_mesh`, or ``None``.
         specs: `EVERYWHERE`, `BY_ROWS` or a tree of them for every argument.
     """
     if mesh is None:
         return fun
-    # What is replicated is so because every device computes it from the same numbers, which JAX cannot see.
+    # Replicated values are equal because every device computes them from the same numbers, which JAX cannot see.
     return jax.shard_map(fun, mesh=mesh, in_specs=specs, out_specs=EVERYWHERE, check_vma=False)
 
 
 def num_shards(axis: str) -> int:
-    """Devices along an axis of the mesh that is being mapped over; 1 where there is none.
+    """Number of devices along an axis of the mesh that is being mapped over; 1 without a mesh.
 
-    A mesh of someone else's that has but one axis of these names is not ours.
+    A mesh with only one axis of these names belongs to the caller and is ignored.
     """
     is_ours = {RESTART, ROW} <= set(jax.sharding.get_abstract_mesh().manual_axes)
     return jax.lax.axis_size(axis) if is_ours else 1
 
 
 def shard(values: Any, axis: str) -> Any:
-    """The share that a device has of arrays ``[n, ...]``: ``[ceil(n / parts), ...]``, zeros behind the last."""
+    """Share of this device of arrays ``[n, ...]``: ``[ceil(n / shards), ...]``, padded with zeros at the end."""
     parts = num_shards(axis)
     if parts == 1:
         return values
@@ -84,7 +82,7 @@ def shard(values: Any, axis: str) -> Any:
 
 
 def all_gather(values: Any, axis: str, length: int) -> Any:
-    """Arrays ``[length, ...]`` of every device's `shard` of them."""
+    """Arrays ``[length, ...]``, put together from every device's `shard`."""
     if num_shards(axis) == 1:
         return values
     return jax.tree.map(lambda array: jax.lax.all_gather(array, axis, tiled=True)[:length], values)
@@ -101,14 +99,14 @@ def pmax(values: Any, axis: str) -> Any:
 
 
 def all_gather_columns(values: Any, axis: str) -> Any:
-    """Arrays ``[n, k]`` of every device, joined to ``[n, parts * k]``."""
+    """Arrays ``[n, k]`` of all devices, side by side: ``[n, shards * k]``."""
     if num_shards(axis) == 1:
         return values
     return jax.tree.map(lambda array: jax.lax.all_gather(array, axis, axis=1, tiled=True), values)
 
 
 def make_sharded(shape: tuple[int, ...], mesh: Mesh, spec: PartitionSpec, read) -> jax.Array:
-    """An array over a mesh, whose parts each process reads for its own devices by ``read(slices)``."""
+    """An array over a mesh; each process reads the shards of its own devices by ``read(slices)``."""
     return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), read)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a stability study. Needs matplotlib (extra ``plot``); nothing else in the package imports it."""
+"""Plots of a stability study. They need matplotlib (extra ``plot``), which no other module imports."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from mv2v_jax.runs.study import Study
 
 
 def check_plotting() -> None:
-    """Raise `InputError` where matplotlib is not installed, before any work is done."""
+    """Raise `InputError` if matplotlib is not installed; call this before the study runs."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise InputError(
-            'plots need matplotlib: pip install "mv2v_jax[plot]", or leave them out by --no-plots'
+            'plots need matplotlib: pip install "mv2v_jax[plot]", or leave them out with --no-plots'
         ) from error
 
 
@@ -43,7 +43,7 @@ def _draw(path: Path, draw, study: Study) -> None:
 
 
 def _scores(figure, study: Study) -> None:
-    """Every restart by its score and its agreement with the chosen one; a basin has a colour."""
+    """Score of every restart against its agreement with the chosen restart, one colour per basin."""
     axes = figure.add_subplot()
     for basin in study.facts["basins"][:8]:
         rows = [row for row in study.restarts if row["basin"] == basin["basin"]]
@@ -70,7 +70,7 @@ def _scores(figure, study: Study) -> None:
 
 
 def _agreement(figure, study: Study) -> None:
-    """Agreement of all restarts, those of a basin side by side."""
+    """Agreement of all pairs of restarts, ordered by basin and score."""
     axes = figure.add_subplot()
     order = np.lexsort((np.array([-row["score"] for row in study.restarts]), np.asarray(study.stability.basin)))
     image = axes.imshow(np.asarray(study.stability.agreement)[np.ix_(order, order)], vmin=-0.2, vmax=1, cmap="viridis")
@@ -81,7 +81,7 @@ def _agreement(figure, study: Study) -> None:
 
 
 def _convergence(figure, study: Study) -> None:
-    """The label-free objective of every restart at every step of the search, those of the largest basin in colour."""
+    """Label-free objective of every restart at every step of the search; the largest basin in colour."""
     stages = {name: values for name, values in study.trajectory.items() if values.size}
     basin = np.asarray(study.stability.basin)
     panels = figure.subplots(1, max(1, len(stages)), squeeze=False)[0]
@@ -97,7 +97,7 @@ def _convergence(figure, study: Study) -> None:
 
 
 def _sizes(figure, study: Study) -> None:
-    """Share of restarts called aligned, and their scores, against rows a side."""
+    """Share of restarts called aligned, and the scores of restarts, against the number of rows per space."""
     axes = figure.add_subplot()
     rows = [size["rows"] for size in study.facts["sizes"]]
     axes.plot(rows, [size["aligned"] for size in study.facts["sizes"]], "o-", color="C0", label="share called aligned")
@@ -105,15 +105,15 @@ def _sizes(figure, study: Study) -> None:
     medians = np.array([size["score"]["median"] for size in study.facts["sizes"]])
     lowest = np.array([size["score"]["lowest"] for size in study.facts["sizes"]])
     highest = np.array([size["score"]["highest"] for size in study.facts["sizes"]])
-    spread = np.stack([medians - lowest, highest - medians])
-    scores.errorbar(rows, medians, spread, fmt="s--", color="C1", capsize=3, label="score: median and range")
+    ranges = np.stack([medians - lowest, highest - medians])
+    scores.errorbar(rows, medians, ranges, fmt="s--", color="C1", capsize=3, label="score: median and range")
     axes.set_xscale("log")
     axes.set_xticks(rows, [f"{size:,}" for size in rows])
     axes.minorticks_off()
     axes.set_ylim(-0.05, 1.05)
-    axes.set_xlabel("rows a side")
+    axes.set_xlabel("rows per space")
     axes.set_ylabel("share called aligned")
     scores.set_ylabel("score (no label)")
     handles = [*axes.get_legend_handles_labels()[0], *scores.get_legend_handles_labels()[0]]
     axes.legend(handles=handles, fontsize="small")
-    axes.set_title("restarts against rows")
+    axes.set_title("restarts by number of rows")

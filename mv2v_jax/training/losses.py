@@ -1,52 +1,56 @@
-"""Losses without pairs, to add to one's own: what makes an encoder's rows come out where a map has a use for them.
+"""Losses without known pairs, to add to the loss of an encoder that is being trained.
 
-``loss = task_loss + 0.1 * alignment_loss(linear_map, x, y)``, with ``x`` and ``y`` the raw rows of a batch of each
-space, of different texts. Four terms, each a function of its own: mapped rows have near partners (`csls_loss`), the two
-clouds are one (`sinkhorn_divergence`, where vec2vec, arXiv 2505.12540, trains a discriminator), the way there and back
-is short (`cycle_loss`), and what lay near each other still does (`preservation_loss`, vec2vec's vector space
-preservation). Everything has a gradient in the rows and in the map.
+``loss = task_loss + 0.1 * alignment_loss(linear_map, x, y)``, where ``x`` and ``y`` are a batch of raw rows of each
+space, of different texts. `alignment_loss` is a weighted sum of four terms, and each is a function of its own:
 
-Who is whose partner follows from the rows, so it has a gradient too, which is noise as long as the matches are. With
-``stop_gradient`` (the default of `alignment_loss`) the correspondence is held fixed and only what is matched moves, as
-in EM or ICP.
+- `csls_loss` is small if mapped rows have near partners.
+- `sinkhorn_divergence` is small if the mapped rows are distributed like the rows of the target. vec2vec
+  (arXiv 2505.12540) trains a discriminator for this.
+- `cycle_loss` is small if mapping a row to the target and back returns the row.
+- `preservation_loss` is small if the map keeps the inner products within a batch (the vector space preservation of
+  vec2vec).
 
-Batches are paired, ``b x c``: these are the caller's own sizes. Half precision is computed in float32; rows without
-length take no part, padding among them.
+All terms are differentiable in the rows and in the map. The choice of partners depends on the rows, so it has a
+gradient, too; this gradient is noise while most partners are wrong. With ``stop_gradient``, the default of
+`alignment_loss`, the choice of partners is constant and the gradient flows through the partners alone, as in EM or ICP.
+
+All losses compute arrays of all pairs of rows of a batch, ``[b, c]``. Half precision is computed in float32. Zero rows
+do not count, so batches can be padded with them.
 """
 
-import dataclasses
-
-import chex
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.config import _static, _traced
+from mv2v_jax.config import Settings, check_settings, count, number, switch
+from mv2v_jax.data.checks import check_columns, check_map_rows, check_paired, check_shape
+from mv2v_jax.errors import InputError
 from mv2v_jax.linear_map import LinearMap
-from mv2v_jax.ops.csls import NUM_LOCAL
+from mv2v_jax.ops.csls import dense_csls
 from mv2v_jax.ops.linalg import polar
 from mv2v_jax.ops.masked import center_unit, present_rows, unit_rows
 from mv2v_jax.ops.pytree import pytree
 from mv2v_jax.ops.sinkhorn import row_shares, sinkhorn_divergence, to_working
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Choices of `alignment_loss`; integers and booleans are static, floats traced."""
+@pytree
+class LossConfig(Settings):
+    """Settings of `alignment_loss`. Integers and booleans are static, floats are traced."""
 
-    stop_gradient: bool = _static(True, "hold the correspondence fixed: no gradient through who is whose partner")
-    sinkhorn_steps: int = _static(10, "Sinkhorn: iterations")
-    temperature: float = _traced(0.05, "CSLS: cosine by which a partner must be nearer to count e times as much")
-    epsilon: float = _traced(0.05, "Sinkhorn: entropy, in units of half a squared distance")
-    csls: float = _traced(1.0, "weight of csls_loss")
-    sinkhorn: float = _traced(1.0, "weight of sinkhorn_divergence")
-    cycle: float = _traced(1.0, "weight of cycle_loss")
-    preservation: float = _traced(1.0, "weight of preservation_loss")
+    stop_gradient: bool = switch(True, "Keep the choice of partners constant: no gradient flows through it.")
+    sinkhorn_steps: int = count(10, "Number of Sinkhorn iterations.")
+    temperature: float = number(
+        0.05, "Temperature of the soft partners: a CSLS higher by this much multiplies the weight of a row by e."
+    )
+    epsilon: float = number(0.05, "Entropy of the Sinkhorn divergence, in units of half a squared distance.")
+    csls: float = number(1.0, "Weight of csls_loss.")
+    sinkhorn: float = number(1.0, "Weight of sinkhorn_divergence.")
+    cycle: float = number(1.0, "Weight of cycle_loss.")
+    preservation: float = number(1.0, "Weight of preservation_loss.")
 
 
 @pytree
 class AlignmentTerms:
-    """The terms of `alignment_loss`, before they are weighted. Scalars; 0 is best, but for ``csls``."""
+    """The terms of `alignment_loss` before weighting. Scalars; the minimum of each is 0, except for ``csls``."""
 
     csls: jax.Array
     sinkhorn: jax.Array
@@ -54,21 +58,11 @@ class AlignmentTerms:
     preservation: jax.Array
 
 
-def all_csls(x: jax.Array, y: jax.Array) -> jax.Array:
-    """CSLS ``2 cos(x, y) - r(x) - r(y)`` of all unit rows ``x [b, d]`` with all ``y [c, d]``: ``[b, c]``.
-
-    ``r`` is the mean similarity of a row with the ten nearest of the other space (Conneau et al., arXiv 1710.04087),
-    all of them where there are fewer. Unlike `csls.match_csls`, which looks among candidates only, it has a gradient.
-    """
-    similarity = x @ y.T
-    return 2 * similarity - _local_density(similarity, y)[:, None] - _local_density(similarity.T, x)[None]
-
-
-def _local_density(similarity: jax.Array, others: jax.Array) -> jax.Array:
-    present = present_rows(others)
-    nearest, _ = jax.lax.top_k(jnp.where(present[None], similarity, -jnp.inf), min(NUM_LOCAL, others.shape[0]))
-    counted = jnp.isfinite(nearest)
-    return jnp.where(counted, nearest, 0).sum(axis=1) / jnp.maximum(counted.sum(axis=1), 1).astype(similarity.dtype)
+def _same_space(x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
+    """Check that unit rows ``x [b, d]`` and ``y [c, d]`` can be compared, and return them in their working dtype."""
+    check_shape(x, "x")
+    check_columns(y, "y", x.shape[1], "like x")
+    return to_working(x, y)
 
 
 def _softmax(scores: jax.Array, others: jax.Array, temperature) -> jax.Array:
@@ -80,16 +74,28 @@ def _softmax(scores: jax.Array, others: jax.Array, temperature) -> jax.Array:
 def soft_match(
     x: jax.Array, y: jax.Array, *, temperature: float | jax.Array = 0.05, stop_gradient: bool = False
 ) -> jax.Array:
-    """Soft partners: for every unit row of ``x [b, d]`` a distribution over ``y [c, d]``, ``[b, c]``, by CSLS.
+    """Soft partners: for each row of ``x`` a distribution over the rows of ``y``, by CSLS.
 
     Args:
-        x: mapped rows, of unit length.
-        y: rows of the target, of unit length.
-        temperature: CSLS by which a row must be nearer to count e times as much; towards 0, the nearest alone counts.
-        stop_gradient: return it as a constant.
+        x: ``[b, d]`` unit rows, such as mapped rows; any floating dtype.
+        y: ``[c, d]`` unit rows of the same space.
+        temperature: a CSLS higher by this much multiplies the weight of a row by e. Towards 0, only the best row of
+            ``y`` has a weight.
+        stop_gradient: whether to return a constant, without a gradient.
+
+    Returns:
+        ``[b, c]``, float32 or float64. Each row sums to 1; zero rows of ``y`` have weight 0.
+
+    Raises:
+        InputError: wrong shape or dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> soft_match(jnp.eye(2), jnp.eye(2)).round(3).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
     """
-    (x, y) = to_working(x, y)
-    weights = _softmax(all_csls(x, y), y, temperature)
+    x, y = _same_space(x, y)
+    weights = _softmax(dense_csls(x, y), y, temperature)
     return jax.lax.stop_gradient(weights) if stop_gradient else weights
 
 
@@ -101,17 +107,30 @@ def soft_procrustes(
     temperature: float | jax.Array = 0.05,
     stop_gradient: bool = False,
 ) -> jax.Array:
-    """The rotation ``[d_x, d_y]`` that a batch implies: soft partners under ``W``, both ways, and their polar factor.
+    """One Procrustes step on soft partners: match rows under ``W`` in both directions, and fit a rotation to them.
 
-    Differentiable in all three arrays, so that a loss can see through the map to the rows it came from.
+    The result is differentiable in all three arrays.
 
     Args:
-        x: ``[b, d_x]`` centred unit rows.
-        y: ``[c, d_y]`` centred unit rows.
-        W: ``[d_x, d_y]``, the map by which they are matched.
+        x: ``[b, d_x]`` centred unit rows of the source, any floating dtype.
+        y: ``[c, d_y]`` centred unit rows of the target.
+        W: ``[d_x, d_y]``, the map by which rows are matched.
         temperature: see `soft_match`.
-        stop_gradient: hold the matches fixed; the rows that are matched still have a gradient.
+        stop_gradient: whether the soft partners are constant. The matched rows still have a gradient.
+
+    Returns:
+        ``[d_x, d_y]`` semi-orthogonal, float32 or float64.
+
+    Raises:
+        InputError: wrong shape or dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> bool(jnp.allclose(soft_procrustes(jnp.eye(3), jnp.eye(3), jnp.eye(3)), jnp.eye(3), atol=1e-5))
+        True
     """
+    check_columns(x, "x", W.shape[0], "for this W", other=W.shape[1])
+    check_columns(y, "y", W.shape[1], "for this W", other=W.shape[0])
     (x, y, W) = to_working(x, y, W)
     mapped = unit_rows(x @ W)
     forward = soft_match(mapped, y, temperature=temperature, stop_gradient=stop_gradient)
@@ -123,13 +142,26 @@ def soft_procrustes(
 def csls_loss(
     x: jax.Array, y: jax.Array, *, temperature: float | jax.Array = 0.05, stop_gradient: bool = False
 ) -> jax.Array:
-    """Minus the mean CSLS of unit rows ``x [b, d]`` and ``y [c, d]`` with their soft partners, both directions.
+    """Minus the mean CSLS of each row with its soft partners, over both directions; a scalar.
 
-    A label-free score with a gradient: lower where rows have a partner that is near, and nearer than others are.
-    ``stop_gradient`` holds the partners fixed.
+    It is low if rows have a partner that is near, and nearer than other rows.
+
+    Args:
+        x: ``[b, d]`` unit rows, such as mapped rows; any floating dtype.
+        y: ``[c, d]`` unit rows of the same space.
+        temperature: see `soft_match`.
+        stop_gradient: whether the soft partners are constant.
+
+    Raises:
+        InputError: wrong shape or dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> round(float(csls_loss(jnp.eye(2), jnp.eye(2))), 3)
+        -1.0
     """
-    (x, y) = to_working(x, y)
-    scores = all_csls(x, y)
+    x, y = _same_space(x, y)
+    scores = dense_csls(x, y)
     partners = [_softmax(scores, y, temperature), _softmax(scores.T, x, temperature)]
     if stop_gradient:
         partners = jax.lax.stop_gradient(partners)
@@ -138,11 +170,26 @@ def csls_loss(
 
 
 def cycle_loss(x: jax.Array, W: jax.Array, back: jax.Array | None = None) -> jax.Array:
-    """Mean squared distance of unit rows ``x [b, d_x]`` from where ``W [d_x, d_y]`` and ``back [d_y, d_x]`` take them.
+    """Mean squared distance of rows from where the map and the map back take them; a scalar.
 
-    Each way ends at unit length, as `apply` does. ``back`` is the transpose if none, as `invert` has it: 0 for a
-    rotation.
+    Rows are scaled to unit length after each map, as in `apply`.
+
+    Args:
+        x: ``[b, d_x]`` unit rows, any floating dtype.
+        W: ``[d_x, d_y]``.
+        back: ``[d_y, d_x]``; the transpose of ``W`` by default, as in `invert`. The loss is then 0 for a rotation.
+
+    Raises:
+        InputError: wrong shape or dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(cycle_loss(jnp.eye(2), jnp.array([[0.0, 1.0], [-1.0, 0.0]])))
+        0.0
     """
+    check_columns(x, "x", W.shape[0], "for this W")
+    if back is not None and back.shape != W.shape[::-1]:
+        raise InputError(f"back must have shape {list(W.shape[::-1])} for this W, found {list(back.shape)}")
     (x, W) = to_working(x, W)
     back = W.T if back is None else back.astype(W.dtype)
     returned = unit_rows(unit_rows(x @ W) @ back)
@@ -150,13 +197,27 @@ def cycle_loss(x: jax.Array, W: jax.Array, back: jax.Array | None = None) -> jax
 
 
 def preservation_loss(before: jax.Array, after: jax.Array) -> jax.Array:
-    """Mean absolute change of the inner products within a batch, from ``before [b, d_x]`` to ``after [b, d_y]``.
+    """Mean absolute change of the inner products within a batch; a scalar.
 
-    Vector space preservation as the code of vec2vec (arXiv 2505.12540) has it; its paper squares. Unit rows. To hold an
-    encoder near what it was, ``before`` is a batch of its rows then, and takes no gradient if it is a constant.
+    The vector space preservation of vec2vec (arXiv 2505.12540), as in its code; the paper squares the changes. To keep
+    an encoder close to its former state, pass its former rows as ``before``; they need no gradient.
+
+    Args:
+        before: ``[b, d_x]`` unit rows, any floating dtype.
+        after: ``[b, d_y]`` unit rows, row i with row i.
+
+    Raises:
+        InputError: wrong shape or dtype, or different numbers of rows.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(preservation_loss(jnp.eye(2), jnp.ones((2, 1))))
+        0.5
     """
+    check_shape(before, "before")
+    check_shape(after, "after")
+    check_paired(before, after, ("before", "after"))
     (before, after) = to_working(before, after)
-    chex.assert_equal_shape_prefix((before, after), 1)
     shares = row_shares(before)
     return shares @ jnp.abs(before @ before.T - after @ after.T) @ shares
 
@@ -164,11 +225,14 @@ def preservation_loss(before: jax.Array, after: jax.Array) -> jax.Array:
 def alignment_terms(
     linear_map: LinearMap, x: jax.Array, y: jax.Array, config: LossConfig | None = None
 ) -> AlignmentTerms:
-    """The terms of `alignment_loss`, each alone; arguments as there."""
+    """The terms of `alignment_loss` before weighting. Arguments, dtypes and errors are those of `alignment_loss`."""
     config = LossConfig() if config is None else config
+    check_settings(config, LossConfig)
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    check_map_rows(linear_map, x, y)
     (W,) = to_working(linear_map.W)
-    source = center_unit(x, linear_map.mean_x.astype(W.dtype))
-    target = center_unit(y, linear_map.mean_y.astype(W.dtype))
+    source = center_unit(x, linear_map.source.mean.astype(W.dtype))
+    target = center_unit(y, linear_map.target.mean.astype(W.dtype))
     mapped = unit_rows(source @ W)
     return AlignmentTerms(
         csls=csls_loss(mapped, target, temperature=config.temperature, stop_gradient=config.stop_gradient),
@@ -185,16 +249,32 @@ def alignment_terms(
 
 
 def alignment_loss(linear_map: LinearMap, x: jax.Array, y: jax.Array, config: LossConfig | None = None) -> jax.Array:
-    """How badly a batch of each space fits a map, without a pair: a scalar to add to a loss.
+    """How badly a batch of each space fits a map, without known pairs: a scalar to add to a loss.
+
+    Differentiable in the map and in the rows; a pure function for `jax.jit`, `jax.grad` and `jax.vmap`.
 
     Args:
-        linear_map: from `align`, `online_map`, or trained with the rest; it has a gradient as the rows do.
+        linear_map: a `LinearMap` from `align` or `online_map`, or one that is trained with the encoder.
         x: ``[b, d_x]`` raw rows of the source, any floating dtype.
         y: ``[c, d_y]`` raw rows of the target, of other texts.
-        config: a `LossConfig`; the defaults if none. Its ``stop_gradient`` holds the correspondence fixed.
+        config: a `LossConfig`; the defaults if ``None``.
 
     Returns:
-        A scalar in the dtype of the map, at least float32; `alignment_terms` has its parts.
+        A scalar in the dtype of the map, at least float32. `alignment_terms` returns its terms.
+
+    Raises:
+        InputError: wrong shape or dtype, ``x`` and ``y`` swapped, or a setting that is out of range. The shapes are
+            checked inside `jax.jit`, too.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from mv2v_jax import Centering, LinearMap
+        >>> centering = Centering(mean=jnp.zeros(2), scale=jnp.ones(()))
+        >>> x = jnp.array([[1.0, 0.0], [0.6, 0.8], [-0.8, 0.6]])
+        >>> turn = jnp.array([[0.0, 1.0], [-1.0, 0.0]])
+        >>> right, wrong = (LinearMap(W=W, source=centering, target=centering) for W in (turn, turn.T))
+        >>> bool(alignment_loss(right, x, x @ turn) < alignment_loss(wrong, x, x @ turn))
+        True
     """
     config = LossConfig() if config is None else config
     terms = alignment_terms(linear_map, x, y, config)

@@ -1,76 +1,74 @@
-"""A map that follows an encoder while it is trained: one small update a training step, in the manner of optax.
+"""A map that follows an encoder during training: one cheap update per training step, in the style of optax.
 
-``online_init`` once, ``online_update`` with every batch, ``online_map`` where a map is wanted. The state is a pytree of
-arrays of fixed shapes: it goes through `jax.lax.scan` and into any checkpointer. No pair is needed: a batch of the
-source is matched by CSLS, both ways, with a queue of the latest rows of the target, much as `anneal.refine_csls` does
-it.
+Call `online_init` once, `online_update` with every batch, and `online_map` where you need a map. The state is a pytree
+of arrays with fixed shapes, so it works with `jax.lax.scan` and with any checkpointer. No known pairs are needed: an
+update matches a batch of the source by CSLS, in both directions, with a queue of the latest rows of the target.
 
-The cross-covariance of the matches and the means are exponential averages, and the rotation takes a step every few
-batches towards the polar factor of the average (`procrustes.polar_step`): products alone, and directions of which the
-matches say little stay as they were. Both spaces are partly whitened for comparing, as in `directions`, but on the
-target's side, where whitening both is ``W C_y^-a`` with twice the power as long as the map is right: the target
-stands still and is decomposed once.
+The cross-covariance of the matches and the means of both spaces are exponential moving averages. Every few updates the
+rotation takes a step towards the polar factor of the averaged cross-covariance (`polar_step`). A step consists of
+matrix products; directions for which the matches give no evidence stay unchanged.
 
-Nothing is differentiated: gradients stop at the batches. `losses` is what one differentiates.
+Rows are partly whitened before they are compared, as in `alignment.whitening`, but both spaces with the whitener of the
+target. If the map is right, this equals whitening each space with its own whitener. The target does not change, so its
+covariance is decomposed only once.
+
+Updates are not differentiated: gradients stop at the batches. To train an encoder through a map, use `alignment_loss`.
 """
 
-import dataclasses
-
-import chex
 import jax
 import jax.numpy as jnp
 
 from mv2v_jax.alignment.seeds import add_seeds, pair_seeds
 from mv2v_jax.alignment.whitening import fit_whitening
-from mv2v_jax.config import _static, _traced, check_counts
-from mv2v_jax.data.checks import check_pairs
-from mv2v_jax.linear_map import LinearMap
-from mv2v_jax.ops.csls import NUM_LOCAL
+from mv2v_jax.config import Settings, check_settings, count, number
+from mv2v_jax.data.checks import check_columns, check_map, check_pairs
+from mv2v_jax.errors import InputError
+from mv2v_jax.linear_map import Centering, LinearMap
+from mv2v_jax.ops.csls import dense_csls
 from mv2v_jax.ops.linalg import polar, polar_step, scale_to_norm
 from mv2v_jax.ops.masked import center_unit, mean_present, present_rows, unit_rows, working_dtype
 from mv2v_jax.ops.pytree import pytree
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnlineConfig:
-    """Choices of `online_init` and `online_update`; integers are static, floats traced."""
+@pytree
+class OnlineConfig(Settings):
+    """Settings of `online_init` and `online_update`. Integers are static, floats are traced."""
 
-    queue_rows: int = _static(2_048, "latest rows of the target that a batch is matched with")
-    num_neighbors: int = _static(
-        8, "rows that make a pseudo-partner, by their weights; the others count next to nothing"
+    queue_rows: int = count(2_048, "Number of latest rows of the target that a batch is matched with.", low=1)
+    num_neighbors: int = count(
+        8, "Effective number of rows averaged into a pseudo-partner; other rows have a weight near 0.", low=1
     )
-    rotate_every: int = _static(4, "updates from one step of the rotation to the next, the costliest part of an update")
-    decay: float = _traced(
-        0.98, "share of the running averages kept by an update; 1 / (1 - decay) updates are remembered"
+    rotate_every: int = count(4, "Updates per step of the rotation, the most expensive part of an update.", low=1)
+    decay: float = number(
+        0.98, "Share of the moving averages kept by an update; they average about 1 / (1 - decay) updates.", high=1.0
     )
-    whitening_power: float = _traced(0.5, "power of the target's variance that both whitenings together come to")
-    pair_weight: float = _traced(1.0, "times what known pairs weigh by themselves")
+    whitening_power: float = number(
+        0.5, "Sum of the two whitening powers, of the source and of the target; 0 for no whitening.", high=1.0
+    )
+    pair_weight: float = number(1.0, "Factor of the weight of known pairs; 0 ignores them.", high=1e9)
 
 
 @pytree
 class OnlineState:
-    """What is carried from update to update.
+    """The state carried from update to update. Floats have the dtype of the first map, at least float32.
 
     Attributes:
         W: ``[d_x, d_y]`` semi-orthogonal, the rotation.
-        cross: ``[d_x, d_y]``, running cross-covariance of the matches, each batch's scaled to length ``sqrt(r)``, with
-            ``r`` the smaller dimension.
-        mean_x, mean_y: ``[d_x]`` and ``[d_y]``, running means of raw rows.
-        scale_x, scale_y: scalars, running mean lengths of centred rows.
-        whitener: ``[d_y, d_y]``, applied to both sides before rows are compared; fixed.
-        queue: ``[q, d_y]`` centred unit rows of the target; zero where none came yet.
-        compared: ``[q, d_y]``, the same, whitened and of unit length again.
-        head: int32 scalar, the place in the queue that is written next.
-        count: int32 scalar, updates so far.
+        cross: ``[d_x, d_y]``, moving average of the batches' cross-covariances, each scaled to the Frobenius norm
+            ``sqrt(min(d_x, d_y))``.
+        source: moving average of the `Centering` of the source's raw rows.
+        target: moving average of the `Centering` of the target's raw rows.
+        whitener: ``[d_y, d_y]``, applied to mapped rows and to rows of the target before they are compared; constant.
+        queue: ``[q, d_y]`` centred unit rows of the target; zero rows until the queue is full.
+        compared: ``[q, d_y]``, the rows of ``queue``, whitened and scaled to unit length.
+        head: int32 scalar, the position in the queue that is written next.
+        count: int32 scalar, number of updates.
     """
 
     W: jax.Array
     cross: jax.Array
-    mean_x: jax.Array
-    mean_y: jax.Array
-    scale_x: jax.Array
-    scale_y: jax.Array
+    source: Centering
+    target: Centering
     whitener: jax.Array
     queue: jax.Array
     compared: jax.Array
@@ -80,15 +78,15 @@ class OnlineState:
 
 @pytree
 class OnlineInfo:
-    """What one update saw. Scalars, no label in them.
+    """Diagnostics of one update, without known pairs. Scalars.
 
     Attributes:
-        objective: mean CSLS of the rows with their best matches, both directions; see `csls`.
-        agreement: cosine of the batch's cross-covariance with the running one before it: near 0 where a batch says
-            nothing of what was known, which is a map that is lost or an encoder that jumped.
-        residual: ``||W^T C - C^T W|| / ||C||`` of the new map and running cross-covariance: 0 where the map is its
-            polar factor, larger where it is still on its way.
-        moved: ``||W_new - W_old|| / sqrt(r)``; 0 where the rotation took no step.
+        objective: mean CSLS of the rows with their best matches, over both directions.
+        agreement: cosine between the cross-covariance of the batch and the average of the batches before. It is near 0
+            if the map is lost or the encoder has changed abruptly.
+        residual: ``||W^T C - C^T W|| / ||C||``, with ``C`` the averaged cross-covariance: 0 if the rotation ``W`` is
+            the polar factor of ``C``.
+        moved: ``||W_new - W_old|| / sqrt(min(d_x, d_y))``; 0 if the rotation took no step.
     """
 
     objective: jax.Array
@@ -98,40 +96,39 @@ class OnlineInfo:
 
 
 def _enqueue(queue: jax.Array, rows: jax.Array, head: jax.Array) -> jax.Array:
-    place = (head + jnp.arange(rows.shape[0], dtype=jnp.int32)) % queue.shape[0]
-    return queue.at[place].set(rows, unique_indices=True)
-
-
-def _compared(rows: jax.Array, whitener: jax.Array) -> jax.Array:
-    return unit_rows(rows @ whitener)
+    position = (head + jnp.arange(rows.shape[0], dtype=jnp.int32)) % queue.shape[0]
+    return queue.at[position].set(rows, unique_indices=True)
 
 
 @pytree
 class _Match:
+    """A soft matching of a batch with the queue.
+
+    Attributes:
+        plan: ``[b, q]`` weights of all pairs; those of each direction sum to 1.
+        objective: scalar, mean CSLS of the rows with their best matches, over both directions.
+    """
+
     plan: jax.Array
     objective: jax.Array
 
 
 def _match(x: jax.Array, y: jax.Array, num_neighbors: int) -> _Match:
-    """Match unit rows ``x [b, d]`` and ``y [q, d]`` by CSLS, both ways: what each pair counts, ``[b, q]``, 1 each way.
+    """Match unit rows ``x [b, d]`` and ``y [q, d]`` by CSLS in both directions.
 
-    `csls.match_csls` for one batch: the similarities are there whole, and products with them are cheaper than gathering
-    partners by their index. For the same reason partners are weighed instead of found, which sorts nothing.
+    All pairs get a weight, because products with a weight matrix cost less than gathering partners by index, and
+    because weights need no sort.
     """
     present_x, present_y = present_rows(x), present_rows(y)
     both = present_x[:, None] & present_y[None]
-    # Less than any inner product where either row has no length: nobody's partner, and in nobody's neighbourhood.
-    similarity = jnp.where(both, x @ y.T, -2)
-    csls = 2 * similarity - _row_density(similarity)[:, None] - _column_density(similarity)[None]
-    # The least that it can be, so that the best of a row is one that is there.
-    csls = jnp.where(both, csls, -4)
+    csls = dense_csls(x, y, exact=False)
     mean = mean_present(csls.ravel(), both.ravel())
     spread = jnp.sqrt(mean_present((csls - mean).ravel() ** 2, both.ravel()))
     plan = jnp.zeros_like(csls)
     objective = jnp.zeros((), csls.dtype)
     tiny = jnp.finfo(csls.dtype).tiny
     for axis, present, others in ((1, present_x, present_y), (0, present_y, present_x)):
-        # Of n normal numbers, weights exp(k z) are worth those of n exp(-k^2) equal ones.
+        # For n normal variates z, the effective number of rows of the weights exp(k z) is n exp(-k^2).
         ratio = others.sum().astype(csls.dtype) / num_neighbors
         sharpness = jnp.sqrt(jnp.log(jnp.maximum(ratio, 1)))
         sharpness = jnp.where(spread > 0, sharpness / jnp.where(spread > 0, spread, 1), 0)
@@ -143,47 +140,37 @@ def _match(x: jax.Array, y: jax.Array, num_neighbors: int) -> _Match:
     return _Match(plan=plan, objective=objective)
 
 
-def _column_density(similarity: jax.Array) -> jax.Array:
-    """Mean of the largest similarities of each column of ``[b, q]``: of the largest of ten parts, as `nearness`."""
-    num_shards = min(NUM_LOCAL, similarity.shape[0])
-    part = similarity.shape[0] // num_shards
-    return similarity[: num_shards * part].reshape(num_shards, part, -1).max(axis=1).mean(axis=0)
-
-
-def _row_density(similarity: jax.Array) -> jax.Array:
-    """The same of each row; its parts are every tenth column, so that neighbours in memory are of different ones."""
-    num_shards = min(NUM_LOCAL, similarity.shape[1])
-    part = similarity.shape[1] // num_shards
-    return similarity[:, : num_shards * part].reshape(-1, part, num_shards).max(axis=1).mean(axis=1)
-
-
 def _checked(config: OnlineConfig | None) -> OnlineConfig:
     config = OnlineConfig() if config is None else config
-    check_counts(config, {"queue_rows": 1, "num_neighbors": 1, "rotate_every": 1})
+    check_settings(config, OnlineConfig)
     return config
 
 
 def online_init(linear_map: LinearMap, y: jax.Array, config: OnlineConfig | None = None) -> OnlineState:
-    """The state that starts from a map.
+    """The state to start from, given a map.
 
     Args:
-        linear_map: from `align`, `load_map` or a guess; its polar factor is the first rotation.
-        y: ``[m, d_y]`` raw rows of the target, any floating dtype: all of them say how the target spreads, the last
-            ``config.queue_rows`` fill the queue. Some thousands are best; with fewer, the queue fills as batches come.
-        config: a `OnlineConfig`; the defaults if none.
+        linear_map: from `align` or `load_map`, or a guess; the first rotation is its polar factor.
+        y: ``[m, d_y]`` raw rows of the target, any floating dtype. All rows are used to estimate the whitener, and the
+            last ``config.queue_rows`` fill the queue. A few thousand rows are enough. With fewer rows than the queue
+            has, later batches fill it.
+        config: an `OnlineConfig`; the defaults if ``None``.
+
+    Returns:
+        `OnlineState`, in the dtype of the map, at least float32.
 
     Raises:
-        ValueError: rows of the wrong shape, or a count below 1.
+        InputError: wrong shape or dtype, or a setting that is out of range.
     """
     config = _checked(config)
-    d_x, d_y = linear_map.W.shape
-    if y.ndim != 2 or y.shape[1] != d_y or not y.shape[0]:
-        raise ValueError(f"y must be [m, {d_y}] for this map, found shape {list(y.shape)}")
+    y = jnp.asarray(y)
+    d_x, d_y = check_map(linear_map)
+    check_columns(y, "y", d_y, "for this map", other=d_x)
     dtype = working_dtype(linear_map.W.dtype)
-    # Copies, so that a donated state takes nothing from the map.
+    # Copies, so that the map stays valid if the state is donated.
     given = jax.tree.map(lambda leaf: jnp.array(leaf, dtype), linear_map)
-    rows = center_unit(jnp.asarray(y), given.mean_y)
-    # Half of the power on each side: rows of both are whitened before they are compared.
+    rows = center_unit(y, given.target.mean)
+    # Half of the power per side, because mapped rows and rows of the target are both whitened.
     whitener = fit_whitening(rows, jnp.asarray(config.whitening_power, dtype) / 2).whitener
     latest = rows[-config.queue_rows :]
     queue = jnp.zeros((config.queue_rows, d_y), dtype).at[: latest.shape[0]].set(latest)
@@ -191,28 +178,29 @@ def online_init(linear_map: LinearMap, y: jax.Array, config: OnlineConfig | None
     return OnlineState(
         W=W,
         cross=W * (min(d_x, d_y) ** 0.5 / jnp.linalg.norm(W)),
-        mean_x=given.mean_x,
-        mean_y=given.mean_y,
-        scale_x=given.scale_x,
-        scale_y=given.scale_y,
+        source=given.source,
+        target=given.target,
         whitener=whitener,
         queue=queue,
-        compared=_compared(queue, whitener),
+        compared=unit_rows(queue @ whitener),
         head=jnp.asarray(latest.shape[0] % config.queue_rows, jnp.int32),
         count=jnp.zeros((), jnp.int32),
     )
 
 
-def _track(batch: jax.Array, mean: jax.Array, scale: jax.Array, decay: jax.Array, average):
-    """Running mean and scale after a raw ``batch [b, d]``, its centred unit rows; rows without length take no part."""
-    present = present_rows(batch)
+def _track(batch: jax.Array, before: Centering, decay: jax.Array, average) -> tuple[Centering, jax.Array]:
+    """Update a `Centering` with raw rows ``batch [b, d]``, and return it with their centred unit rows.
+
+    Zero rows do not count. ``average`` averages a value over the devices.
+    """
+    present, mean = present_rows(batch), before.mean
     share = jnp.maximum(present.mean(dtype=mean.dtype), jnp.finfo(mean.dtype).tiny)
-    # Where a batch has no row at all there is nothing to average, and the old values stay.
+    # A batch of zero rows only leaves the old values unchanged.
     decay = jnp.where(present.any(), decay, 1)
     new_mean = decay * mean + (1 - decay) * average(batch.mean(axis=0) / share)
     lengths = jnp.linalg.norm(batch - new_mean[None], axis=1)
-    new_scale = decay * scale + (1 - decay) * average(mean_present(lengths, present))
-    return new_mean, new_scale, center_unit(batch, new_mean)
+    new_scale = decay * before.scale + (1 - decay) * average(mean_present(lengths, present))
+    return Centering(mean=new_mean, scale=new_scale), center_unit(batch, new_mean)
 
 
 def online_update(
@@ -224,34 +212,48 @@ def online_update(
     pairs: tuple[jax.Array, jax.Array] | None = None,
     axis_name: str | None = None,
 ) -> tuple[OnlineState, OnlineInfo]:
-    """One update by a batch of each space, of different texts.
+    """One update with a batch of each space, of different texts.
+
+    A pure function for `jax.jit`, `jax.lax.scan` and `jax.vmap`; it stops gradients.
 
     Args:
-        state: from `online_init` or the update before.
-        x: ``[b, d_x]`` raw rows of the source as the encoder gives them now, any floating dtype.
-        y: ``[c, d_y]`` raw rows of the target; none (``c = 0``) where the queue says enough.
-        config: a `OnlineConfig`; ``queue_rows`` is that of the state.
-        pairs: known pairs, if any: raw rows ``[p, d_x]`` as the encoder gives them now and their partners
-            ``[p, d_y]``. They join the batch's pseudo-pairs and count by how far the rotation so far mistakes them
-            (`known.worth_in_pairs`). With an axis name, every device has the same.
-        axis_name: inside `jax.pmap`, `jax.shard_map` or a `jax.vmap` with an axis name, each device with its own rows:
-            averages go over all of them, every queue gets all rows, and the states stay the same everywhere.
+        state: from `online_init` or the previous update.
+        x: ``[b, d_x]`` raw rows of the source, from the current encoder; any floating dtype.
+        y: ``[c, d_y]`` raw rows of the target. ``c`` may be 0: the batch is then matched with the queue as it is.
+        config: an `OnlineConfig`; the defaults if ``None``. The length of the queue is that of the state.
+        pairs: known pairs, if any: raw rows ``[p, d_x]`` from the current encoder and their partners ``[p, d_y]``. They
+            join the pseudo-pairs of the batch. Their weight grows with their number and with the errors that the
+            current rotation makes on them (`worth_in_pairs`). With ``axis_name``, pass the same pairs on every device.
+        axis_name: name of an axis of `jax.shard_map`, `jax.pmap` or `jax.vmap` over which the rows are split. Averages
+            are over all devices, every queue gets the rows of the target of all devices, and all states stay equal.
 
     Returns:
-        The new `OnlineState` and a `OnlineInfo`; nothing is differentiated.
+        The new `OnlineState` and an `OnlineInfo`.
 
     Raises:
-        ValueError: a count below 1, or pairs that are none.
-        AssertionError: rows of the wrong shape, or no row of the source.
+        InputError: wrong class, shape or dtype, ``x`` and ``y`` swapped, or a setting that is out of range.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from mv2v_jax import Centering, LinearMap
+        >>> centering = Centering(mean=jnp.zeros(3), scale=jnp.ones(()))
+        >>> start = LinearMap(W=jnp.eye(3), source=centering, target=centering)
+        >>> rows = jax.random.normal(jax.random.key(0), (48, 3))
+        >>> state = online_init(start, rows[:16])
+        >>> state, info = jax.jit(online_update)(state, rows[16:32], rows[32:])
+        >>> int(state.count), online_map(state).W.shape
+        (1, (3, 3))
     """
     config = _checked(config)
-    state, x, y, pairs = jax.lax.stop_gradient((state, x, y, pairs))
+    if not isinstance(state, OnlineState):
+        raise InputError(f"state must be an OnlineState, such as online_init returns, found {type(state).__name__}")
+    state, x, y, pairs = jax.lax.stop_gradient((state, jnp.asarray(x), jnp.asarray(y), pairs))
     dtype, q = state.W.dtype, state.queue.shape[0]
-    chex.assert_rank((x, y), 2)
-    chex.assert_axis_dimension_gt(x, 0, 0)
-    chex.assert_axis_dimension(x, 1, state.W.shape[0])
-    chex.assert_axis_dimension(y, 1, state.W.shape[1])
-    known_x, known_y = check_pairs(pairs, x, y)
+    d_x, d_y = state.W.shape
+    check_columns(x, "x", d_x, "for this state", other=d_y)
+    check_columns(y, "y", d_y, "for this state", other=d_x, min_rows=0)
+    seeds_x, seeds_y = check_pairs(pairs, x, y)
     x, y = x.astype(dtype), y.astype(dtype)
     decay = jnp.asarray(config.decay, dtype)
 
@@ -260,23 +262,25 @@ def online_update(
 
     if axis_name is not None:
         y = jax.lax.all_gather(y, axis_name, tiled=True)
-    mean_x, scale_x, x = _track(x, state.mean_x, state.scale_x, decay, average)
-    mean_y, scale_y, queue, compared, head = state.mean_y, state.scale_y, state.queue, state.compared, state.head
+    source, x = _track(x, state.source, decay, average)
+    target, queue, compared, head = state.target, state.queue, state.compared, state.head
     if y.shape[0]:
-        # All devices have the same rows of the target by now.
-        mean_y, scale_y, y = _track(y, mean_y, scale_y, decay, lambda tree: tree)
+        # All devices have the same rows of the target here, so there is nothing to average over devices.
+        target, y = _track(y, target, decay, lambda tree: tree)
         y = y[-q:]
         queue = _enqueue(queue, y, head)
-        compared = _enqueue(compared, _compared(y, state.whitener), head)
+        compared = _enqueue(compared, unit_rows(y @ state.whitener), head)
         head = (head + y.shape[0]) % q
 
     match = _match(unit_rows(x @ state.W @ state.whitener), compared, config.num_neighbors)
     batch = average(x.T @ (match.plan @ queue))
-    if known_x is not None:
-        known = pair_seeds(center_unit(known_x.astype(dtype), mean_x), center_unit(known_y.astype(dtype), mean_y))
-        assert known is not None
-        # The plan's entries sum to 1 in each of its two directions.
-        batch = add_seeds(batch, 2, known, state.W, config.pair_weight)
+    if seeds_x is not None:
+        seeds = pair_seeds(
+            center_unit(seeds_x.astype(dtype), source.mean), center_unit(seeds_y.astype(dtype), target.mean)
+        )
+        assert seeds is not None
+        # The weights of the plan sum to 2: 1 per direction.
+        batch = add_seeds(batch, 2, seeds, state.W, config.pair_weight)
     length = jnp.linalg.norm(batch)
     batch = batch * (min(batch.shape) ** 0.5 / jnp.maximum(length, jnp.finfo(dtype).tiny))
     agreement = jnp.sum(batch * state.cross) / jnp.maximum(
@@ -284,7 +288,7 @@ def online_update(
     )
     cross = jnp.where(length > 0, decay * state.cross + (1 - decay) * batch, state.cross)
     count = state.count + 1
-    # Inside `jax.shard_map` both branches must vary over the devices alike, which a sum with the cross-covariance does.
+    # `jax.shard_map` requires that both branches vary over the same axes; adding the cross-covariance ensures it.
     W = jax.lax.cond(count % config.rotate_every == 0, polar_step, lambda W, cross: W + 0 * cross, state.W, cross)
     inner = W.T @ cross if W.shape[0] >= W.shape[1] else W @ cross.T
     info = OnlineInfo(
@@ -297,10 +301,8 @@ def online_update(
         OnlineState(
             W=W,
             cross=cross,
-            mean_x=mean_x,
-            mean_y=mean_y,
-            scale_x=scale_x,
-            scale_y=scale_y,
+            source=source,
+            target=target,
             whitener=state.whitener,
             queue=queue,
             compared=compared,
@@ -312,14 +314,18 @@ def online_update(
 
 
 def online_map(state: OnlineState, *, whitened: bool = True) -> LinearMap:
-    """The map of a state, for `apply`, `metrics.evaluate` and `losses.alignment_loss`.
+    """The map of a state, for `apply`, `evaluate` and `alignment_loss`.
 
     Args:
-        state: of any update.
-        whitened: false for the rotation itself, which retrieves worse and lies nearer.
+        state: an `OnlineState`.
+        whitened: whether the map whitens, as `align` does by default, for better retrieval. ``False`` returns the
+            rotation, whose mapped rows are closer to their partners.
+
+    Returns:
+        `LinearMap` in the dtype of the state.
     """
     W = state.W
     if whitened:
         W = W @ state.whitener @ state.whitener
         W = scale_to_norm(W, min(W.shape) ** 0.5)
-    return LinearMap(W=W, mean_x=state.mean_x, mean_y=state.mean_y, scale_x=state.scale_x, scale_y=state.scale_y)
+    return LinearMap(W=W, source=state.source, target=state.target)

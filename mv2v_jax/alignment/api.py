@@ -1,0 +1,289 @@
+"""`align` and `align_restarts`: what users call."""
+
+import functools
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mv2v_jax.alignment.fit import AlignResult, Inline, fit, order_by_score, searched_maps
+from mv2v_jax.alignment.score import Evidence
+from mv2v_jax.alignment.space import num_held_out
+from mv2v_jax.config import Config
+from mv2v_jax.data.inputs import check_inputs, pad_inputs, prepare_inputs
+from mv2v_jax.data.padding import PaddedRows, row_specs
+from mv2v_jax.errors import InputError
+from mv2v_jax.linear_map import LinearMap
+from mv2v_jax.ops.knn import BLOCK_ENTRIES, BLOCK_ROWS
+from mv2v_jax.ops.pytree import pytree
+from mv2v_jax.ops.sharding import EVERYWHERE, RESTART, from_first, over_mesh
+
+Keep = Literal["best", "summary", "all"]
+
+
+@pytree
+class Restarts:
+    """What `align_restarts` returns.
+
+    Attributes:
+        best: `AlignResult` of the chosen restart; where several were settled its map is their average.
+        chosen: int32 scalar, number of the chosen restart; its key was ``fold_in(key, chosen)``.
+        evidence: `Evidence` of every restart, each field ``[r]``.
+        agreement: ``[r, r]``, cosine of the restarts' maps with each other on the directions of the data.
+        trajectory: per stage of the search, its label-free objective, ``[r, steps]``; ``None`` unless kept.
+        maps: `LinearMap` of every restart before it was settled, in the directions that were searched, each field
+            ``[r, ...]``; ``None`` unless kept.
+    """
+
+    best: AlignResult
+    chosen: jax.Array
+    evidence: Evidence
+    agreement: jax.Array
+    trajectory: dict[str, jax.Array] | None
+    maps: LinearMap | None
+
+    def __repr__(self) -> str:
+        number = self.evidence.score.shape[-1]
+        if isinstance(self.chosen, jax.core.Tracer) or self.chosen.ndim:
+            return f"Restarts({number} restarts)"
+        scores = ", ".join(f"{score:.3f}" for score in np.asarray(self.evidence.score)[:8])
+        more = ", ..." if number > 8 else ""
+        return f"Restarts: {number}, number {int(self.chosen)} chosen by its score of {scores}{more}\n{self.best!r}"
+
+
+@jax.jit
+def _align(key: jax.Array, x: PaddedRows, y: PaddedRows, config: Config) -> AlignResult:
+    return fit(Inline(), key[None], x, y, config)[0]
+
+
+def align(
+    key: jax.Array, x: Any, y: Any, config: Config | None = None, *, pairs: tuple[Any, Any] | None = None
+) -> AlignResult:
+    """Learn a linear map from one embedding space to another without a single known pair, or with a few.
+
+    One pure function: it jits, vmaps over keys, exports, and compiles once per shapes and static config. A single
+    search cannot be called `Verdict.aligned`, because nothing confirms it: use `align_restarts` for a verdict.
+
+    Args:
+        key: random key, from `jax.random.key`.
+        x: ``[n, d_x]`` raw rows of the source encoder; float16, bfloat16, float32 or float64. Also `RowFiles` from
+            `open_rows`, which may be larger than memory.
+        y: ``[m, d_y]`` raw rows of the target encoder, of other texts of the same kind.
+        config: a `Config`; the default preset if none. Its integers are static, its floats traced.
+        pairs: raw rows ``[p, d_x]`` and ``[p, d_y]`` of which row i and row i belong together, if any are known. They
+            need not be rows of ``x`` and ``y``.
+
+    Returns:
+        `AlignResult`: the map, the verdict on it with its evidence, and the trajectory of every stage.
+
+    Raises:
+        InputError: a `ValueError`; shapes, dtypes or config out of range, and, where the arrays are concrete, NaN,
+            infinity, rows too long or too short to square, or all equal.
+
+    Example:
+        >>> import jax, mv2v_jax
+        >>> x = jax.random.normal(jax.random.key(0), (300, 8)) ** 3
+        >>> config = mv2v_jax.Config.fast().replace(anchors={"num_sets": 2}, annealing={"steps": 2})
+        >>> result = mv2v_jax.align(jax.random.key(1), x[:150], x[150:, ::-1], config)
+        >>> result.map.W.shape
+        (8, 8)
+
+    Source: mini-vec2vec (arXiv 2510.02348); the default preset departs from it as `refine_annealed` says.
+    """
+    config = Config() if config is None else config
+    padded = prepare_inputs(key, x, y, config, pairs)
+    return _align(key, *padded, config)
+
+
+def select(evidence: Evidence) -> jax.Array:
+    """Which of several fits of the same data to keep: the one of the best score, an int32 scalar.
+
+    Args:
+        evidence: `Evidence` with fields ``[r]``, one entry per fit.
+
+    Example:
+        >>> import dataclasses, jax.numpy as jnp
+        >>> scores = jnp.array([0.2, 0.7, 0.4])
+        >>> int(select(Evidence(**{field.name: scores for field in dataclasses.fields(Evidence)})))
+        1
+    """
+    return order_by_score(evidence)[0]
+
+
+def restart_keys(key: jax.Array, first: int, num_restarts: int) -> jax.Array:
+    """Keys of the restarts ``first``, ``first + 1``, ...: a restart's key depends on its number alone."""
+    return jax.vmap(lambda index: jax.random.fold_in(key, index))(first + jnp.arange(num_restarts))
+
+
+@functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size", "keep", "num_settled", "mesh"))
+def fit_restarts(
+    key: jax.Array,
+    x: PaddedRows,
+    y: PaddedRows,
+    config: Config,
+    *,
+    num_restarts: int,
+    batch_size: int,
+    keep: Keep,
+    num_settled: int,
+    mesh: Mesh | None,
+) -> Restarts:
+    """What `align_restarts` compiles, for rows and choices that `prepare_restarts` has checked."""
+
+    def run(key, x, y, config):
+        keys = restart_keys(key, 0, num_restarts)
+        best, searched = fit(Inline(batch_size), keys, x, y, config, num_settled)
+        found, prepared = searched.found, searched.prepared
+        maps = None
+        if keep == "all":
+            W = jax.vmap(prepared.subspace.extend)(searched_maps(found, config))
+            sides = (prepared.source.centering, prepared.target.centering)
+            source, target = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_restarts, *leaf.shape)), sides)
+            maps = LinearMap(W=W, source=source, target=target)
+        return Restarts(
+            best=best,
+            chosen=searched.choice.chosen,
+            evidence=found.evidence,
+            agreement=searched.choice.agreement,
+            trajectory=None if keep == "best" else found.trajectory,
+            maps=maps,
+        )
+
+    return over_mesh(run, mesh, EVERYWHERE, row_specs(x), row_specs(y), EVERYWHERE)(key, x, y, config)
+
+
+def align_restarts(
+    key: jax.Array,
+    x: Any,
+    y: Any,
+    num_restarts: int,
+    config: Config | None = None,
+    *,
+    batch_size: int | None = None,
+    keep: Keep = "summary",
+    num_settled: int = 1,
+    mesh: Mesh | None = None,
+    pairs: tuple[Any, Any] | None = None,
+) -> Restarts:
+    """Search several times from different draws, and settle the best search by its `Evidence`, or the best few.
+
+    A fit can end in a basin that is not the right one, more often where rows are few. Restarts differ in every draw;
+    each search is scored on rows that no search has seen, and by how well its anchor sets agree. Only the best search
+    is settled, which is half of the work, or the best few, whose average is better than each of them.
+
+    Args:
+        key: random key; restart ``i`` is what `align` does with ``fold_in(key, i)``.
+        x: ``[n, d_x]`` raw rows of the source encoder.
+        y: ``[m, d_y]`` raw rows of the target encoder.
+        num_restarts: number of searches.
+        config: a `Config`; the default preset if none. It must hold rows out.
+        batch_size: number of restarts searched side by side on each device; by default as many as `restart_batch`
+            finds to fit its memory. One after the other is faster on CPU.
+        keep: what to return of every restart besides its evidence and its agreement with the others: ``"best"``
+            nothing, ``"summary"`` its trajectory, ``"all"`` its trajectory and its map (``d_x * d_y`` numbers each).
+        num_settled: number of best restarts that are settled and averaged, as far as they agree with the best: a
+            consensus that is better than each of them, for half of a fit's time each. Capped at ``num_restarts``.
+        mesh: from `make_mesh`, to spread restarts and rows over devices, of several processes as well. All processes
+            call this with the same arguments, and each holds of ``x`` and ``y`` what its own devices need. The result
+            is that of one device, up to rounding.
+        pairs: known pairs, if any, as for `align`.
+
+    Returns:
+        `Restarts`: the best result, and the evidence of every restart.
+
+    Raises:
+        InputError: as `align`; also where nothing is held out to choose by, where ``keep`` is none of the three, and
+            where the devices of the row axis do not divide the padded rows.
+
+    Example:
+        >>> import jax, mv2v_jax
+        >>> x = jax.random.normal(jax.random.key(0), (300, 8)) ** 3
+        >>> config = mv2v_jax.Config.fast().replace(anchors={"num_sets": 2}, annealing={"steps": 2})
+        >>> fits = mv2v_jax.align_restarts(jax.random.key(1), x[:150], x[150:, ::-1], 2, config)
+        >>> fits.agreement.shape
+        (2, 2)
+    """
+    config = Config() if config is None else config
+    x, y, choices = prepare_restarts(
+        key,
+        x,
+        y,
+        config,
+        num_restarts=num_restarts,
+        batch_size=batch_size,
+        keep=keep,
+        num_settled=num_settled,
+        mesh=mesh,
+        pairs=pairs,
+    )
+    return fit_restarts(key, x, y, config, **choices)
+
+
+def prepare_restarts(
+    key: jax.Array,
+    x: Any,
+    y: Any,
+    config: Config,
+    *,
+    num_restarts: int,
+    batch_size: int | None = None,
+    keep: Keep = "summary",
+    num_settled: int = 1,
+    mesh: Mesh | None = None,
+    pairs: tuple[Any, Any] | None = None,
+) -> tuple[PaddedRows, PaddedRows, dict[str, Any]]:
+    """Check what `align_restarts` is given: both spaces' padded rows, and the keywords of `fit_restarts`."""
+    if keep not in get_args(Keep):
+        raise InputError(f"keep must be one of {', '.join(get_args(Keep))}, found {keep!r}")
+    x, y, seeds = check_inputs(key, x, y, config, pairs)
+    check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config, num_settled)
+    x, y = pad_inputs(x, y, seeds, config, mesh)
+    if batch_size is None:
+        num_rows, num_dims = map(max, zip(x.rows.shape, y.rows.shape, strict=True))
+        batch_size = restart_batch(num_restarts, num_rows, config.search_dims or num_dims, config, mesh)
+    choices = {"num_restarts": num_restarts, "batch_size": batch_size, "keep": keep, "num_settled": num_settled}
+    return x, y, {**choices, "mesh": mesh}
+
+
+def search_bytes(num_rows: int, num_dims: int, config: Config) -> int:
+    """Upper bound of a search's memory in bytes, without the shared rows; XLA's own count is 0.7 to 0.85 of it."""
+    similarities = min(BLOCK_ENTRIES, BLOCK_ROWS * num_rows)
+    drawn = min(num_rows, max(config.anchors.rows, config.annealing.rows, config.published.match_rows))
+    return 4 * (3 * similarities + 12 * drawn * num_dims)
+
+
+def restart_batch(num_restarts: int, num_rows: int, num_dims: int, config: Config, mesh: Mesh | None = None) -> int:
+    """Number of restarts to search side by side on each device: as many as fit half of its memory; 1 on CPU.
+
+    It depends on the memory a device has, not on what is free at the moment: a batch of another size may round in
+    another way.
+
+    Args:
+        num_restarts: number of restarts in all.
+        num_rows: rows of the larger side.
+        num_dims: their dimensions.
+        config: as for `align_restarts`.
+        mesh: over which they are spread.
+    """
+    device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
+    memory = device.memory_stats() if device.platform != "cpu" else None
+    if not memory or "bytes_limit" not in memory:
+        return 1
+    on_each = -(-num_restarts // (1 if mesh is None else mesh.shape[RESTART]))
+    batch = max(1, min(on_each, memory["bytes_limit"] // 2 // search_bytes(num_rows, num_dims, config)))
+    # All processes compile the same program.
+    return batch if mesh is None else int(from_first(np.asarray(batch)))
+
+
+def check_restarts(num_restarts: int, num_rows: int, config: Config, num_settled: int = 1) -> None:
+    """Raise `InputError` where there is no restart, none to settle, or nothing to choose among several by."""
+    for name, number in (("num_restarts", num_restarts), ("num_settled", num_settled)):
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise InputError(f"{name} must be a whole number of at least 1, found {number!r}")
+    if num_restarts > 1 and num_held_out(num_rows, config.held_out_rows) < 1:
+        raise InputError(
+            "several restarts need held-out rows to choose by: held_out_rows of at least 1 and 10 rows per side, found "
+            f"held_out_rows={config.held_out_rows} and {num_rows} rows"
+        )

@@ -1,0 +1,142 @@
+"""``mv2v align``: fit a map on two files of embeddings and write it with its verdict."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mv2v_jax.alignment.score import MIN_HELD_OUT, Verdict
+from mv2v_jax.cli.help import Command
+from mv2v_jax.cli.options import (
+    Devices,
+    flag,
+    json_option,
+    output_option,
+    pairs_option,
+    preset_option,
+    restarts_option,
+    seed_option,
+    settled_option,
+    with_config,
+    with_devices,
+)
+from mv2v_jax.cli.output import print_command, print_facts, print_text
+from mv2v_jax.cli.shared import device_name, lay_out, read_pairs, read_rows, run_fit
+from mv2v_jax.cli.verdict import describe_verdict, judge_fit, lacks_rows
+from mv2v_jax.config import Config
+from mv2v_jax.data.files import check_writable
+from mv2v_jax.data.map_file import save_map
+from mv2v_jax.data.scan import RowStatistics, digest
+from mv2v_jax.ops.sharding import is_first
+from mv2v_jax.runs.processes import all_or_none, check_same
+
+NOT_ALIGNED_EXIT = 3
+
+
+@click.command(
+    "align",
+    cls=Command,
+    arguments={
+        "X": "Embeddings of the source encoder, one per row: a file or a folder of .npy shards.",
+        "Y": "Embeddings of the target encoder. No row of Y needs a partner in X.",
+    },
+    examples=[
+        "mv2v align x.npy y.npy -o map.safetensors",
+        "# Better and slower: more restarts, the best of them averaged.",
+        "mv2v align x.npy y.npy -o map.safetensors --restarts 8 --settled 4",
+    ],
+)
+@click.argument("x_file", metavar="X")
+@click.argument("y_file", metavar="Y")
+@output_option("File to write the map to, in the .safetensors format.")
+@preset_option
+@seed_option
+@restarts_option
+@settled_option(1)
+@pairs_option
+@flag("--accept", help="Accept the map whatever its verdict: no warning is printed and the exit code is 0.")
+@json_option()
+@with_devices
+@with_config
+def align_command(
+    x_file: str,
+    y_file: str,
+    output: Path,
+    preset: str,
+    config: Config,
+    seed: int,
+    restarts: int,
+    settled: int,
+    pairs: tuple[str, str] | None,
+    devices: Devices,
+    accept: bool,
+    as_json: bool,
+) -> int:
+    """Learn the map from the space of X to the space of Y.
+
+    No known pair is needed; a few of them help. The map is written with a verdict: aligned, uncertain or not_aligned.
+    The verdict uses no known pair either. The exit code is 3 if it is not_aligned.
+    """
+    mesh = lay_out(restarts, devices)
+    all_or_none(lambda: check_writable(output) if is_first() else None)
+    check_same({"options": (config, seed, restarts, settled, devices.row_devices)})
+    (x, of_x), (y, of_y) = (read_rows(file, config) for file in (x_file, y_file))
+    known = read_pairs(pairs, x, y)
+    fit = run_fit(x, y, config, seed, restarts, settled, mesh, known)
+    judged = judge_fit(fit)
+    shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
+    run = {"preset": preset, "seed": seed, **judged, "settled": min(settled, restarts), "device": device_name()}
+    provenance: dict[str, Any] = {
+        "config": dataclasses.asdict(config),
+        "digest_x": of_x.digest,
+        "digest_y": of_y.digest,
+    }
+    if known is not None:
+        provenance |= {"pairs": len(known[0]), "digest_pairs": [digest(rows) for rows in known]}
+    all_or_none(lambda: save_map(output, fit.result.best.map, {**shapes, **run, **provenance}) if is_first() else None)
+    times = {"seconds": fit.seconds, "compile_seconds": fit.compile_seconds}
+    facts = {**times, **shapes, **run, **_count_odd_rows(of_x, of_y)}
+    is_good = accept or judged["verdict"] == Verdict.aligned.name
+    if is_first():
+        answer = judged | {"held_out_rows": int(fit.result.best.evidence.num_rows)}
+        if not is_good:
+            print_text(f"Warning: {describe_verdict(answer)}", to_stderr=True)
+        if as_json:
+            print(json.dumps(facts))
+        else:
+            if is_good:
+                print_text(f"Verdict: {describe_verdict(answer)}")
+                print()
+            _print_next_steps(answer, x_file, y_file, output)
+            print_facts({**facts, "map": output})
+    return 0 if is_good or judged["verdict"] != Verdict.not_aligned.name else NOT_ALIGNED_EXIT
+
+
+def _count_odd_rows(of_x: RowStatistics, of_y: RowStatistics) -> dict[str, Any]:
+    return {
+        "zero_rows_x": of_x.num_zero,
+        "zero_rows_y": of_y.num_zero,
+        "duplicate_rows_x": of_x.num_duplicates,
+        "duplicate_rows_y": of_y.num_duplicates,
+        "mean_norm_x": of_x.mean_norm,
+        "mean_norm_y": of_y.mean_norm,
+    }
+
+
+def _print_next_steps(judged: dict[str, Any], x_file: str, y_file: str, output: Path) -> None:
+    """Commands that fit the verdict, ready to be typed."""
+    if judged["verdict"] == Verdict.aligned.name:
+        print_text("Next, map rows of X into the space of Y:")
+        print_command("mv2v", "apply", output, x_file, "-o", "mapped.npy")
+    elif lacks_rows(judged):
+        print_text(f"Next, fit again with at least {10 * MIN_HELD_OUT} rows in X and in Y:")
+        print_command("mv2v", "align", "MORE_X", "MORE_Y", "-o", output)
+    else:
+        print_text("Next, search more often; more rows, or known pairs by --pairs PX PY, help as well:")
+        more = min(10_000, max(8, 4 * judged["restarts"]))
+        print_command("mv2v", "align", x_file, y_file, "-o", output, "--restarts", more)
+    print_text("If you have true pairs that the fit has not seen, measure the map on them:")
+    print_command("mv2v", "evaluate", output, "X_EVAL", "Y_EVAL")
+    print()

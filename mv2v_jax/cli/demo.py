@@ -1,0 +1,74 @@
+"""``mv2v demo``: align the bundled embeddings and compare the map with the best one that known pairs give."""
+
+import json
+from pathlib import Path
+
+import click
+
+from mv2v_jax.cli.evaluate import METRIC_NOTES, score_map
+from mv2v_jax.cli.help import Command
+from mv2v_jax.cli.options import json_option, option, restarts_option, seed_option
+from mv2v_jax.cli.output import print_command, print_table, print_text
+from mv2v_jax.cli.shared import device_name, make_folder, run_fit
+from mv2v_jax.cli.verdict import describe_verdict, judge_fit
+from mv2v_jax.config import Config
+from mv2v_jax.data.demo import DemoData, load_demo_data
+from mv2v_jax.data.files import save_npy
+from mv2v_jax.evaluation.metrics import oracle
+
+
+@click.command(
+    "demo",
+    cls=Command,
+    examples=["mv2v demo", "# Keep the data, to try the other commands on it.", "mv2v demo --export demo"],
+)
+@seed_option
+@restarts_option
+@option(
+    "--export",
+    type=click.Path(path_type=Path),
+    help="Folder to write the data to as .npy files as well: x, y, x_eval and y_eval.",
+)
+@json_option("Print one JSON line on standard output instead of text and a table.")
+def demo_command(seed: int, restarts: int, export: Path | None, as_json: bool) -> None:
+    """Align the bundled real embeddings and measure the map.
+
+    The map is compared on held-out texts with the oracle, the best orthogonal map, which is fitted on true pairs.
+    """
+    data = load_demo_data()
+    if export is not None:
+        _export(data, export)
+    fit = run_fit(data.x, data.y, Config(), seed, restarts)
+    ours = score_map(fit.result.best.map, data.x_eval, data.y_eval)
+    best = score_map(oracle(data.x, data.y_true, data.y), data.x_eval, data.y_eval)
+    judged = judge_fit(fit)
+    if as_json:
+        times = {"seconds": fit.seconds, "compile_seconds": fit.compile_seconds, "device": device_name()}
+        print(json.dumps({"seed": seed, **times, "mv2v": ours, "oracle": best, **judged}))
+        return
+    held_out = int(fit.result.best.evidence.num_rows)
+    print_text(f"Verdict: {describe_verdict(judged | {'held_out_rows': held_out})}")
+    print_text(
+        f"True pairs: {ours['top1']:.0%} of {len(data.x_eval):,} held-out texts find their partner first. The oracle, "
+        f"the best orthogonal map fitted on true pairs, reaches {best['top1']:.0%}."
+    )
+    print()
+    print_text("Next, align your own embeddings:")
+    print_command("mv2v", "align", "X", "Y", "-o", "map.safetensors")
+    print()
+    print_text(
+        f"Data: MiniLM embeddings of {len(data.x):,} texts and WordLlama embeddings of {len(data.y):,} other texts, "
+        "without any known pair."
+    )
+    print_table(
+        ["score", "mv2v", "oracle", "meaning"],
+        [[name, ours[name], best[name], METRIC_NOTES[name]] for name in ours],
+        notes=True,
+    )
+    print_text(f"{fit.seconds:.1f} s to fit, {fit.compile_seconds:.1f} s to compile, on {device_name()}")
+
+
+def _export(data: DemoData, folder: Path) -> None:
+    make_folder(folder, "--export")
+    for name in ("x", "y", "x_eval", "y_eval"):
+        save_npy(folder / f"{name}.npy", getattr(data, name))

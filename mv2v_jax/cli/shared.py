@@ -1,0 +1,122 @@
+"""What several commands share: opening rows and known pairs, laying out devices, running a fit."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mv2v_jax.cli.options import Devices
+from mv2v_jax.cli.output import progress_bar
+from mv2v_jax.config import Config
+from mv2v_jax.data.checks import check_pairs, check_shape
+from mv2v_jax.data.formats import load_embeddings
+from mv2v_jax.data.npy_rows import RowFiles
+from mv2v_jax.data.scan import CheckedRows, RowStatistics
+from mv2v_jax.errors import InputError
+from mv2v_jax.ops.sharding import make_mesh
+from mv2v_jax.runs.compiled import TimedFit, align_on_mesh, align_with_progress
+from mv2v_jax.runs.processes import all_or_none, check_same, describe_shares, probe, start
+
+Pairs = tuple[np.ndarray, np.ndarray]
+
+
+def lay_out(restarts: int, devices: Devices) -> Mesh | None:
+    """Join the other processes, if any, and make the mesh; ``None`` for one device."""
+    placed = {
+        "--coordinator": devices.coordinator,
+        "--num-processes": devices.num_processes,
+        "--process": devices.process,
+    }
+    given = [name for name, value in placed.items() if value is not None]
+    if given and not devices.distributed:
+        raise InputError(f"{given[0]} must come with --distributed, found it alone; add --distributed")
+    if devices.distributed:
+        start(devices.coordinator, devices.num_processes, devices.process)
+    elif not devices.all_devices:
+        if devices.row_devices is not None:
+            raise InputError(
+                "--row-devices must come with --all-devices or --distributed, found it alone; add one of them"
+            )
+        return None
+    return make_mesh(restarts, row_devices=devices.row_devices)
+
+
+def read_rows(source: str, config: Config) -> tuple[CheckedRows, RowStatistics]:
+    """Rows to fit, checked and described in one pass over them."""
+
+    def load() -> Any:
+        rows = load_embeddings(source)
+        check_shape(rows, source, min_rows=config.anchors.num_clusters)
+        return rows
+
+    rows = all_or_none(load)
+    check_same({source: all_or_none(lambda: probe(rows))})
+    with progress_bar() as on_step:
+        statistics = describe_shares(rows, source, lambda done, total: on_step(f"reading {source}", done, total))
+    return CheckedRows(rows=rows, mean=statistics.mean, digest=statistics.digest), statistics
+
+
+def read_pairs(sources: tuple[str, str] | None, x: Any, y: Any) -> Pairs | None:
+    """Known pairs of rows like those of ``x`` and ``y``, the same in every process; ``None`` without files of them."""
+    if sources is None:
+        return None
+
+    def load() -> Pairs:
+        x_pairs, y_pairs = check_pairs(tuple(np.asarray(load_embeddings(source)) for source in sources), x, y, sources)
+        return x_pairs, y_pairs
+
+    pairs = all_or_none(load)
+    check_same(
+        {source: all_or_none(functools.partial(probe, rows)) for source, rows in zip(sources, pairs, strict=True)}
+    )
+    return pairs
+
+
+def load_rows(source: str, columns: int, wanted_by: str) -> np.ndarray | RowFiles:
+    """Rows to be mapped or to evaluate on, which must have the dimension of a map."""
+    rows = load_embeddings(source)
+    check_shape(rows, source)
+    if rows.shape[1] != columns:
+        raise InputError(
+            f"{source} must have {columns} columns for {wanted_by}, found {rows.shape[1]}; use rows of the encoder "
+            "that the map was fitted on"
+        )
+    return rows
+
+
+def run_fit(
+    x: Any,
+    y: Any,
+    config: Config,
+    seed: int,
+    restarts: int,
+    settled: int = 1,
+    mesh: Mesh | None = None,
+    pairs: Pairs | None = None,
+) -> TimedFit:
+    """Fit with a progress bar, on one device or over a mesh."""
+    key = jax.random.key(seed)
+    with progress_bar() as on_step:
+        if mesh is not None:
+            return align_on_mesh(key, x, y, config, on_step, mesh, restarts, settled, pairs)
+        return align_with_progress(key, x, y, config, on_step, restarts, settled, pairs)
+
+
+def device_name() -> str:
+    """Platform and kind of the first device."""
+    device = jax.devices()[0]
+    return f"{device.platform}:{device.device_kind}"
+
+
+def make_folder(folder: Path, option: str) -> None:
+    """Make a folder that an option names, where it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{option}: {folder} must be a folder or the name of a new one, found that it cannot be made: "
+            f"{error.strerror}; name another folder"
+        ) from error
