@@ -1,13 +1,12 @@
-"""What every choice of the default is worth: the same fits with one choice changed at a time.
+"""What is each choice of the default preset worth? The same fits with one choice changed at a time.
 
-python -m benchmarks.ablation [--data DIR] [--rows N --eval E] [--seeds 3] [--small] [--json FILE]
+    python -m benchmarks.ablation [--data FOLDER] [--rows N --eval E] [--seeds 3] [--small] [--json FILE]
 
-On few rows, 3,000 a side, where basins decide; and, unless --small is given, on all of them, where precision does.
+The fits run twice: on 3,000 rows per space, where a choice decides between basins; and, unless --small is given, on all
+rows, where it decides the precision.
 """
 
-import argparse
 import copy
-import dataclasses
 import statistics
 from typing import Any
 
@@ -18,50 +17,51 @@ from benchmarks.common import (
     Split,
     add_data_options,
     evaluate,
-    judge_oracle,
+    evaluate_oracle,
     load_split,
+    make_parser,
     print_environment,
     print_table,
     seconds_of,
     write_json,
 )
-from mv2v_jax import PRESETS, align
+from mv2v_jax import Config, align
 
-# 3,000 rows a side and as many to judge as the project's goal for that size names.
+# 3,000 fitting rows per space and 1,600 rows to evaluate on.
 SMALL_ROWS, SMALL_EVAL = 7_600, 1_600
-CHOICES: dict[str, dict[str, float]] = {
+CHOICES: dict[str, dict[str, Any]] = {
     "default": {},
-    "20 clusters": {"num_clusters": 20},
-    "all anchor sets kept": {"kept_sets": 30},
-    "searched in all directions": {"search_dims": 0},
+    "20 clusters": {"anchors": {"num_clusters": 20}},
+    "all anchor sets kept": {"anchors": {"kept_sets": 30}},
+    "search in all directions": {"search_dims": 0},
     "no rows held out": {"held_out_rows": 0},
-    "no annealing": {"anneal_steps": 0},
-    "half the annealing": {"anneal_steps": 50},
-    "no weights at first": {"anneal_power": 0.4},
-    "10 neighbours when annealing": {"anneal_neighbors": 10},
-    "no settling": {"csls_steps": 0, "whole_steps": 0},
-    "settled on samples only": {"whole_steps": 0},
-    "2 neighbours when settling": {"ample_rows": 0},
-    "no weights at last": {"reliability_power": 0.0},
-    "no whitening": {"whitening_power": 0.0},
+    "no annealing": {"annealing": {"steps": 0}},
+    "half the annealing": {"annealing": {"steps": 50}},
+    "no weights at first": {"annealing": {"power": 0.4}},
+    "10 neighbours when annealing": {"annealing": {"num_neighbors": 10}},
+    "no settling": {"settling": {"steps": 0, "whole_steps": 0}},
+    "settling on samples only": {"settling": {"whole_steps": 0}},
+    "2 neighbours when settling": {"settling": {"ample_rows": 0}},
+    "no weights at last": {"whitening": {"reliability_power": 0.0}},
+    "no whitening": {"whitening": {"power": 0.0}},
 }
 
 Runs = dict[str, list[dict[str, float]]]
 
 
 def fit_choice(split: Split, changes: dict[str, Any], seeds: int) -> list[dict[str, float]]:
-    """Scores of every seed; their seconds are the median call but for the first, which may compile."""
-    config = dataclasses.replace(PRESETS["default"](), **changes)
+    """Scores of every seed; their seconds are the median over all calls but the first, which may compile."""
+    config = Config.preset("default").replace(**changes)
     x, y = jnp.asarray(split.x), jnp.asarray(split.y)
     results = [seconds_of(align, jax.random.key(seed), x, y, config) for seed in range(seeds)]
-    # A single seed is fitted again, for its time alone.
+    # A single seed is fitted once more, for its time alone.
     again = results[1:] or [seconds_of(align, jax.random.key(0), x, y, config)]
     steady = statistics.median(seconds for _, seconds in again)
     return [{**evaluate(result.map, split), "seconds": steady} for result, _ in results]
 
 
 def summarise(runs: Runs, oracle: dict[str, float]) -> list[list[str]]:
-    """Table rows: medians and the worst seed of every choice, and what the change did to the median."""
+    """Table rows: medians and the worst seed of every choice, and the change of the median."""
     medians = {name: statistics.median(run["top1"] for run in found) for name, found in runs.items()}
     rows = [
         [
@@ -78,10 +78,10 @@ def summarise(runs: Runs, oracle: dict[str, float]) -> list[list[str]]:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Runs]:
-    """Read the arguments, fit every choice on every size, print the tables; returns scores by size and choice."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Fit every choice on every size and print the tables; returns scores by size and choice."""
+    parser = make_parser(__doc__)
     add_data_options(parser)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="number of random seeds (default: 3)")
     parser.add_argument("--small", action="store_true", help="leave out the fits on all rows")
     options = parser.parse_args(arguments)
     if options.seeds < 1:
@@ -93,14 +93,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Runs]:
     records = {}
     for size, size_options in {"few rows": few, **({} if options.small else {"all rows": options})}.items():
         split, data = load_split(size_options)
-        oracle = judge_oracle(split)
+        oracle = evaluate_oracle(split)
         found[size] = {}
         for name, changes in CHOICES.items():
             found[size][name] = fit_choice(split, changes, options.seeds)
             top1 = ", ".join(f"{run['top1']:.3f}" for run in found[size][name])
             print(f"{name}: top-1 {top1}", flush=True)
         print_table(
-            f"{size}, {split.x.shape[0]:,} a side: medians of {options.seeds} seeds, compiling left out",
+            f"{size}, {split.x.shape[0]:,} per space: medians of {options.seeds} seeds, without compile time",
             ["one choice changed", "top-1", "change", "worst top-1", "mean rank", "seconds"],
             summarise(found[size], oracle),
         )

@@ -1,14 +1,13 @@
-"""The command line on rows that memory does not hold: an alignment and an application, from folders of shards.
+"""What do `mv2v align` and `mv2v apply` cost on rows that do not fit into memory? Both commands on folders of shards.
 
-python -m benchmarks.larger_than_memory [--rows 10000000] [--dimensions 256] [--shards 40] [--apply-rows 20000000]
-    [--preset default] [--folder DIR] [--json FILE]
+    python -m benchmarks.larger_than_memory [--rows 10000000] [--dimensions 256] [--shards 40] [--apply-rows 20000000]
+        [--preset default] [--folder FOLDER] [--json FILE]
 
-Rows are synthetic, with a planted map (`benchmarks.planted`), in float16. What is applied is the source's shards as
-often as it takes, under other names. Every command is a process of its own, whose peak resident memory the kernel
-tells. The files, 2 bytes a number, are deleted afterwards.
+Rows are synthetic, with a planted map (`benchmarks.planted`), in float16. The map is applied to the shards of the
+source, repeated under other names. Every command runs in its own process, and the operating system reports its peak
+resident memory. The files take 2 bytes per number, 30 GB in all, and are deleted afterwards.
 """
 
-import argparse
 import concurrent.futures
 import json
 import multiprocessing
@@ -23,28 +22,24 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.common import add_json_option, print_environment, print_requirement, print_table, write_json
+from benchmarks.common import add_json_option, make_parser, print_environment, print_table, write_json
 from benchmarks.planted import draw_pairs, plant, write_shards
-from mv2v_jax import PRESETS, apply
-from mv2v_jax.data.map_file import load_map
-from mv2v_jax.data.npy_rows import open_rows
+from mv2v_jax import apply, load_map, open_rows
+from mv2v_jax.config import PRESETS
 from mv2v_jax.evaluation import metrics
 
 _NUM_EVAL = 2_000
 _SEED = 0
 _GIB = 2**30
-MOST_ALIGN_GIB = 4.0
-MOST_APPLY_GIB = 1.0
-MOST_MEAN_ERROR = 1e-6
 
 
 def run_command(*arguments: str | Path) -> dict[str, Any]:
-    """Run ``mv2v`` in a process of its own: what it printed, its seconds and its peak resident bytes."""
+    """Run ``mv2v`` in its own process: its output, its seconds and its peak resident bytes."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "mv2v_jax", *map(str, arguments)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
-        # Not the peak of all children, which the largest so far would keep.
+        # The usage of this child; that of all children would keep the peak of the largest one.
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         for stream in (out, err):
@@ -57,7 +52,7 @@ def run_command(*arguments: str | Path) -> dict[str, Any]:
 
 
 def write_sides(folder: Path, num_rows: int, d: int, num_shards: int) -> list[np.ndarray]:
-    """Both sides, side by side; their means."""
+    """Write both sides, in two processes; returns their means."""
     spaces = plant(_SEED, d)
     fresh = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=fresh) as processes:
@@ -69,15 +64,15 @@ def write_sides(folder: Path, num_rows: int, d: int, num_shards: int) -> list[np
 
 
 def measure_align(folder: Path, preset: str, means: list[np.ndarray]) -> dict[str, Any]:
-    """Align both folders: times, memory, quality against planted pairs, and how far the means are off."""
+    """Align both folders: times, memory, quality on planted pairs, and the error of the means."""
     map_file = folder / "map.safetensors"
     done = run_command("align", folder / "x", folder / "y", "-o", map_file, "--preset", preset, "--accept", "--json")
-    facts = json.loads(done.pop("printed"))
+    facts = json.loads(done.pop("printed").splitlines()[-1])
     linear_map, _ = load_map(map_file)
     scores = metrics.evaluate(linear_map, *draw_pairs(plant(_SEED, means[0].size), _SEED, _NUM_EVAL))
     errors = [
-        float(np.abs(np.asarray(found, np.float64) - mean).max())
-        for found, mean in zip((linear_map.mean_x, linear_map.mean_y), means, strict=True)
+        float(np.abs(np.asarray(centering.mean, np.float64) - mean).max())
+        for centering, mean in zip((linear_map.source, linear_map.target), means, strict=True)
     ]
     kept = ("n", "m", "d_x", "d_y", "preset", "verdict", "confidence", "seconds", "compile_seconds")
     quality = {"top1": float(scores.top1), "foscttm": float(scores.foscttm), "mean_error": max(errors)}
@@ -85,7 +80,7 @@ def measure_align(folder: Path, preset: str, means: list[np.ndarray]) -> dict[st
 
 
 def measure_apply(folder: Path, num_rows: int) -> dict[str, Any]:
-    """Apply the map to shards of the source, as often as it takes: speed, memory, and whether rows are right."""
+    """Apply the map to at least ``num_rows`` rows in repeated shards: speed, memory, and the largest error of a row."""
     shards = sorted((folder / "x").iterdir())
     many = folder / "many"
     many.mkdir()
@@ -112,40 +107,38 @@ def measure_apply(folder: Path, num_rows: int) -> dict[str, Any]:
     }
 
 
-def show(align: dict[str, Any], applied: dict[str, Any]) -> list[dict[str, Any]]:
-    """Print both tables and the requirements; returns these."""
+def show(align: dict[str, Any], applied: dict[str, Any]) -> None:
+    """Print both tables."""
     gib = 2 * align["d_x"] * align["n"] / _GIB
-    columns = ["rows a side", "GiB a side", "wall s", "fit s", "compile s", "peak GiB", "top-1", "FOSCTTM", "verdict"]
+    columns = ["rows per space", "GiB per space", "wall s", "fit s", "compile s", "peak GiB"]
     row = [f"{align['n']:,}", f"{gib:.2f}"]
     row += [f"{align[name]:.1f}" for name in ("wall_seconds", "seconds", "compile_seconds")]
     row += [f"{align['peak_bytes'] / _GIB:.2f}", f"{align['top1']:.3f}", f"{align['foscttm']:.5f}", align["verdict"]]
-    print_table(f"align, {align['preset']}, {align['d_x']} dimensions, float16", columns, [row])
+    print_table(
+        f"align, {align['preset']}, {align['d_x']} dimensions, float16",
+        [*columns, "top-1", "FOSCTTM", "verdict", "error of the means"],
+        [[*row, f"{align['mean_error']:.1e}"]],
+    )
     row = [f"{applied['rows']:,}", f"{applied['wall_seconds']:.1f}", f"{applied['rows_per_second']:,.0f}"]
-    print_table("apply", ["rows", "wall s", "rows/s", "peak GiB"], [[*row, f"{applied['peak_bytes'] / _GIB:.2f}"]])
-    peaks = align["peak_bytes"] / _GIB, applied["peak_bytes"] / _GIB
-    return [
-        print_requirement(f"align under {MOST_ALIGN_GIB:g} GiB resident: {peaks[0]:.2f}", peaks[0] < MOST_ALIGN_GIB),
-        print_requirement(f"apply under {MOST_APPLY_GIB:g} GiB resident: {peaks[1]:.2f}", peaks[1] < MOST_APPLY_GIB),
-        print_requirement(
-            f"means right to {MOST_MEAN_ERROR:g}: {align['mean_error']:.1e}", align["mean_error"] <= MOST_MEAN_ERROR
-        ),
-        # Of float16, near 1.
-        print_requirement(
-            f"rows mapped as in memory: off by {applied['largest_error']:.1e}", applied["largest_error"] <= 2**-10
-        ),
-    ]
+    print_table(
+        "apply (errors against mapping the same rows in memory; float16 rounds numbers near 1 by up to 4.9e-4)",
+        ["rows", "wall s", "rows/s", "peak GiB", "largest error"],
+        [[*row, f"{applied['peak_bytes'] / _GIB:.2f}", f"{applied['largest_error']:.1e}"]],
+    )
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Read the arguments, write, align, apply, print; returns the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Write, align, apply and print the tables; returns the figures."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--rows", type=int, default=10_000_000, help="rows per space (default: 10,000,000)")
+    parser.add_argument("--dimensions", type=int, default=256, help="dimensions of both spaces (default: 256)")
+    parser.add_argument("--shards", type=int, default=40, help="files per space (default: 40)")
+    parser.add_argument(
+        "--apply-rows", type=int, default=20_000_000, help="minimum number of rows to map (default: 20,000,000)"
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="default", help="preset to fit (default: default)")
+    parser.add_argument("--folder", type=Path, help="folder for the files (default: a temporary folder)")
     add_json_option(parser)
-    parser.add_argument("--rows", type=int, default=10_000_000, help="rows a side")
-    parser.add_argument("--dimensions", type=int, default=256)
-    parser.add_argument("--shards", type=int, default=40, help="files a side")
-    parser.add_argument("--apply-rows", type=int, default=20_000_000, help="rows to apply the map to, at least")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="default")
-    parser.add_argument("--folder", type=Path, help="where the files go (default: a temporary folder)")
     options = parser.parse_args(arguments)
     environment = print_environment()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
@@ -156,8 +149,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         align = measure_align(folder, options.preset, means)
         print(f"aligned in {align['wall_seconds']:.1f} s", flush=True)
         applied = measure_apply(folder, options.apply_rows)
-    requirements = show(align, applied)
-    record = {"environment": environment, "align": align, "apply": applied, "requirements": requirements}
+    show(align, applied)
+    record = {"environment": environment, "align": align, "apply": applied}
     write_json(options.json, record)
     return record
 

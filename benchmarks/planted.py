@@ -1,4 +1,4 @@
-"""Two spaces of any size with a planted map between them, drawn block by block: files may be larger than memory."""
+"""Two synthetic spaces with a planted map, drawn block by block, so that files may be larger than memory."""
 
 import math
 from pathlib import Path
@@ -7,20 +7,20 @@ from typing import NamedTuple
 import numpy as np
 
 _BLOCK_ROWS = 65_536
-# Groups of texts, and the dimensions they differ in; both as wide as the spaces allow.
+# Number of groups of texts, and of the dimensions in which they differ, at most those of the spaces.
 _GROUPS, _LATENT = 200, 64
 _NOISE = 0.02
 
 
 class PlantedSpaces(NamedTuple):
-    """A latent mixture and the two frames it is seen in.
+    """A latent mixture, and the frames that turn it into rows of two spaces.
 
     Attributes:
         centers: ``[g, r]``, centres of the groups.
-        weights: ``[g]``, how often each is drawn.
-        scales: ``[r]``, spread within a group.
-        frames: two of ``[r, d]``, with orthonormal rows.
-        offsets: two of ``[d]``.
+        weights: ``[g]``, probability of each group.
+        scales: ``[r]``, standard deviations within a group.
+        frames: per space, ``[r, d]`` with orthonormal rows.
+        offsets: per space, ``[d]``.
     """
 
     centers: np.ndarray
@@ -34,7 +34,7 @@ def plant(seed: int, d: int) -> PlantedSpaces:
     """Draw the mixture and the frames of two spaces of ``d`` dimensions."""
     rng = np.random.default_rng(seed)
     rank = min(_LATENT, d)
-    # A decaying spectrum and uneven groups: without them there is no geometry to recognise.
+    # Without a decaying spectrum and uneven groups there would be no geometry to recognise.
     scales = (1 + np.arange(rank)) ** -0.5
     return PlantedSpaces(
         centers=(rng.normal(size=(_GROUPS, rank)) * scales).astype(np.float32),
@@ -58,14 +58,14 @@ def _view(spaces: PlantedSpaces, rng: np.random.Generator, latent: np.ndarray, s
 
 
 def draw_pairs(spaces: PlantedSpaces, seed: int, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of both spaces, float32 ``[num_rows, d]``, row i with row i: what judges a map."""
+    """Rows of both spaces to evaluate a map on, float32 ``[num_rows, d]``, row i with row i."""
     rng = np.random.default_rng([seed, 2])
     latent = _latent(spaces, rng, num_rows)
     return _view(spaces, rng, latent, 0), _view(spaces, rng, latent, 1)
 
 
 def draw_side(spaces: PlantedSpaces, seed: int, num_rows: int, side: int) -> np.ndarray:
-    """Rows of one space, float32 ``[num_rows, d]``; those of the other side have nothing in common with them."""
+    """Fitting rows of one space, float32 ``[num_rows, d]``; no row is the partner of a row of the other side."""
     rng = np.random.default_rng([seed, side])
     return _view(spaces, rng, _latent(spaces, rng, num_rows), side)
 
@@ -73,7 +73,7 @@ def draw_side(spaces: PlantedSpaces, seed: int, num_rows: int, side: int) -> np.
 def _write_rows(
     path: Path, spaces: PlantedSpaces, rng: np.random.Generator, num_rows: int, side: int, dtype: str
 ) -> list[np.ndarray]:
-    """Draw rows into a ``.npy`` file, a block at a time; the sum of every block as stored, in float64."""
+    """Draw rows into a ``.npy`` file, block by block; returns the sum of every stored block, in float64."""
     header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (num_rows, spaces.frames[side].shape[1])}
     sums = []
     with path.open("wb") as file:
@@ -87,19 +87,19 @@ def _write_rows(
 
 
 def write_side(path: Path, spaces: PlantedSpaces, seed: int, num_rows: int, side: int, dtype: str) -> None:
-    """As `draw_side`, into a ``.npy`` file."""
+    """Write the rows of `draw_side` to a ``.npy`` file."""
     _write_rows(path, spaces, np.random.default_rng([seed, side]), num_rows, side, dtype)
 
 
 def write_shards(
     folder: Path, spaces: PlantedSpaces, seed: int, num_rows: int, num_shards: int, side: int, dtype: str
 ) -> np.ndarray:
-    """Rows of one space in a new folder of ``.npy`` shards; returns the mean ``[d]`` of what is stored, in float64."""
+    """Write rows of one space to a new folder of ``.npy`` shards; returns their mean ``[d]`` as stored, in float64."""
     folder.mkdir()
     sums: list[np.ndarray] = []
     for shard in range(num_shards):
         part = num_rows * (shard + 1) // num_shards - num_rows * shard // num_shards
         path = folder / f"part-{shard:05d}.npy"
-        # Not the numbers of `draw_pairs`, which judge.
+        # Other random numbers than those of `draw_pairs`, whose rows evaluate.
         sums += _write_rows(path, spaces, np.random.default_rng([seed, 3 + side, shard]), part, side, dtype)
     return np.array([math.fsum(column) for column in zip(*sums, strict=True)]) / num_rows

@@ -1,10 +1,11 @@
-"""Fits that went well and fits that did not: what `benchmarks.selection` and `benchmarks.verdict` judge scores on.
+"""Fits that went well and fits that did not, on which `benchmarks.selection` and `benchmarks.verdict` test scores.
 
-python -m benchmarks.population [--data DIR] [--json FILE]
+    python -m benchmarks.population --data FOLDER [--json FILE]
 
-Sizes from too small to plenty, both directions, texts from three places of the file, views of one encoder, pairs that
-are known to be too hard, weak refinement, and nulls that cannot be aligned. Texts from one place of the file
-calibrate thresholds, others report them; pairs with LSA only report.
+The population covers sizes from too small to plenty, both directions, texts from three places of the file, views of
+one encoder, pairs of encoders that are too hard, weak refinement, and null data that cannot be aligned. Fits on texts
+from some places calibrate the constants of the verdict; fits on texts from the other places only report, and so do
+pairs with LSA. The bundled rows are too few for three places, so --data is needed.
 """
 
 import argparse
@@ -20,20 +21,29 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 
-from benchmarks.common import add_data_options, evaluate, find_data, read_rows, split_rows, write_json
+from benchmarks.common import (
+    Split,
+    add_data_options,
+    check_folder,
+    evaluate,
+    make_parser,
+    read_rows,
+    split_rows,
+    write_json,
+)
 from mv2v_jax import AlignResult, Config, align_restarts
 from mv2v_jax.alignment.space import fit_space, hold_out
 from mv2v_jax.ops.csls import match_csls, mean_csls
 from mv2v_jax.ops.masked import unit_rows
 
 NUM_EVAL = 2_000
-# As many as the command line makes: a verdict rests on their agreement too.
+# The default of the command line: a verdict also rests on the agreement of restarts.
 NUM_RESTARTS = 2
 OFFSETS = (0, 20_000, 40_000)
 OWN_SCORE = "score: closeness x agreement of anchor sets"
 
 
-# Source and target rows, and a generator, to the rows that take their place.
+# From the rows of source and target, and a generator, to the rows that replace them.
 Change = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 
@@ -42,13 +52,13 @@ class Condition:
     """One pair of data sets to align.
 
     Attributes:
-        name: for tables.
+        name: name in the tables.
         source, target: encoders.
-        rows: fitting rows a side.
+        rows: fitting rows per space.
         offset: first row of the file that is used.
-        change: what is done to the rows of both first.
-        config: how it is fitted.
-        seeds: how many fits.
+        change: changes the rows of both spaces before they are split.
+        config: config of the fits.
+        seeds: number of fits.
     """
 
     name: str
@@ -62,7 +72,7 @@ class Condition:
 
 
 def view(source: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The same encoder seen through a random projection and noise: alignable, with a truth that is known."""
+    """The same encoder after a random projection with noise: it can be aligned, and the true map is known."""
     turn = np.linalg.qr(rng.normal(size=(rows.shape[1], rows.shape[1])))[0][:, :256]
     noise = rng.normal(size=(rows.shape[0], 256)) * (rows.std() * 0.5)
     return source, (rows @ turn + noise).astype(np.float32)
@@ -71,7 +81,7 @@ def view(source: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> tupl
 def permute_coordinates(
     source: np.ndarray, rows: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Null: each coordinate keeps its values, no row keeps its own."""
+    """Null: the values of every coordinate are shuffled among the rows, which breaks all geometry."""
     return source, np.stack([rng.permutation(column) for column in rows.T], axis=1)
 
 
@@ -83,7 +93,7 @@ def gaussian(source: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> 
 
 
 def shifted_domain(source: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Mismatched domains: X from one side of the source's strongest direction, Y from the other."""
+    """Mismatched domains: X from one end of the strongest direction of the source, Y from the other end."""
     del rng
     n = len(source) - NUM_EVAL
     centered = source[:n] - source[:n].mean(0)
@@ -93,9 +103,9 @@ def shifted_domain(source: np.ndarray, target: np.ndarray, rng: np.random.Genera
 
 
 def conditions(with_lsa: bool) -> list[Condition]:
-    """All conditions; those of LSA only where its file has been made."""
+    """All conditions; those with LSA only if its rows exist."""
     both = (("minilm", "wordllama"), ("wordllama", "minilm"))
-    weak = Config(anneal_power=0.0)
+    weak = Config().replace(annealing={"power": 0.0})
     found = []
     for source, target in both:
         pair = f"{source} > {target}"
@@ -119,7 +129,7 @@ def conditions(with_lsa: bool) -> list[Condition]:
     return found
 
 
-def load(folder: Path | None, condition: Condition):
+def load(folder: Path | None, condition: Condition) -> Split:
     """The rows of a condition, split by the protocol."""
     rng = np.random.default_rng(condition.offset + condition.rows)
     source, target = (
@@ -131,21 +141,16 @@ def load(folder: Path | None, condition: Condition):
     return split_rows(source, target, NUM_EVAL)
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _mapped_rows(result: AlignResult, x: jax.Array, y: jax.Array, config: Config):
-    space_x, space_y = fit_space(x), fit_space(y)
-    held_x, held_y = (hold_out(space, config.held_out_rows).held_out for space in (space_x, space_y))
-    return (
-        unit_rows(space_x.rows @ result.map.W),
-        space_y.rows,
-        unit_rows(held_x @ result.map.W),
-        held_y,
-    )
+@functools.partial(jax.jit, static_argnames="held_out_rows")
+def _mapped_rows(result: AlignResult, x: jax.Array, y: jax.Array, held_out_rows: int):
+    rows_x, rows_y = fit_space(x).rows, fit_space(y).rows
+    held_x, held_y = (hold_out(rows, held_out_rows)[1] for rows in (rows_x, rows_y))
+    return unit_rows(rows_x @ result.map.W), rows_y, unit_rows(held_x @ result.map.W), held_y
 
 
 def all_scores(result: AlignResult, x: jax.Array, y: jax.Array) -> dict[str, float]:
-    """The score by which `mv2v_jax.select` chooses, and other label-free scores that were compared with it."""
-    mapped, target, held_mapped, held_target = _mapped_rows(result, x, y, Config())
+    """The score by which `mv2v_jax.select` chooses, and other label-free scores to compare it with."""
+    mapped, target, held_mapped, held_target = _mapped_rows(result, x, y, Config().held_out_rows)
     matches = match_csls(mapped, target, num_neighbors=1)
     forward, backward = (np.asarray(found.index[:, 0]) for found in (matches.x_to_y, matches.y_to_x))
     returned = mapped[backward[forward]]
@@ -153,26 +158,26 @@ def all_scores(result: AlignResult, x: jax.Array, y: jax.Array) -> dict[str, flo
     rows, columns = scipy.optimize.linear_sum_assignment(-similarity)
     return {
         OWN_SCORE: float(result.evidence.score),
-        "closeness, held out": float(result.evidence.closeness),
+        "closeness, held-out rows": float(result.evidence.closeness),
         "agreement of anchor sets": float(result.evidence.anchor_agreement),
         "mean CSLS, fitted rows": float(mean_csls(mapped, target)),
-        "mean CSLS, kept rows, after settling": float(mean_csls(held_mapped, held_target)),
-        "nearest cosine, held out": float(result.evidence.cross),
-        "one-to-one cosine, kept rows, after settling": float(similarity[rows, columns].mean()),
+        "mean CSLS, held-out rows, after settling": float(mean_csls(held_mapped, held_target)),
+        "nearest cosine, held-out rows": float(result.evidence.cross),
+        "one-to-one cosine, held-out rows, after settling": float(similarity[rows, columns].mean()),
         "mutual nearest, fitted rows": float((backward[forward] == np.arange(len(mapped))).mean()),
         "cycle cosine, fitted rows": float(jnp.sum(returned * mapped, axis=1).mean()),
-        "CKA of matched clusters": float(result.info.anchor_objective.max()),
+        "CKA of matched clusters": float(result.info.anchors.objective.max()),
     }
 
 
 def part_of(name: str, offset: int) -> str:
-    """Whether a condition may set thresholds or only report on them; no text sets them that they are reported on."""
+    """Whether the fits of a condition calibrate constants or only report on them. No text does both."""
     too_hard = "lsa" in name and "view" not in name
     return "report" if offset == OFFSETS[1] or too_hard else "calibrate"
 
 
 def run(folder: Path | None, listed: list[Condition]) -> Iterator[dict[str, Any]]:
-    """Fit every condition; yields a record a fit."""
+    """Fit every condition; yields one record per fit."""
     for number, condition in enumerate(listed):
         split = load(folder, condition)
         x, y = jnp.asarray(split.x), jnp.asarray(split.y)
@@ -188,7 +193,7 @@ def run(folder: Path | None, listed: list[Condition]) -> Iterator[dict[str, Any]
                 "part": part_of(condition.name, condition.offset),
                 "truth": evaluate(result.map, split),
                 "evidence": evidence,
-                # Of two restarts, that with the other one.
+                # There are two restarts, so this is the agreement of the chosen one with the other.
                 "agreement": float(restarts.agreement[0, 1]),
                 "scores": all_scores(result, x, y),
                 "verdict": int(result.verdict),
@@ -198,12 +203,12 @@ def run(folder: Path | None, listed: list[Condition]) -> Iterator[dict[str, Any]
 
 
 def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All fits, or those of an earlier run where ``--fits`` names its file."""
+    """All fits, or the fits of an earlier run if ``--fits`` names its file."""
     if options.fits is not None:
         return json.loads(options.fits.read_text(encoding="utf-8"))["fits"]
-    folder = find_data(options.data)
+    folder = check_folder(options.data)
     if folder is None:
-        raise SystemExit("the population needs the 60,000 texts: name their folder with --data")
+        raise SystemExit("the population needs 60,000 texts, more than are bundled: name their folder with --data")
     fits = []
     for fit in run(folder, conditions((folder / "wordnet.lsa.npy").exists())):
         fits.append(fit)
@@ -216,17 +221,17 @@ def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
     return fits
 
 
-def parse(description: str | None, arguments: list[str] | None) -> argparse.Namespace:
-    """The options of everything that looks at the population."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def population_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options of every benchmark on the population."""
+    parser = make_parser(description)
     add_data_options(parser)
     parser.add_argument("--fits", type=Path, metavar="FILE", help="fits of an earlier run, as --json wrote them")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fit the population and keep it."""
-    options = parse(__doc__, arguments)
+    """Fit the population and write its fits."""
+    options = population_parser(__doc__).parse_args(arguments)
     write_json(options.json, {"fits": collect(options)})
 
 

@@ -1,16 +1,16 @@
-"""The published method on NumPy, SciPy and scikit-learn: the yardstick for quality and time.
+"""The published method on NumPy, SciPy and scikit-learn, which the other benchmarks compare quality and time with.
 
-mini-vec2vec (arXiv 2510.02348) with the values of its notebook, written plainly: the libraries' own k-means, 2-opt and
-SVD, float32 matrix products, `numpy.argpartition` for nearest neighbours. What the libraries spread over cores by
-themselves (k-means, matrix products) is; the rest is not.
+    python -m benchmarks.reference [--data FOLDER] [--rows N --eval E] [--seed N] [--json FILE]
 
-    python -m benchmarks.reference [--data DIR] [--seed N] [--rows N --eval E]
+This is mini-vec2vec (arXiv 2510.02348) with the values of its notebook, written in the simplest way: k-means, 2-opt and
+SVD of the libraries, float32 matrix products, `numpy.argpartition` for nearest neighbours. The libraries use several
+cores for k-means and matrix products; everything else runs on one core.
 """
 
-import argparse
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from scipy.optimize import quadratic_assignment
@@ -19,23 +19,25 @@ from sklearn.cluster import KMeans
 from benchmarks.common import (
     METRICS,
     add_data_options,
+    add_seed_option,
     evaluate,
+    evaluate_oracle,
     format_scores,
-    judge_oracle,
     load_split,
+    make_parser,
     print_environment,
     print_table,
     write_json,
 )
-from mv2v_jax import LinearMap
+from mv2v_jax import Centering, LinearMap
 
-# Queries compared with all of Y at once: few enough for the similarities to be reused memory, not fresh pages.
+# Queries compared with all of Y at once: few enough that the memory of their similarities is reused, not mapped anew.
 BLOCK_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """The notebook's values. Sample sizes larger than the data mean all of it."""
+    """The values of the notebook. Sample sizes larger than the data mean all rows."""
 
     num_sets: int = 30
     num_clusters: int = 20
@@ -50,12 +52,12 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class AnchorSets:
-    """Matched centres and how well they match.
+    """Cluster centres of both spaces, and how well they match.
 
     Attributes:
         x: ``[s, c, d_x]``.
-        y: ``[s, c, d_y]``; before matching, in no order.
-        objective: ``[s]``, best value of the assignment; empty before matching.
+        y: ``[s, c, d_y]``; in no particular order before they are matched.
+        objective: ``[s]``, best value of the assignment; empty before the centres are matched.
     """
 
     x: np.ndarray
@@ -69,11 +71,13 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
     return x / np.where(lengths > 0, lengths, 1)
 
 
-def preprocess(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centred unit rows in float32, the mean, and the mean length of the centred rows."""
+def preprocess(rows: np.ndarray) -> tuple[np.ndarray, Centering]:
+    """Centred unit rows in float32, and their `Centering`."""
     rows = rows.astype(np.float32)
     mean = rows.mean(axis=0)
-    return unit_rows(rows - mean), mean, np.linalg.norm(rows - mean, axis=1).mean()
+    # A map takes NumPy's arrays too. JAX's would start its backend in the process of a benchmark that runs without it.
+    parts: dict[str, Any] = {"mean": mean, "scale": np.linalg.norm(rows - mean, axis=1).mean()}
+    return unit_rows(rows - mean), Centering(**parts)
 
 
 def centered_kernel(centers: np.ndarray) -> np.ndarray:
@@ -176,11 +180,11 @@ def fit(
         x: ``[n, d_x]`` raw rows of the source.
         y: ``[m, d_y]`` raw rows of the target, of other texts.
         seed: seed of every draw.
-        on_stage: called after each stage with its name, its seconds and what it returned.
-        settings: the notebook's values if none.
+        on_stage: called after each stage with its name, its seconds and its result.
+        settings: the values of the notebook by default.
 
     Returns:
-        The map, ready for `evaluation.metrics.evaluate`, and the seconds of every stage. ``W`` is not projected.
+        The map, whose ``W`` is not projected, and the seconds of every stage.
     """
     settings = settings or Settings()
     rng = np.random.default_rng(seed)
@@ -194,27 +198,27 @@ def fit(
             on_stage(name, stages[name], result)
         return result
 
-    (x, mean_x, scale_x), (y, mean_y, scale_y) = timed("preprocess", lambda: (preprocess(x), preprocess(y)))
+    (x, source), (y, target) = timed("preprocess", lambda: (preprocess(x), preprocess(y)))
     clustered = timed("clustering", cluster_sets, x, y, rng, settings)
     sets = timed("assignment", match_sets, clustered, rng, settings)
     W = timed("initial map", initial_map, x, y, sets, settings)
     W = timed("refine-1", refine_matching, x, y, W, rng, settings)
     W = timed("refine-2", refine_clusters, x, y, W, rng, settings)
-    return LinearMap(W=W, mean_x=mean_x, mean_y=mean_y, scale_x=scale_x, scale_y=scale_y), stages
+    return LinearMap(W=W, source=source, target=target), stages
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read the arguments, fit once, print quality and seconds."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Fit once, and print quality and seconds."""
+    parser = make_parser(__doc__)
     add_data_options(parser)
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed_option(parser)
     options = parser.parse_args(arguments)
     environment = print_environment()
     split, data = load_split(options)
     linear_map, stages = fit(
         split.x, split.y, options.seed, lambda name, seconds, _: print(f"{name}: {seconds:.1f} s", flush=True)
     )
-    scores, oracle = evaluate(linear_map, split), judge_oracle(split)
+    scores, oracle = evaluate(linear_map, split), evaluate_oracle(split)
     seconds = sum(stages.values())
     print_table(
         "the published method",

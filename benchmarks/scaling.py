@@ -1,10 +1,11 @@
-"""What more devices buy: fits over meshes of CPU devices, and what a step computes and moves on 8, 64 and 256.
+"""What do more devices buy? Fits over meshes of CPU devices, and a prediction for 8, 64 and 256 devices.
 
-python -m benchmarks.scaling [--data DIR] [--rows N --eval N] [--preset fast] [--devices 1,2,4,8] [--json FILE]
+    python -m benchmarks.scaling [--data FOLDER] [--rows N --eval N] [--preset fast] [--devices 1,2,4,8] [--json FILE]
 
-CPU devices share the cores of one machine, so that times show what spreading costs, not what it saves. What it would
-save is predicted: the bytes that each step moves are counted in the compiled program, what each device computes in its
-jaxpr, and the time of one device is scaled by how much less that is. The link is an assumption, see --bandwidth.
+CPU devices share the cores of one machine, so their times show what a mesh costs, not what it saves. The saving is
+predicted from three counts per stage: the bytes that each step sends, from the compiled program; the work of each
+device, from the jaxpr; and the time of the stage on one device, which is scaled by the work that is left on each of
+several. The speed of the link between devices is an assumption (--bandwidth, --latency).
 """
 
 import argparse
@@ -14,119 +15,73 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AbstractMesh
 
 from benchmarks.common import (
     add_data_options,
     evaluate,
     load_split,
+    make_parser,
     print_environment,
     print_table,
     read_counts,
     seconds_of,
-    steady_seconds,
     write_json,
 )
 from benchmarks.roofline import limit_seconds, measure_peaks
+from benchmarks.stages import Stage, run_stages
 from benchmarks.work import count_work
-from mv2v_jax import PRESETS, Config, align_restarts
-from mv2v_jax.alignment.anchors import match_anchor_sets
-from mv2v_jax.alignment.fit import SearchRows, again_steps, lift_search, prepare_search
-from mv2v_jax.alignment.refine_annealed import annealing_length, refine_annealed, refine_csls, refine_whole
-from mv2v_jax.alignment.restarts import restart_keys, search_restarts
-from mv2v_jax.alignment.score import gather_evidence
-from mv2v_jax.alignment.space import Space, fit_space
-from mv2v_jax.data.padding import padded_size
-from mv2v_jax.ops.sharding import EVERYWHERE, RESTART, ROW, make_mesh, over_mesh
+from mv2v_jax import Config, align_restarts, make_mesh
+from mv2v_jax.alignment.api import fit_restarts, prepare_restarts
+from mv2v_jax.config import PRESETS
+from mv2v_jax.ops.sharding import EVERYWHERE, RESTART, ROW, over_mesh
 
 _PREDICTED = (8, 64, 256)
 _STRONG_RESTARTS = 8
+# The stages of a search; the others settle its result.
+_SEARCH = ("anchors", "first estimate", "refine_matching", "refine_clusters", "refine_annealed", "evidence")
+_FITS = ("strong, restarts", "weak, restarts", "strong, rows", "weak, rows")
+_PARTS = ("seconds", "top1")
 _BITS = {"pred": 8, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "f64": 64}
 _COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
-class Stage(NamedTuple):
-    """One step of a stage: how many a fit takes, and the step as a function of arrays."""
-
-    times: int
-    run: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-
-def count_moved(text: str | None, parts: int) -> tuple[float, int]:
-    """Bytes that a device sends in a compiled program, around a ring of ``parts``, and in how many collectives."""
-    moved, number = 0.0, 0
+def count_sent(text: str | None, num_devices: int) -> tuple[float, int]:
+    """Bytes that each device sends around a ring in a compiled program, and the number of its collectives."""
+    sent, number = 0.0, 0
     for shapes, kind in _COLLECTIVE.findall(text or ""):
         size = sum(
             _BITS[dtype] // 8 * math.prod(int(extent) for extent in extents.split(",") if extent)
             for dtype, extents in _SHAPE.findall(shapes)
         )
-        moved += (2 if kind == "all-reduce" else 1) * (parts - 1) / parts * size
+        sent += (2 if kind == "all-reduce" else 1) * (num_devices - 1) / num_devices * size
         number += 1
-    return moved, number
+    return sent, number
 
 
-def stages_of(space_x: Space, space_y: Space, rows: SearchRows, config: Config) -> dict[str, Stage]:
-    """The steps that take the time, on the rows they are taken on."""
-    key = jax.random.key(0)
-    x, y = rows.x.fitted, rows.y.fitted
-    searched = jnp.eye(x.shape[1], y.shape[1])
-    lifted = lift_search(searched, rows)
-    smaller = min(space_x.rows.shape[0], space_y.rows.shape[0])
-    step = jnp.ones(1, jnp.int32)
-
-    def anneal(x, y, matrix):
-        return refine_annealed(key, x, y, matrix, config=config, steps=step)
-
-    def settle(x, y, matrix):
-        return refine_csls(key, x, y, matrix, config=config, steps=step)
-
-    def settle_whole(x, y, matrix):
-        return refine_whole(key, x, y, matrix, config=config, steps=step)
-
-    return {
-        "anchor sets": Stage(1, lambda x, y: match_anchor_sets(key, x, y, config=config), (x, y)),
-        "annealing step": Stage(
-            annealing_length(min(x.shape[0], y.shape[0]), config) + again_steps(config, smaller),
-            anneal,
-            (x, y, searched),
-        ),
-        "evidence": Stage(1, lambda x, y, W: gather_evidence(key, x, y, W, jnp.ones(2)), (rows.x, rows.y, searched)),
-        "settling step, samples": Stage(config.csls_steps, settle, (space_x.rows, space_y.rows, lifted)),
-        "settling step, all rows": Stage(config.whole_steps, settle_whole, (space_x.rows, space_y.rows, lifted)),
-    }
-
-
-def _prepared(options: argparse.Namespace) -> tuple[Any, Config, tuple[Space, Space, SearchRows]]:
-    split, _ = load_split(options)
-    config = PRESETS[options.preset]()
-
-    def prepare(x, y):
-        spaces = fit_space(x), fit_space(y)
-        return *spaces, prepare_search(*spaces, config=config)
-
-    return split, config, jax.jit(prepare)(*_padded(split))
-
-
-def _padded(split: Any) -> list[np.ndarray]:
-    return [np.pad(rows, ((0, padded_size(len(rows)) - len(rows)), (0, 0))) for rows in (split.x, split.y)]
+def one_step(stage: Stage) -> tuple[int, tuple[Any, ...]]:
+    """How often a stage repeats what it sends to other devices, and arguments with which it does so once."""
+    if stage.num_steps is None:
+        return 1, stage.args
+    carry, steps, *rest = stage.args
+    # Steps without a carry do not depend on each other: the devices share them.
+    return (1, stage.args) if carry is None else (stage.num_steps, (carry, steps[-1:], *rest))
 
 
 def time_fits(options: argparse.Namespace, num_devices: int) -> dict[str, Any]:
-    """Fits over this process's devices: as many restarts over the restart axis, one over the row axis.
+    """Fits over the devices of this process: several restarts over the restart axis, one restart over the row axis.
 
-    Strong: the same work on more devices. Weak: as much work on each; of rows, the largest number of devices has all.
+    Strong scaling: the same work on more devices. Weak scaling: the same work on each device; over the row axis, only
+    the largest number of devices has all rows.
     """
-    split, config, prepared = _prepared(options)
-    key, record = jax.random.key(0), {}
+    split, _ = load_split(options)
+    config, key = Config.preset(options.preset), jax.random.key(0)
     share = num_devices / max(options.devices)
+    record: dict[str, Any] = {}
     for name, restarts, rows, part in (
         ("strong, restarts", _STRONG_RESTARTS, 1, 1.0),
         ("weak, restarts", num_devices, 1, 1.0),
@@ -139,53 +94,53 @@ def time_fits(options: argparse.Namespace, num_devices: int) -> dict[str, Any]:
         result, seconds = seconds_of(lambda *fit, mesh=mesh: align_restarts(*fit, mesh=mesh), *fit)
         record[name] = {"seconds": seconds, "top1": evaluate(result.best.map, split)["top1"]}
     if num_devices == 1:
-        record["steps"] = {
-            name: steady_seconds(jax.jit(stage.run), *stage.arguments)[1]
-            for name, stage in stages_of(*prepared, config).items()
-        }
+        stages, _ = run_stages(key, split, config, repeats=3)
+        record["stages"] = {name: stage.seconds for name, stage in stages.items()}
         record["peaks"] = measure_peaks(3)
     return record
 
 
-def count_steps(options: argparse.Namespace, peaks: dict[str, float]) -> dict[str, Any]:
-    """Of each stage: how often it runs, and for each number of devices what a step moves, and the least it can take."""
-    _, config, prepared = _prepared(options)
+def count_stages(options: argparse.Namespace, peaks: dict[str, float]) -> dict[str, Any]:
+    """Per stage and number of devices: bytes and collectives of a step, and the shortest time of the whole stage."""
+    split, _ = load_split(options)
+    config, key = Config.preset(options.preset), jax.random.key(0)
     record: dict[str, Any] = {}
-    for name, stage in stages_of(*prepared, config).items():
-        specs = [EVERYWHERE] * len(stage.arguments)
+    for name, stage in run_stages(key, split, config, repeats=1)[0].items():
+        # Rows come to the first stage in shares; all later stages hold all rows on every device.
+        if name == "preprocess":
+            continue
+        times, args = one_step(stage)
+        specs = [EVERYWHERE] * len(args)
         counted = {}
-        for parts in (1, *_PREDICTED):
-            abstract = AbstractMesh((1, parts), (RESTART, ROW))
-            work = count_work(over_mesh(stage.run, abstract, *specs), *stage.arguments)  # type: ignore[arg-type]
-            moved, collectives = 0.0, 0
-            if parts > 1:
-                mesh = make_mesh(1, row_devices=parts, devices=jax.devices()[:parts])
-                compiled = jax.jit(over_mesh(stage.run, mesh, *specs)).lower(*stage.arguments).compile()
-                moved, collectives = count_moved(compiled.as_text(), parts)
-            counted[str(parts)] = {"limit": limit_seconds(work, peaks), "bytes": moved, "collectives": collectives}
-        record[name] = {"times": stage.times, "devices": counted}
-    _, _, rows = prepared
-
-    def search(keys, rows):
-        return search_restarts(keys, rows, config=config)
-
-    mesh = make_mesh(_PREDICTED[0], row_devices=1, devices=jax.devices()[: _PREDICTED[0]])
-    keys = restart_keys(jax.random.key(0), 0, _PREDICTED[0])
-    text = jax.jit(over_mesh(search, mesh, EVERYWHERE, EVERYWHERE)).lower(keys, rows).compile().as_text()
-    moved, collectives = count_moved(text, _PREDICTED[0])
-    record["restart"] = {"bytes": moved / (_PREDICTED[0] - 1), "collectives": collectives}
+        for num_devices in (1, *_PREDICTED):
+            abstract = AbstractMesh((1, num_devices), (RESTART, ROW))
+            work = count_work(over_mesh(stage.fun, abstract, *specs), *stage.args)  # type: ignore[arg-type]
+            sent, collectives = 0.0, 0
+            if num_devices > 1:
+                mesh = make_mesh(1, row_devices=num_devices, devices=jax.devices()[:num_devices])
+                compiled = jax.jit(over_mesh(stage.fun, mesh, *specs)).lower(*args).compile()
+                sent, collectives = count_sent(compiled.as_text(), num_devices)
+            counted[str(num_devices)] = {"limit": limit_seconds(work, peaks), "bytes": sent, "collectives": collectives}
+        record[name] = {"times": times, "devices": counted}
+    number = _PREDICTED[0]
+    mesh = make_mesh(number, row_devices=1, devices=jax.devices()[:number])
+    x, y, choices = prepare_restarts(key, split.x, split.y, config, num_restarts=number, mesh=mesh)
+    text = fit_restarts.lower(key, x, y, config, **choices).compile().as_text()
+    sent, collectives = count_sent(text, number)
+    record["restart"] = {"bytes": sent / (number - 1), "collectives": collectives}
     return record
 
 
 def predict(
-    stages: dict[str, Any], seconds: dict[str, float], parts: int, bandwidth: float, latency: float
+    stages: dict[str, Any], seconds: dict[str, float], num_devices: int, bandwidth: float, latency: float
 ) -> dict[str, float]:
-    """Seconds of every stage on ``parts`` devices: computing as one device does it, and moving over the link."""
+    """Seconds of every stage on several devices: computing at the speed of one device, plus sending over the link."""
     predicted = {}
     for name, stage in stages.items():
-        one, many = stage["devices"]["1"], stage["devices"][str(parts)]
+        one, many = stage["devices"]["1"], stage["devices"][str(num_devices)]
         computing = seconds[name] * many["limit"] / one["limit"]
-        predicted[name] = stage["times"] * (computing + many["bytes"] / bandwidth + many["collectives"] * latency)
+        sending = many["bytes"] / bandwidth + many["collectives"] * latency
+        predicted[name] = computing + stage["times"] * sending
     return predicted
 
 
@@ -199,74 +154,71 @@ def _child(task: str, num_devices: int, arguments: list[str]) -> dict[str, Any]:
 
 
 def show(fits: dict[int, Any], stages: dict[str, Any], bandwidth: float, latency: float) -> dict[str, Any]:
-    """Print the times measured, what is moved, and what is predicted; returns the predictions."""
+    """Print the measured times, the bytes sent and the predictions; returns the predictions."""
     rows = [
-        [
-            str(devices),
-            *(f"{fits[devices][name][part]:.3g}" for name in fits[devices] if name in _FITS for part in _PARTS),
-        ]
-        for devices in fits
+        [str(devices), *(f"{fits[devices][name][part]:.3g}" for name in _FITS for part in _PARTS)] for devices in fits
     ]
-    columns = ["CPU devices", *(f"{name}, {part}" for name in _FITS for part in _PARTS)]
     print_table(
-        f"Measured: {_STRONG_RESTARTS} restarts, a restart a device, one restart, one on rows as many as devices",
-        columns,
+        f"Measured. Strong: {_STRONG_RESTARTS} restarts, or one restart on all rows. Weak: one restart per device, or "
+        "one restart on rows in proportion to the devices",
+        ["CPU devices", *(f"{name}, {part}" for name in _FITS for part in _PARTS)],
         rows,
     )
     restart = stages.pop("restart")
-    seconds = fits[min(fits)]["steps"]
+    seconds = fits[min(fits)]["stages"]
     rows = [
         [name, str(stage["times"]), f"{seconds[name] * 1e3:.1f}"]
         + [
-            f"{stage['devices'][str(parts)]['bytes'] / 1e6:.2f} ({stage['devices'][str(parts)]['collectives']})"
-            for parts in _PREDICTED
+            f"{stage['devices'][str(number)]['bytes'] / 1e6:.2f} ({stage['devices'][str(number)]['collectives']})"
+            for number in _PREDICTED
         ]
         for name, stage in stages.items()
     ]
-    columns = ["", "times", "ms on one device", *(f"MB sent a step on {parts} (collectives)" for parts in _PREDICTED)]
+    columns = ["stage", "steps", "ms on one device"]
+    columns += [f"MB sent per step on {number} (collectives)" for number in _PREDICTED]
     print_table("The row axis", columns, rows)
     record = {}
     rows = []
-    for parts in (1, *_PREDICTED):
-        predicted = predict(stages, seconds, parts, bandwidth, latency)
+    for number in (1, *_PREDICTED):
+        predicted = predict(stages, seconds, number, bandwidth, latency)
         total = sum(predicted.values())
-        searches = sum(predicted[name] for name in ("anchor sets", "annealing step", "evidence"))
-        record[str(parts)] = {"fit": total, "search": searches, **predicted}
+        searches = sum(value for name, value in predicted.items() if name in _SEARCH)
+        record[str(number)] = {"fit": total, "search": searches, **predicted}
         base = record["1"]
         settled = base["fit"] - base["search"]
-        restarts = math.ceil(256 / parts) * base["search"] + settled + 256 * restart["bytes"] / bandwidth
-        record[str(parts)]["restarts"] = restarts
+        restarts = math.ceil(256 / number) * base["search"] + settled + 256 * restart["bytes"] / bandwidth
+        record[str(number)]["restarts"] = restarts
         times = [f"{searches:.2f}", f"{total:.2f}", f"{base['fit'] / total:.1f}"]
-        rows.append([str(parts), *times, f"{restarts:.1f}", f"{base['restarts'] / restarts:.1f}"])
-    columns = ["devices", "a search, s", "a fit over the row axis, s", "times faster"]
-    columns += ["256 restarts over the restart axis, s", "times faster"]
+        rows.append([str(number), *times, f"{restarts:.1f}", f"{base['restarts'] / restarts:.1f}"])
+    columns = ["devices", "search over the row axis, s", "fit over the row axis, s", "speedup"]
+    columns += ["256 restarts over the restart axis, s", "speedup"]
     print_table(
-        f"Predicted: devices as fast as this one, links of {bandwidth / 1e9:g} GB/s and {latency * 1e6:g} us",
+        f"Predicted for devices as fast as this one and links of {bandwidth / 1e9:g} GB/s and {latency * 1e6:g} us",
         columns,
         rows,
     )
-    print(f"A restart sends {restart['bytes'] / 1e3:.0f} kB, once, when it is done.")
+    print(f"A restart sends {restart['bytes'] / 1e3:.0f} kB, once, at its end.")
     return record
 
 
-_FITS = ("strong, restarts", "weak, restarts", "strong, rows", "weak, rows")
-_PARTS = ("seconds", "top1")
-
-
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Read the arguments, time, count, predict, print the tables; returns the record."""
+    """Time, count, predict and print the tables; returns the figures."""
     given = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     add_data_options(parser)
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="fast")
-    parser.add_argument("--devices", type=read_counts, default=[1, 2, 4, 8], metavar="N,...", help="to measure")
-    parser.add_argument("--bandwidth", type=float, default=25e9, help="of the link between devices, bytes a second")
-    parser.add_argument("--latency", type=float, default=20e-6, help="of a collective, seconds")
+    parser.add_argument("--preset", choices=PRESETS, default="fast", help="preset to fit (default: fast)")
+    parser.add_argument(
+        "--devices", type=read_counts, default=[1, 2, 4, 8], metavar="N,...", help="numbers of CPU devices to measure"
+    )
+    parser.add_argument(
+        "--bandwidth", type=float, default=25e9, help="of the link between devices, bytes per second (default: 25e9)"
+    )
+    parser.add_argument("--latency", type=float, default=20e-6, help="of a collective, seconds (default: 20e-6)")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args(given)
     if options.child is not None:
         task, _, peaks = options.child.partition(" ")
-        found = time_fits(options, jax.device_count()) if task == "fits" else count_steps(options, json.loads(peaks))
+        found = time_fits(options, jax.device_count()) if task == "fits" else count_stages(options, json.loads(peaks))
         print(json.dumps(found))
         return found
     environment = print_environment()

@@ -1,12 +1,12 @@
-"""Which label-free score knows a good fit from a bad one, and what choosing among restarts by it costs.
+"""Which label-free score tells good fits from bad ones, and what does it cost to choose among restarts by it?
 
-python -m benchmarks.selection [--data DIR] [--fits FILE] [--restarts 8] [--json FILE]
+    python -m benchmarks.selection --data FOLDER [--fits FILE] [--restarts 8] [--json FILE]
+    python -m benchmarks.selection --fits FILE --restarts 0
 
-Two parts: every score against the truth over `benchmarks.population`, whose fits --fits reads instead of running them;
-and restarts on three data sets, of which every score chooses one: --restarts says how many, 0 leaves this part out.
+The first part compares every score with the truth over `benchmarks.population`; --fits reads the fits of an earlier
+run. The second part fits restarts on three data sets, among which every score chooses; 0 restarts leave it out.
 """
 
-import argparse
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,16 +18,13 @@ import numpy as np
 import scipy.stats
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.common import evaluate, find_data, print_environment, print_requirement, print_table, write_json
-from benchmarks.population import OWN_SCORE, Condition, all_scores, collect, load, parse
+from benchmarks.common import check_folder, evaluate, print_environment, print_table, write_json
+from benchmarks.population import Condition, all_scores, collect, load, population_parser
 from mv2v_jax import align
 
 SUCCESS_FOSCTTM = 0.05
-LEAST_CORRELATION = 0.9
-MOST_REGRET = 0.02
-FEWEST_FITS = 60
-# Of fewer fits a rank correlation says nothing.
-FEWEST_IN_GROUP = 4
+# Fewer fits are too few for a rank correlation.
+MIN_IN_GROUP = 4
 RESTARTED = (
     Condition("minilm > wordllama, 3,000", "minilm", "wordllama", 3_000, 0),
     Condition("wordllama > minilm, 3,000", "wordllama", "minilm", 3_000, 0),
@@ -42,13 +39,13 @@ Figures = dict[str, dict[str, float | None]]
 
 
 def ranked(scores: Sequence[float]) -> np.ndarray:
-    """Ranks of scores; what is not finite ranks last, as `mv2v_jax.restarts.select` has it."""
+    """Ranks of scores; scores that are not finite rank last, as in `mv2v_jax.select`."""
     values = np.asarray(scores, dtype=np.float64)
     return scipy.stats.rankdata(np.where(np.isfinite(values), values, -np.inf))
 
 
 def correlation(scores: Sequence[float], truth: Sequence[float]) -> float | None:
-    """Spearman's rank correlation; ``None`` where one of the two does not vary."""
+    """Spearman's rank correlation; ``None`` if either side is constant."""
     ranks = ranked(scores), ranked(truth)
     if min(np.ptp(values) for values in ranks) == 0:
         return None
@@ -56,7 +53,7 @@ def correlation(scores: Sequence[float], truth: Sequence[float]) -> float | None
 
 
 def auroc(scores: Sequence[float], success: Sequence[bool]) -> float | None:
-    """Chance that a success scores above a failure; ``None`` where there is only one of the two."""
+    """Probability that a success scores above a failure; ``None`` if there is only one of the two."""
     return float(roc_auc_score(success, ranked(scores))) if len(set(success)) == 2 else None
 
 
@@ -66,15 +63,15 @@ def succeeded(fit: dict[str, Any]) -> bool:
 
 
 def group_fits(fits: Fits) -> dict[str, Fits]:
-    """Fits by pair of encoders, the condition's name up to its comma, as far as a group has enough of them."""
+    """Fits by pair of encoders (the name of the condition up to its comma), groups of too few fits left out."""
     groups = defaultdict(list)
     for fit in fits:
         groups[fit["condition"].split(",")[0]].append(fit)
-    return {name: members for name, members in groups.items() if len(members) >= FEWEST_IN_GROUP}
+    return {name: members for name, members in groups.items() if len(members) >= MIN_IN_GROUP}
 
 
 def compare_scores(fits: Fits) -> Figures:
-    """How every label-free score goes with the truth: over all fits, within groups, and as a test of success."""
+    """Correlation of every label-free score with the truth, over all fits and within groups; AUROC for success."""
     truths = {
         "top-1": lambda fit: fit["truth"]["top1"],
         "-FOSCTTM": lambda fit: -fit["truth"]["foscttm"],
@@ -97,12 +94,12 @@ def compare_scores(fits: Fits) -> Figures:
 
 
 def shown(value: float | None) -> str:
-    """A figure as the tables show it; nothing where there is none."""
+    """A figure as the tables show it; empty for ``None``."""
     return "" if value is None else f"{value:.3f}"
 
 
 def print_comparison(fits: Fits, figures: Figures) -> None:
-    """The table of the first part."""
+    """Print the table of the first part."""
     columns = list(next(iter(figures.values())))
     names = ", ".join(f"{name} ({len(members)})" for name, members in group_fits(fits).items()) or "none"
     print_table(
@@ -117,7 +114,7 @@ def print_comparison(fits: Fits, figures: Figures) -> None:
 
 
 def restart(folder: Path, condition: Condition, num_restarts: int) -> Fits:
-    """Fits of the same data that differ in their key alone: the truth and the scores of each."""
+    """Fits of the same data with different keys: the truth and all scores of each."""
     split = load(folder, condition)
     x, y = jnp.asarray(split.x), jnp.asarray(split.y)
     fits = []
@@ -128,16 +125,16 @@ def restart(folder: Path, condition: Condition, num_restarts: int) -> Fits:
 
 
 def regrets(fits: Fits) -> dict[str, float]:
-    """Top-1 lost by keeping the fit of the highest score instead of the best one, per score; and by chance."""
+    """Top-1 lost by keeping the fit of the highest score instead of the best fit, per score and for a random choice."""
     top1 = np.array([fit["truth"]["top1"] for fit in fits])
-    # The first of equal scores, as argmax has it.
+    # Of equal scores argmax takes the first.
     chosen = {name: int(np.argmax(ranked([fit["scores"][name] for fit in fits]))) for name in fits[0]["scores"]}
     lost = {name: float(top1.max() - top1[index]) for name, index in chosen.items()}
     return {**lost, "one at random, on average": float(top1.max() - top1.mean())}
 
 
 def run_restarts(folder: Path, num_restarts: int) -> dict[str, dict[str, Any]]:
-    """Fits and regrets per data set, said on standard output as they come; and the table of the second part."""
+    """Fit restarts on every data set and print the table of the second part; returns fits and regrets by data set."""
     found: dict[str, dict[str, Any]] = {}
     for condition in RESTARTED:
         fits = restart(folder, condition, num_restarts)
@@ -149,7 +146,7 @@ def run_restarts(folder: Path, num_restarts: int) -> dict[str, dict[str, Any]]:
     rows = [[name, *(data["regret"][name] for data in found.values())] for name in names]
     print_table(
         f"regret: top-1 lost by choosing one of {num_restarts} restarts by each score",
-        ["score", *found, "most"],
+        ["score", *found, "largest"],
         [[row[0], *(f"{value:.3f}" for value in (*row[1:], max(row[1:])))] for row in rows],
     )
     return found
@@ -158,49 +155,23 @@ def run_restarts(folder: Path, num_restarts: int) -> dict[str, dict[str, Any]]:
 # ----------------------------------------------------------------------------------------------------------------- main
 
 
-def judge(fits: Fits, figures: Figures, restarts: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Hold the score in use against what is required of it; ``None`` where restarts were left out."""
-    found = figures[OWN_SCORE]["top-1"]
-    # Rounded as far as requirements are stated, so that float noise decides nothing.
-    regret = {name: round(data["regret"][OWN_SCORE], 6) for name, data in restarts.items()}
-    worst = ", ".join(f"{value:.3f}" for value in regret.values()) or "not run"
-    return [
-        print_requirement(
-            f"Spearman correlation of '{OWN_SCORE}' with top-1 over the population, {shown(found) or 'undefined'}, at "
-            f"least {LEAST_CORRELATION}",
-            found is not None and found >= LEAST_CORRELATION,
-        ),
-        print_requirement(
-            f"regret of choosing by '{OWN_SCORE}', {worst}, at most {MOST_REGRET} on every data set",
-            max(regret.values()) <= MOST_REGRET if regret else None,
-        ),
-        print_requirement(
-            f"fits in the population, {len(fits)}, at least {FEWEST_FITS}",
-            len(fits) >= FEWEST_FITS,
-        ),
-    ]
-
-
-def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    """Read the arguments, compare the scores, restart, print the tables; returns the verdicts."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--restarts", type=int, default=8)
-    own, rest = parser.parse_known_args(arguments)
-    options = parse(__doc__, rest)
-    # Before the hours that the population can take.
-    folder = find_data(options.data)
-    if own.restarts and folder is None:
-        raise SystemExit("restarts need the 60,000 texts: name their folder with --data, or leave out: --restarts 0")
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Compare the scores, fit the restarts and print the tables; returns the figures."""
+    parser = population_parser(__doc__)
+    parser.add_argument("--restarts", type=int, default=8, help="restarts per data set, 0 for none (default: 8)")
+    options = parser.parse_args(arguments)
+    # Checked before the hours that the population can take.
+    folder = check_folder(options.data)
+    if options.restarts and folder is None:
+        raise SystemExit("restarts need 60,000 texts: name their folder with --data, or use --restarts 0")
     environment = print_environment()
     fits = collect(options)
     figures = compare_scores(fits)
     print_comparison(fits, figures)
-    restarts = run_restarts(folder, own.restarts) if own.restarts and folder is not None else {}
-    print()
-    verdicts = judge(fits, figures, restarts)
-    record = {"population": figures, "restarts": restarts, "fits": fits, "requirements": verdicts}
-    write_json(options.json, {"environment": environment, **record})
-    return verdicts
+    restarts = run_restarts(folder, options.restarts) if options.restarts and folder is not None else {}
+    record = {"environment": environment, "population": figures, "restarts": restarts, "fits": fits}
+    write_json(options.json, record)
+    return record
 
 
 if __name__ == "__main__":

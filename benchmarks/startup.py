@@ -1,12 +1,11 @@
-"""From the start of a process to its map: without a cache of compiled functions, filling one, and with it.
+"""How long does a process take from its start to its map? Without a compilation cache, filling one, and with it.
 
-python -m benchmarks.startup [--preset fast] [--json FILE]
+    python -m benchmarks.startup [--preset fast] [--rows N] [--json FILE]
 
-Runs ``mv2v align`` on the bundled set, each time in a process of its own, as a person would; the option
-``--compilation-cache`` names a fresh folder.
+Runs ``mv2v align`` on the bundled rows, each time in a new process, as a user would. The option
+``--compilation-cache`` of ``mv2v`` names an empty folder.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,16 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import add_json_option, print_environment, print_requirement, print_table, write_json
-from mv2v_jax import PRESETS
-from mv2v_jax.data.demo import load_demo_data
-
-# What is compiled anew with a cache may take this part of what it takes without.
-MOST_COMPILED_AGAIN = 0.3
+from benchmarks.common import add_json_option, make_parser, print_environment, print_table, write_json
+from mv2v_jax import load_demo_data
+from mv2v_jax.config import PRESETS
 
 
 def time_process(folder: Path, preset: str, cache: list[str]) -> dict[str, float]:
-    """Seconds of one process as seen from outside, and those it says it spent compiling and fitting."""
+    """Seconds of one process as measured from outside, and the seconds of compiling and fitting that it reports."""
     command = [sys.executable, "-m", "mv2v_jax", *cache, "align", "x.npy", "y.npy", "-o", "map.safetensors"]
     start = time.perf_counter()
     done = subprocess.run(
@@ -35,16 +31,16 @@ def time_process(folder: Path, preset: str, cache: list[str]) -> dict[str, float
     seconds = time.perf_counter() - start
     if done.returncode:
         raise SystemExit(f"mv2v ended with {done.returncode}: {done.stderr[-2000:]}")
-    said = json.loads(done.stdout.splitlines()[-1])
-    return {"process": seconds, "compile": said["compile_seconds"], "fit": said["seconds"]}
+    reported = json.loads(done.stdout.splitlines()[-1])
+    return {"process": seconds, "compile": reported["compile_seconds"], "fit": reported["seconds"]}
 
 
-def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Read the arguments, run the processes, print the table; returns the times of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Run the processes and print the table; returns the figures."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--preset", choices=PRESETS, default="fast", help="preset to fit (default: fast)")
+    parser.add_argument("--rows", type=int, help="number of bundled rows per space to use (default: all)")
     add_json_option(parser)
-    parser.add_argument("--preset", choices=PRESETS, default="fast")
-    parser.add_argument("--rows", type=int, help="use the first rows of the bundled set only (default: all)")
     options = parser.parse_args(arguments)
     environment = print_environment()
     data = load_demo_data()
@@ -59,15 +55,22 @@ def main(arguments: list[str] | None = None) -> dict[str, dict[str, float]]:
             "with the cache": time_process(folder, options.preset, cache),
         }
         size = sum(file.stat().st_size for file in (folder / "cache").iterdir())
-    columns = ["process", "start to map, s", "compiling, s", "fitting, s"]
-    rows = [[kind, *(f"{times[part]:.1f}" for part in ("process", "compile", "fit"))] for kind, times in found.items()]
-    print_table(f"mv2v align, {options.preset} preset, bundled set; cache of {size / 2**20:.1f} MiB", columns, rows)
-    share = found["with the cache"]["compile"] / found["without a cache"]["compile"]
-    text = f"compiling with the cache at most {MOST_COMPILED_AGAIN:g} of that without: {share:.2f}"
-    verdict: dict[str, Any] = print_requirement(text, share <= MOST_COMPILED_AGAIN)
-    record = {"environment": environment, "times": found, "cache_bytes": size, "requirement": verdict}
+    without = found["without a cache"]["compile"]
+    columns = ["process", "start to map, s", "compiling, s", "of that without a cache", "fitting, s"]
+    rows = [
+        [
+            kind,
+            f"{times['process']:.1f}",
+            f"{times['compile']:.1f}",
+            f"{times['compile'] / without:.2f}",
+            f"{times['fit']:.1f}",
+        ]
+        for kind, times in found.items()
+    ]
+    print_table(f"mv2v align, {options.preset} preset, bundled rows; cache of {size / 2**20:.1f} MiB", columns, rows)
+    record = {"environment": environment, "times": found, "cache_bytes": size}
     write_json(options.json, record)
-    return found
+    return record
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Five real spaces, a map fitted for every pair, one of them broken on purpose: found, and repaired from the others.
+"""Does `synchronize` find a wrong map among several spaces, and repair it? One map per pair, one of them broken.
 
-python -m benchmarks.synchronize [--data DIR] [--rows 20000] [--eval 2000] [--supervised] [--json FILE]
+    python -m benchmarks.synchronize [--data FOLDER] [--rows 20000] [--eval 2000] [--supervised] [--json FILE]
 
-The spaces are MiniLM, WordLlama, a rotated and noisy copy of each, and LSA (make_lsa.py beside the shared data makes
-it; without it there are four). Maps to LSA are fitted on true pairs by design: LSA does not align without them. So are
-the others with ``--supervised``; without it, they are fitted by the preset ``fast`` from different texts. Labels judge
-only.
+The spaces are MiniLM, WordLlama, a rotated and noisy copy of each, and LSA if the folder has ``wordnet.lsa.npy``. The
+maps between MiniLM, WordLlama and the copies are fitted by the preset ``fast`` from different texts. Maps to LSA are
+fitted on true pairs, because LSA does not align without them. With ``--supervised`` all maps are fitted on true pairs.
+Apart from these, labels only evaluate.
 """
 
-import argparse
 import dataclasses
 import itertools
 from pathlib import Path
@@ -19,25 +18,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common import (
+    add_folder_option,
     add_json_option,
-    find_data,
+    check_folder,
+    make_parser,
     print_environment,
-    print_requirement,
     print_table,
     read_rows,
     seconds_of,
     write_json,
 )
-from mv2v_jax import LinearMap, align, fast, synchronize
+from mv2v_jax import Config, LinearMap, align, synchronize
 from mv2v_jax.evaluation import metrics
 
 BROKEN = ("minilm", "wordllama")
 NOISE = 0.1
-MOST_LOST = 0.05
 
 
-def load_spaces(folder, num_rows: int) -> dict[str, np.ndarray]:
-    """Rows of every space by name, the same texts in all: the encoders, rotated copies, and LSA where it was made."""
+def load_spaces(folder: Path | None, num_rows: int) -> dict[str, np.ndarray]:
+    """Rows of every space by name, of the same texts: the encoders, rotated copies of them, and LSA if it is there."""
     spaces = {name: np.asarray(read_rows(folder, name)[0][:num_rows], np.float32) for name in BROKEN}
     rng = np.random.default_rng(0)
     for name, rows in list(spaces.items()):
@@ -51,7 +50,7 @@ def load_spaces(folder, num_rows: int) -> dict[str, np.ndarray]:
 
 
 def fit_pairs(spaces: dict[str, np.ndarray], num_fit: int, supervised: bool) -> dict[tuple[str, str], LinearMap]:
-    """A map for every pair of spaces, each fitted alone."""
+    """A map for every pair of spaces, each fitted independently."""
     half = num_fit // 2
     maps = {}
     for a, b in itertools.combinations(spaces, 2):
@@ -59,28 +58,28 @@ def fit_pairs(spaces: dict[str, np.ndarray], num_fit: int, supervised: bool) -> 
         if supervised or "lsa" in (a, b):
             maps[a, b] = metrics.oracle(jnp.asarray(x), jnp.asarray(spaces[b][:half]), jnp.asarray(y))
         else:
-            maps[a, b] = align(jax.random.key(0), jnp.asarray(x), jnp.asarray(y), fast()).map
+            maps[a, b] = align(jax.random.key(0), jnp.asarray(x), jnp.asarray(y), Config.fast()).map
     return maps
 
 
 def break_map(linear_map: LinearMap) -> LinearMap:
-    """The map with its target turned at random: as good as none."""
+    """The map followed by a random rotation of its target, which leaves nothing of it."""
     d = linear_map.W.shape[1]
     turn = np.linalg.qr(np.random.default_rng(1).standard_normal((d, d)))[0]
     return dataclasses.replace(linear_map, W=linear_map.W @ jnp.asarray(turn, linear_map.W.dtype))
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Read the arguments, fit, break, synchronise, print the table; returns the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with wordnet.*.npy (default: ../shared/data, else bundled)")
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--eval", type=int, default=2_000)
+    """Fit, break, synchronise and print the table; returns the figures."""
+    parser = make_parser(__doc__)
+    add_folder_option(parser)
+    parser.add_argument("--rows", type=int, default=20_000, help="number of texts to use (default: 20,000)")
+    parser.add_argument("--eval", type=int, default=2_000, help="number of them to evaluate on (default: 2,000)")
     parser.add_argument("--supervised", action="store_true", help="fit all maps on true pairs, not only those to LSA")
     add_json_option(parser)
     options = parser.parse_args(arguments)
     environment = print_environment()
-    spaces = load_spaces(find_data(options.data), options.rows)
+    spaces = load_spaces(check_folder(options.data), options.rows)
     num_fit = len(spaces["minilm"]) - options.eval
     if num_fit < 2:
         parser.error("--rows must be more than --eval")
@@ -92,22 +91,21 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         rows = (jnp.asarray(spaces[name][num_fit:]) for name in pair)
         return float(metrics.evaluate(linear_map, *rows).top1)
 
-    records = []
-    for pair in maps:
-        records.append(
-            {
-                "pair": " - ".join(pair),
-                "fitted": top1(maps[pair], pair),
-                "given": top1(given[pair], pair),
-                "synchronised": top1(found.maps[pair], pair),
-                "agreement": float(found.agreement[pair]),
-                "cycle_residual": float(found.cycle_residual[pair]),
-                "wrong": bool(found.wrong[pair]),
-            }
-        )
+    records = [
+        {
+            "pair": " - ".join(pair),
+            "fitted": top1(maps[pair], pair),
+            "given": top1(given[pair], pair),
+            "synchronised": top1(found.maps[pair], pair),
+            "agreement": float(found.agreement[pair]),
+            "cycle_residual": float(found.cycle_residual[pair]),
+            "wrong": bool(found.wrong[pair]),
+        }
+        for pair in maps
+    ]
     print_table(
-        f"top-1 on {options.eval:,} texts, {num_fit // 2:,} a side to fit; {seconds:.1f} s with compiling",
-        ["pair", "fitted", "given", "synchronised", "agreement", "cycle residual", "wrong"],
+        f"top-1 on {options.eval:,} texts, {num_fit // 2:,} per space to fit; {seconds:.1f} s with compile time",
+        ["pair", "fitted", "given", "synchronised", "agreement", "cycle residual", "called wrong"],
         [
             [
                 record["pair"],
@@ -117,21 +115,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             for record in records
         ],
     )
-    broken = next(record for record in records if record["pair"] == " - ".join(BROKEN))
     wrong = [record["pair"] for record in records if record["wrong"]]
-    requirements = [
-        print_requirement("the broken map alone is called wrong", wrong == [broken["pair"]]),
-        print_requirement(
-            "its cycle residual is the largest",
-            broken["cycle_residual"] == max(record["cycle_residual"] for record in records),
-        ),
-        print_requirement(
-            f"repaired to within {MOST_LOST} of what was fitted: {broken['synchronised'] - broken['fitted']:+.3f}",
-            broken["synchronised"] > broken["fitted"] - MOST_LOST,
-        ),
-    ]
-    record = {"pairs": records, "seconds": seconds, "requirements": requirements}
-    write_json(options.json, {"environment": environment, **record})
+    broken = next(record for record in records if record["pair"] == " - ".join(BROKEN))
+    print(
+        f"broken: {broken['pair']}; called wrong: {', '.join(wrong) or 'none'}; top-1 of the repaired map less that of "
+        f"the fitted one: {broken['synchronised'] - broken['fitted']:+.3f}"
+    )
+    record = {"environment": environment, "pairs": records, "seconds": seconds}
+    write_json(options.json, record)
     return record
 
 

@@ -1,6 +1,6 @@
-"""How much a JAX function has to compute and to move, counted from its jaxpr.
+"""Operations and bytes of a JAX function, counted from its jaxpr.
 
-`jax.experimental.roofline` counts the body of a loop once and knows no decomposition; most of our work is in both.
+`jax.experimental.roofline` counts the body of a loop once and knows no decomposition; most work of a fit is in both.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-# Operations that move what they are given and give out, whatever a compiler fuses.
+# Operations that read their operands from memory and write their results to it, whatever a compiler fuses.
 _MOVING = ("gather", "scatter", "scatter-add", "scatter_add", "dynamic_slice", "sort", "top_k", "cumsum", "argsort")
 
 
@@ -19,12 +19,13 @@ class Work:
     """Work of a function.
 
     Attributes:
-        matmul_flop: operations of matrix products of 32 or more bits.
-        half_flop: operations of matrix products of 16-bit numbers, whatever their sums are.
+        matmul_flop: operations of matrix products of numbers of 32 or more bits.
+        half_flop: operations of matrix products of 16-bit numbers, whatever the precision of their sums.
         decomposition_flop: operations of singular value and eigenvalue decompositions, by the counts of Golub and
             Van Loan, Matrix Computations.
-        other_flop: one for every entry that any other operation gives out.
-        bytes: what matrix products, decompositions, gathers and sorts read and write; all else counts as fused.
+        other_flop: one for every entry of the result of any other operation.
+        bytes: what matrix products, decompositions, gathers and sorts read and write; all other operations are taken
+            to be fused.
     """
 
     matmul_flop: float = 0.0
@@ -37,7 +38,7 @@ class Work:
         return Work(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
     def times(self, count: int) -> "Work":
-        """The same ``count`` times."""
+        """The same work ``count`` times."""
         return Work(*(count * value for value in dataclasses.astuple(self)))
 
 
@@ -82,7 +83,7 @@ def _count_equation(equation: Any) -> Work:
             total = total + _count(jaxpr)
         return total.times(equation.params.get("length", 1) if name == "scan" else 1)
     if name in _MOVING:
-        # A gather touches what it gives out, not all it could have read.
+        # A gather reads only the entries that it returns.
         read = _bytes(outputs) if name in ("gather", "dynamic_slice") else _bytes(inputs)
         return Work(other_flop=_entries(outputs), bytes=read + _bytes(outputs))
     return Work(other_flop=_entries(outputs))
@@ -98,6 +99,7 @@ def _count(jaxpr: Any) -> Work:
 def count_work(fun: Callable[..., Any], *args: Any) -> Work:
     """`Work` of ``fun(*args)``, without running it.
 
-    A `while` loop says nothing about its steps and counts as one; ours is the binary search of the seeding.
+    The number of steps of a `while` loop is unknown before it runs, so its body counts once. The only such loop of a
+    fit is the binary search that seeds k-means.
     """
     return _count(jax.make_jaxpr(fun)(*args).jaxpr)

@@ -4,26 +4,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, planted_clouds, semi_orthogonal, small_config, unit
+from helpers import assert_trees_close, make_spaces, planted_clouds, semi_orthogonal, small_config, unit
 
 from mv2v_jax.alignment.anchors import AnchorSets, match_anchor_sets, select_anchors, set_agreement
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-CONFIG = small_config(num_anchor_sets=5, num_clusters=8, anchor_rows=1000, lloyd_steps=8, num_starts=6, search_steps=30)
+CONFIG = small_config(
+    anchors_num_sets=5,
+    anchors_num_clusters=8,
+    anchors_rows=1000,
+    anchors_lloyd_steps=8,
+    anchors_num_starts=6,
+    anchors_search_steps=30,
+).anchors
 
 
 @pytest.fixture(scope="module")
 def matched():
-    """Anchor sets of two planted clouds, with what made them: ``(planted, x, y, fit, sets)``."""
+    """Anchor sets of two planted clouds: ``(planted, fit, sets)``."""
     planted = planted_clouds(8, 6, num_x=400, num_y=380, groups=8, seed=1)
-    x, y = (jnp.asarray(unit(rows - rows.mean(0))) for rows in (planted.x, planted.y))
-    fit = jax.jit(lambda key, sets: match_anchor_sets(key, x, y, config=CONFIG, sets=sets))
-    return planted, x, y, fit, fit(jax.random.key(0), jnp.arange(5))
+    rows = make_spaces(*(unit(cloud - cloud.mean(0)) for cloud in (planted.x, planted.y)))
+    fit = jax.jit(lambda key, sets: match_anchor_sets(key, rows, config=CONFIG, sets=sets))
+    return planted, fit, fit(jax.random.key(0), jnp.arange(5))
 
 
 def test_shapes_and_objective(matched):
-    _, _, _, _, sets = matched
+    _, _, sets = matched
     assert (sets.x.shape, sets.y.shape, sets.objective.shape) == ((5, 8, 8), (5, 8, 6), (5,))
     for x, y, objective in zip(*map(np.float64, (sets.x, sets.y, sets.objective)), strict=True):
         kernels = [(c - c.mean(0)) @ (c - c.mean(0)).T for c in (x, y)]
@@ -32,7 +39,7 @@ def test_shapes_and_objective(matched):
 
 
 def test_centres_are_matched_across_the_spaces(matched):
-    planted, _, _, _, sets = matched
+    planted, _, sets = matched
     best = int(sets.objective.argmax())
     mapped, targets = unit(np.asarray(sets.x[best]) @ planted.W), unit(np.asarray(sets.y[best]))
     assert float(sets.objective[best]) > 0.9
@@ -40,16 +47,15 @@ def test_centres_are_matched_across_the_spaces(matched):
 
 
 def test_a_set_depends_on_its_own_number_alone(matched):
-    _, _, _, fit, sets = matched
+    _, fit, sets = matched
     reordered = fit(jax.random.key(0), jnp.array([3, 0, 4, 1, 2]))
     assert_trees_close(reordered, jax.tree.map(lambda leaf: leaf[np.array([3, 0, 4, 1, 2])], sets), atol=1e-4)
     assert not np.allclose(sets.x[0], sets.x[1])
 
 
 def test_equal_rows_have_no_objective_but_stay_finite():
-    sets = match_anchor_sets(
-        jax.random.key(0), jnp.zeros((8, 2)), jnp.zeros((9, 3)), config=small_config(num_anchor_sets=1)
-    )
+    rows, config = make_spaces(jnp.zeros((8, 2)), jnp.zeros((9, 3))), small_config(anchors_num_sets=1).anchors
+    sets = match_anchor_sets(jax.random.key(0), rows, config=config)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(sets))
 
 
@@ -71,11 +77,12 @@ def planted_sets(rng, num_right, num_wrong):
 
 def test_the_sets_that_agree_are_kept(rng):
     sets, right = planted_sets(rng, 6, 6)
-    chosen = select_anchors(sets, config=small_config(kept_sets=6))
-    np.testing.assert_array_equal(chosen.kept, right)
-    assert np.asarray(chosen.agreement)[right].min() > np.asarray(chosen.agreement)[~right].max()
-    assert chosen.x.shape == (72, 6)
-    pairs = {tuple(np.r_[a, b]) for a, b in zip(np.asarray(chosen.x), np.asarray(chosen.y), strict=True)}
+    anchors, info = select_anchors(sets, config=small_config(anchors_kept_sets=6).anchors)
+    np.testing.assert_array_equal(info.kept, right)
+    assert np.asarray(info.agreement)[right].min() > np.asarray(info.agreement)[~right].max()
+    np.testing.assert_array_equal(info.objective, sets.objective)
+    assert anchors.x.shape == (72, 6)
+    pairs = {tuple(np.r_[a, b]) for a, b in zip(np.asarray(anchors.x), np.asarray(anchors.y), strict=True)}
     kept = np.flatnonzero(right)
     assert pairs == {tuple(np.r_[sets.x[s, i], sets.y[s, i]]) for s in kept for i in range(12)}
 
@@ -91,7 +98,7 @@ def test_agreement_is_the_cosine_with_the_others(rng):
 @pytest.mark.parametrize("num_sets", [1, 3])
 def test_more_kept_than_there_are_keeps_all(rng, num_sets):
     sets, _ = planted_sets(rng, num_sets, 0)
-    chosen = select_anchors(sets, config=small_config(kept_sets=10))
-    assert bool(chosen.kept.all())
-    assert chosen.x.shape == (12 * num_sets, 6)
-    assert np.isfinite(chosen.agreement).all()
+    anchors, info = select_anchors(sets, config=small_config(anchors_kept_sets=10).anchors)
+    assert bool(info.kept.all())
+    assert anchors.x.shape == (12 * num_sets, 6)
+    assert np.isfinite(info.agreement).all()

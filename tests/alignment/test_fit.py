@@ -6,15 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, planted_clouds, small_config, unit
+from helpers import assert_trees_close, make_estimate, make_spaces, planted_clouds, small_config, unit, with_settings
 
-from mv2v_jax import Config, align, apply
-from mv2v_jax.alignment.fit import SETTLING, again_steps, prepare_search, refine, search_map, split_keys
-from mv2v_jax.alignment.refine_annealed import refine_annealed
-from mv2v_jax.alignment.score import Verdict, gather_evidence, judge
-from mv2v_jax.alignment.space import fit_space, hold_out
+from mv2v_jax import Verdict, align, apply
+from mv2v_jax.alignment.fit import SETTLING_STAGES, Inline, prepare, refine, search_once, split_keys
+from mv2v_jax.alignment.refine_annealed import again_steps, refine_annealed, refine_annealed_again
+from mv2v_jax.alignment.score import gather_evidence, judge
+from mv2v_jax.alignment.space import TwoSpaces, fit_space, hold_out, join_spaces
 from mv2v_jax.alignment.whitening import fit_whitening, map_from_cross, whiten_map
-from mv2v_jax.data.padding import pad_rows
+from mv2v_jax.data.padding import PaddedRows, pad_rows
 from mv2v_jax.evaluation.metrics import evaluate
 from mv2v_jax.ops.linalg import polar
 
@@ -23,29 +23,29 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 SMALL = small_config()
 # Enough to solve a small problem; refine-1 and refine-2 have tests of their own.
 SOLVING = small_config(
-    num_anchor_sets=12,
-    num_clusters=10,
-    anchor_rows=400,
-    lloyd_steps=8,
-    num_starts=6,
-    search_steps=40,
-    kept_sets=6,
-    matching_rows=0,
-    num_neighbors=10,
-    match_steps=0,
+    anchors_num_sets=12,
+    anchors_num_clusters=10,
+    anchors_rows=400,
+    anchors_lloyd_steps=8,
+    anchors_num_starts=6,
+    anchors_search_steps=40,
+    anchors_kept_sets=6,
+    relative_rows=0,
+    relative_num_neighbors=10,
+    published_match_steps=0,
     held_out_rows=50,
-    anneal_steps=30,
-    anneal_rows=256,
-    csls_steps=5,
-    csls_rows=300,
-    whole_steps=1,
-    whole_rows=1000,
-    cluster_steps=0,
+    annealing_steps=30,
+    annealing_rows=256,
+    settling_steps=5,
+    settling_rows=300,
+    settling_whole_steps=1,
+    settling_whole_rows=1000,
+    published_cluster_steps=0,
 )
 
 
-def fits(x, y, num_keys=4):
-    return [align(jax.random.key(seed), x, y, SOLVING) for seed in range(num_keys)]
+def fits(x, y, config=SOLVING):
+    return [align(jax.random.key(seed), x, y, config) for seed in range(4)]
 
 
 def best_of(results):
@@ -100,8 +100,8 @@ def test_permuting_rows_changes_only_the_draw(rng):
     again = best_of(fits(rng.permutation(planted.x), rng.permutation(planted.y)))
     distance = np.linalg.norm(again.map.W - result.map.W) / np.linalg.norm(result.map.W)
     assert 0 < distance < 0.2
-    for name in ("mean_x", "mean_y", "scale_x", "scale_y"):
-        np.testing.assert_allclose(getattr(again.map, name), getattr(result.map, name), rtol=1e-4, atol=1e-5)
+    for again_centering, centering in ((again.map.source, result.map.source), (again.map.target, result.map.target)):
+        assert_trees_close(again_centering, centering, rtol=1e-4, atol=1e-5)
 
 
 @functools.cache
@@ -112,7 +112,7 @@ def small_clouds(d_x=6, d_y=5):
 @pytest.mark.parametrize("space", ["x", pytest.param("y", marks=pytest.mark.slow)])
 def test_rotating_a_space_rotates_the_map(rng, space):
     planted = small_clouds()
-    config = small_config(reliability_power=0.5, whitening_power=0.2)
+    config = small_config(whitening_reliability_power=0.5, whitening_power=0.2)
     with jax.enable_x64(True):  # The draws are the same, and in float64 no choice hangs on the rounding.
         x, y = planted.x.astype(np.float64), planted.y.astype(np.float64)
         result = align(jax.random.key(0), x, y, config)
@@ -140,8 +140,8 @@ def test_half_precision_is_computed_in_float32():
     assert_usable(result, 6, 5)
     assert apply(result.map, x).dtype == jnp.float16
     # bfloat16 keeps eight bits: the remembered mean is that of the rows as they came.
-    np.testing.assert_allclose(result.map.mean_y, np.float32(y).mean(0), rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(result.map.mean_x, planted.x.mean(0), rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(result.map.target.mean, np.float32(y).mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(result.map.source.mean, planted.x.mean(0), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.slow
@@ -163,7 +163,7 @@ def test_zero_rows_and_duplicates_are_legal_and_counted():
     result = align(jax.random.key(0), x, y, SMALL)
     assert_usable(result, 6, 5)
     assert (int(result.info.zero_rows_x), int(result.info.zero_rows_y)) == (3, 1)
-    np.testing.assert_allclose(result.map.mean_x, x[x.any(1)].mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(result.map.source.mean, x[x.any(1)].mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_the_result_says_what_happened():
@@ -178,29 +178,30 @@ def test_the_result_says_what_happened():
         "refine_whole": 1,
     }
     assert {name: values.shape for name, values in result.trajectory.items()} == {n: (s,) for n, s in steps.items()}
-    info = result.info
-    assert info.anchor_objective.shape == info.anchor_agreement.shape == info.anchor_kept.shape == (4,)
-    assert int(info.anchor_kept.sum()) == SMALL.kept_sets
-    assert (np.asarray(info.anchor_objective) <= 1 + 1e-5).all()
+    info, anchors = result.info, result.info.anchors
+    assert anchors.objective.shape == anchors.agreement.shape == anchors.kept.shape == (4,)
+    assert int(anchors.kept.sum()) == SMALL.anchors.kept_sets
+    assert (np.asarray(anchors.objective) <= 1 + 1e-5).all()
     assert (int(info.zero_rows_x), int(info.zero_rows_y)) == (0, 0)
     judgement = judge(result.evidence)
     for name in ("verdict", "confidence", "estimated_top1"):
         np.testing.assert_allclose(getattr(result, name), getattr(judgement, name), rtol=1e-5)
 
 
-def prepared(rows):
-    """A space as `align` prepares it: padded, too."""
+def padded_space(rows):
+    """The `Space` that `align` makes of rows, padding included."""
     return fit_space(*pad_rows(rows, SMALL.max_rows))
 
 
 def test_the_evidence_is_that_of_the_searched_map_on_rows_it_has_not_seen():
     planted = small_clouds()
     # Nothing to settle it with.
-    key, config = jax.random.key(0), small_config(anneal_steps=0, csls_steps=0, whole_steps=0)
+    key, config = jax.random.key(0), small_config(annealing_steps=0, settling_steps=0, settling_whole_steps=0)
     result = align(key, planted.x, planted.y, config)
-    parts = [hold_out(prepared(rows), 5) for rows in (planted.x, planted.y)]
-    of_sets = result.info.anchor_agreement
-    expected = jax.jit(gather_evidence)(split_keys(key).evidence, *parts, result.map.W, of_sets)
+    (fitted_x, held_x), (fitted_y, held_y) = (hold_out(padded_space(c).rows, 5) for c in (planted.x, planted.y))
+    fitted, held_out = TwoSpaces(x=fitted_x, y=fitted_y), TwoSpaces(x=held_x, y=held_y)
+    of_sets = result.info.anchors.agreement
+    expected = jax.jit(gather_evidence)(split_keys(key)["evidence"], fitted, held_out, result.map.W, of_sets)
     assert_trees_close(result.evidence, expected, atol=1e-4, rtol=1e-3)
     assert set(result.trajectory) == {"refine_matching", "refine_clusters"}
 
@@ -217,52 +218,53 @@ def test_every_key_is_scored_on_the_same_rows():
     [(100, 5, 8, 4), (101, 5, 8, 0), (40, 5, 8, 16), (100, 0, 8, 0), (9, 5, 8, 0), (100, 5, 0, 0)],
 )
 def test_annealing_goes_on_where_many_rows_were_held_out(num_rows, held_out, steps, expected):
-    config = small_config(held_out_rows=held_out, anneal_steps=steps, anneal_rows=40)
-    assert again_steps(config, num_rows) == expected
+    config = small_config(held_out_rows=held_out, annealing_steps=steps, annealing_rows=40)
+    assert again_steps(num_rows, config) == expected
 
 
 def test_annealing_again_sees_twice_the_directions_of_the_search():
-    planted, key, config = small_clouds(), jax.random.key(2), small_config(search_dims=2, anneal_power=0.5)
-    again = {stage.name: stage.run for stage in SETTLING}["refine_annealed_again"]
+    planted, key, config = small_clouds(), jax.random.key(2), small_config(search_dims=2, annealing_power=0.5)
     with jax.enable_x64(True):
         x, y = (unit(np.float64(rows - rows.mean(0))) for rows in (planted.x, planted.y))
-        # Of different lengths: directions that are as long as each other could be any.
+        # Of different lengths: directions of equal length are not determined.
         start = planted.W * np.linspace(1, 0.5, 5)
-        found = again(key, jnp.asarray(x), jnp.asarray(y), jnp.asarray(start), config=config)
+        found = refine_annealed_again(key, make_spaces(x, y), make_estimate(start), config=config)
         axes_x, axes_y = (np.linalg.svd(rows)[2][:4].T for rows in (x, y))
-        lowered = axes_x.T @ start @ axes_y
-        seen = (jnp.asarray(unit(rows @ axes)) for rows, axes in ((x, axes_x), (y, axes_y)))
-        expected = refine_annealed(key, *seen, jnp.asarray(lowered), config=config, steps=jnp.array([4, 5, 6, 7]))
-    np.testing.assert_allclose(found.matrix, axes_x @ np.asarray(expected.matrix) @ axes_y.T, atol=1e-8)
+        restricted = make_estimate(axes_x.T @ start @ axes_y)
+        seen = make_spaces(unit(x @ axes_x), unit(y @ axes_y))
+        expected = refine_annealed(key, seen, restricted, config=config, steps=jnp.array([4, 5, 6, 7]))
+    assert not found.estimate.is_map
+    np.testing.assert_allclose(
+        found.estimate.matrix, axes_x @ np.asarray(expected.estimate.matrix) @ axes_y.T, atol=1e-8
+    )
     np.testing.assert_allclose(found.objective, expected.objective, atol=1e-8)
 
 
 def test_annealing_again_is_the_second_half():
     planted, key = small_clouds(), jax.random.key(2)
-    x, y = (fit_space(jnp.asarray(rows)).rows for rows in (planted.x, planted.y))
-    W = jnp.asarray(planted.W, jnp.float32)
-    again = {stage.name: stage.run for stage in SETTLING}["refine_annealed_again"]
-    found = again(key, x, y, W, config=SMALL)
-    expected = refine_annealed(key, x, y, W, config=SMALL, steps=jnp.array([4, 5, 6, 7]))
+    rows = make_spaces(*(fit_space(jnp.asarray(cloud)).rows for cloud in (planted.x, planted.y)))
+    start = make_estimate(planted.W, dtype=jnp.float32)
+    found = refine_annealed_again(key, rows, start, config=SMALL)
+    expected = refine_annealed(key, rows, start, config=SMALL, steps=jnp.array([4, 5, 6, 7]))
     assert_trees_close(found, expected)
-    first = again(key, x, y, W, config=SMALL, steps=jnp.array([0, 1]))
-    second = again(key, x, y, first.matrix, config=SMALL, steps=jnp.array([2, 3]))
-    np.testing.assert_allclose(second.matrix, expected.matrix, atol=1e-5)
+    first = refine_annealed_again(key, rows, start, config=SMALL, steps=jnp.array([0, 1]))
+    second = refine_annealed_again(key, rows, first.estimate, config=SMALL, steps=jnp.array([2, 3]))
+    np.testing.assert_allclose(second.estimate.matrix, expected.estimate.matrix, atol=1e-5)
 
 
 def unweighted(whitening_power, **changes):
     """The map, weighted and whitened, of a fit in which nothing else is."""
     planted, key = small_clouds(), jax.random.key(0)
     config = small_config(whitening_power=whitening_power, **changes)
-    return align(key, planted.x, planted.y, config), [prepared(c).rows for c in (planted.x, planted.y)]
+    return align(key, planted.x, planted.y, config), [padded_space(c).rows for c in (planted.x, planted.y)]
 
 
 def test_a_published_map_is_whitened_last():
-    published = {"anneal_steps": 0, "csls_steps": 0, "whole_steps": 0}
+    published = {"annealing_steps": 0, "settling_steps": 0, "settling_whole_steps": 0}
     plain, rows = unweighted(0.0, **published)
     whitened, _ = unweighted(0.2, **published)
-    spreads = [fit_whitening(cloud, 0.2) for cloud in rows]
-    np.testing.assert_allclose(whitened.map.W, whiten_map(plain.map.W, *spreads), atol=1e-4)
+    both = [fit_whitening(cloud, 0.2) for cloud in rows]
+    np.testing.assert_allclose(whitened.map.W, whiten_map(plain.map.W, *both), atol=1e-4)
     assert np.abs(whitened.map.W - plain.map.W).max() > 0.01
     # What is said about the map is said about the rotation in it.
     assert_trees_close(whitened.evidence, plain.evidence)
@@ -271,12 +273,15 @@ def test_a_published_map_is_whitened_last():
 
 @pytest.mark.slow
 def test_the_last_cross_covariance_is_weighted_and_whitened():
-    settled, rows = unweighted(0.2, reliability_power=0.7)
+    settled, rows = unweighted(0.2, whitening_reliability_power=0.7)
     planted, key = small_clouds(), jax.random.key(0)
-    config = small_config(whitening_power=0.2, reliability_power=0.7)
-    spaces = [prepared(cloud) for cloud in (planted.x, planted.y)]
-    searched = search_map(key, prepare_search(*spaces, config=config), config=config)
-    matrix, _ = refine(split_keys(key), SETTLING, *rows, searched.matrix, config=config)
+    config = small_config(whitening_power=0.2, whitening_reliability_power=0.7)
+    padded = [pad_rows(cloud, config.max_rows) for cloud in (planted.x, planted.y)]
+    rows_of = prepare(*padded, config)
+    searched = search_once(Inline(), key, rows_of, config)
+    all_rows = join_spaces(rows_of.source, rows_of.target)
+    estimate, _ = refine(Inline(), key, SETTLING_STAGES, all_rows, searched.estimate, config)
+    matrix = estimate.matrix
     expected = map_from_cross(matrix, *(fit_whitening(cloud, 0.2) for cloud in rows), 0.7)
     np.testing.assert_allclose(settled.map.W, expected, atol=1e-3)
     assert np.abs(settled.map.W - polar(matrix)).max() > 0.01
@@ -287,8 +292,8 @@ def test_the_map_remembers_both_spaces():
     planted = small_clouds()
     fitted = align(jax.random.key(0), planted.x, 5 * planted.y, SMALL).map
     for rows, mean, scale in (
-        (planted.x, fitted.mean_x, fitted.scale_x),
-        (5 * planted.y, fitted.mean_y, fitted.scale_y),
+        (planted.x, fitted.source.mean, fitted.source.scale),
+        (5 * planted.y, fitted.target.mean, fitted.target.scale),
     ):
         np.testing.assert_allclose(mean, rows.mean(0), rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(scale, np.linalg.norm(rows - rows.mean(0), axis=1).mean(), rtol=1e-4)
@@ -296,7 +301,7 @@ def test_the_map_remembers_both_spaces():
 
 def test_fewer_rows_than_every_sample_and_an_average_of_maps():
     few = planted_clouds(3, 4, num_x=7, num_y=6, groups=3, seed=4)
-    config: Config = small_config(anneal_steps=0, csls_steps=0, whole_steps=0, project=False)
+    config = small_config(annealing_steps=0, settling_steps=0, settling_whole_steps=0, published_project=False)
     result = align(jax.random.key(0), few.x, few.y, config)
     assert_usable(result, 3, 4)
     assert set(result.trajectory) == {"refine_matching", "refine_clusters"}
@@ -310,7 +315,10 @@ def test_fewer_rows_than_every_sample_and_an_average_of_maps():
 def test_nothing_held_out_is_legal():
     planted = small_clouds()
     result = align(
-        jax.random.key(0), planted.x, planted.y, small_config(held_out_rows=0, match_steps=0, cluster_steps=0)
+        jax.random.key(0),
+        planted.x,
+        planted.y,
+        small_config(held_out_rows=0, published_match_steps=0, published_cluster_steps=0),
     )
     assert_usable(result, 6, 5)
     assert set(result.trajectory) == {"refine_annealed", "refine_csls", "refine_whole"}
@@ -327,3 +335,96 @@ def test_the_whole_pipeline_lowers_for_every_platform(d_x, d_y):
     assert list(exported.platforms) == platforms
     if d_x != d_y:  # Compiling is what takes the time; one shape shows that the program is the same.
         assert_trees_close(exported.call(key, x, y), align(key, x, y, SMALL), atol=1e-4, rtol=1e-4)
+
+
+# --------------------------------------------------------------------------------------- searching in fewer directions
+
+
+@pytest.mark.parametrize(("search_dims", "dims_x", "dims_y"), [(0, 7, 6), (4, 4, 4), (6, 6, 6), (9, 7, 6)])
+def test_a_search_sees_fitted_and_held_out_rows_in_the_directions_of_the_fitted(rng, search_dims, dims_x, dims_y):
+    config = small_config(search_dims=search_dims)
+
+    def prepared(clouds):
+        # With means of zero: they do not depend on the held-out rows.
+        return prepare(*(PaddedRows(rows=c, num_rows=len(c), mean=jnp.zeros(c.shape[1])) for c in clouds), config)
+
+    with jax.enable_x64(True):
+        clouds = [jnp.asarray(unit(rng.normal(size=(n, d)) * 0.7 ** np.arange(d))) for n, d in ((60, 7), (50, 6))]
+        rows = prepared(clouds)
+        parts = [hold_out(cloud, config.held_out_rows) for cloud in clouds]
+        # The directions do not depend on the held-out rows.
+        again = prepared(
+            [
+                jnp.where((cloud[:, None] == held_out[None]).all(2).any(1)[:, None], 1, cloud)
+                for cloud, (_, held_out) in zip(clouds, parts, strict=True)
+            ]
+        )
+    assert (rows.fitted.x.shape, rows.held_out.x.shape) == ((55, dims_x), (5, dims_x))
+    assert (rows.fitted.y.shape, rows.held_out.y.shape) == ((45, dims_y), (5, dims_y))
+    found = (
+        (rows.fitted.x, rows.held_out.x, rows.subspace.x, dims_x, 7),
+        (rows.fitted.y, rows.held_out.y, rows.subspace.y, dims_y, 6),
+    )
+    for (fitted, held_out), (seen, seen_held_out, directions, dims, all_dims) in zip(parts, found, strict=True):
+        assert (directions is None) == (dims == all_dims)
+        axes = np.eye(all_dims) if directions is None else np.asarray(directions)
+        np.testing.assert_allclose(seen, unit(np.asarray(fitted) @ axes), atol=1e-12)
+        np.testing.assert_allclose(seen_held_out, unit(np.asarray(held_out) @ axes), atol=1e-12)
+        longest = np.linalg.svd(np.asarray(fitted))[2][:dims].T
+        np.testing.assert_allclose(axes @ axes.T, longest @ longest.T, atol=1e-9)
+    np.testing.assert_array_equal(again.fitted.x, rows.fitted.x)
+    np.testing.assert_array_equal(again.fitted.y, rows.fitted.y)
+    assert np.abs(np.asarray(again.held_out.x) - np.asarray(rows.held_out.x)).max() > 0.1
+
+
+@pytest.mark.parametrize(("d_x", "d_y"), [pytest.param(12, 12, marks=pytest.mark.slow), (12, 8)])
+def test_a_planted_map_is_recovered_from_a_search_in_fewer_directions(d_x, d_y):
+    planted = planted_clouds(d_x, d_y, num_x=600, num_y=560, groups=10, seed=0)
+    # Annealing again sees twice as many.
+    config = with_settings(SOLVING, search_dims=5)
+    result = best_of(fits(planted.x, planted.y, config))
+    scores = evaluate(result.map, jnp.asarray(planted.x_eval), jnp.asarray(planted.y_eval))
+    assert float(scores.top1) > 0.9
+    assert float(scores.foscttm) < 0.01
+    assert float(scores.cosine) > 0.95
+    W = np.asarray(result.map.W)
+    used = np.linalg.svd(planted.W)[0][:, : min(d_x, d_y)]
+    assert np.linalg.norm(used.T @ (W - planted.W)) / np.linalg.norm(planted.W) < 0.3
+    assert float(result.info.orthogonality) < 1e-4
+    # Settling finds what the search did not see: the directions of least variance that hold data.
+    axes = np.linalg.svd(fit_space(jnp.asarray(planted.x)).rows)[2][config.search_dims : min(d_x, d_y)]
+    assert np.vdot(axes @ W, axes @ planted.W) / np.linalg.norm(axes @ planted.W) ** 2 > 0.7
+
+
+@pytest.mark.slow
+def test_a_search_in_fewer_directions_is_settled_in_all():
+    planted, key = planted_clouds(7, 6, num_x=96, num_y=88, groups=6, seed=2), jax.random.key(3)
+    # A power, so that directions that were not searched do not count; sizes that are not padded.
+    config = small_config(
+        search_dims=6, published_match_steps=0, published_cluster_steps=0, whitening_reliability_power=0.5
+    )
+    with jax.enable_x64(True):
+        clouds = [np.float64(rows) for rows in (planted.x, planted.y)]
+        found = align(key, *clouds, config)
+        rows = prepare(*(pad_rows(cloud, config.max_rows) for cloud in clouds), config)
+        searched = jax.jit(lambda key, rows: search_once(Inline(), key, rows, config))(key, rows)
+        matrix = searched.estimate.matrix
+        assert matrix.shape == (6, 6)
+        expected = np.asarray(rows.subspace.x) @ np.asarray(matrix)
+        extended = rows.subspace.extend(matrix)
+        np.testing.assert_allclose(extended, expected, atol=1e-12)
+        both = join_spaces(rows.source, rows.target)
+        settle = jax.jit(lambda rows, estimate: refine(Inline(), key, SETTLING_STAGES, rows, estimate, config))
+        _, trajectory = settle(both, make_estimate(extended))
+    assert_trees_close(found.evidence, searched.evidence, atol=1e-8)
+    assert set(trajectory) == {"refine_annealed_again", "refine_csls", "refine_whole"}
+    for name, objective in trajectory.items():
+        np.testing.assert_allclose(found.trajectory[name], objective, atol=1e-8)
+    assert found.map.W.shape == (7, 6)
+
+
+@pytest.mark.slow
+def test_as_many_directions_as_there_are_change_nothing():
+    planted = planted_clouds(8, 6, num_x=61, num_y=53, groups=6, seed=10)
+    whole, same = (align(jax.random.key(0), planted.x, planted.y, small_config(search_dims=dims)) for dims in (0, 8))
+    assert_trees_close(same, whole, atol=0, rtol=0)

@@ -1,4 +1,4 @@
-"""Over a mesh of eight CPU devices everything comes out as on one: each stage that splits its work, and whole fits."""
+"""Results over a mesh of eight CPU devices equal those of one device: stages that split their work, and whole fits."""
 
 import re
 
@@ -6,28 +6,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import planted_clouds, small_config, unit
+from helpers import make_estimate, make_spaces, planted_clouds, small_config, unit
 
-from mv2v_jax import align_restarts
+from mv2v_jax import InputError, align_restarts, make_mesh
 from mv2v_jax.alignment.anchors import match_anchor_sets
-from mv2v_jax.alignment.fit import prepare_search
+from mv2v_jax.alignment.api import restart_keys
+from mv2v_jax.alignment.fit import SEARCHING, Inline, prepare, search_once
 from mv2v_jax.alignment.refine_annealed import refine_annealed, refine_whole
 from mv2v_jax.alignment.refine_published import refine_clusters
-from mv2v_jax.alignment.restarts import restart_keys, search_restarts
 from mv2v_jax.alignment.score import gather_evidence
-from mv2v_jax.alignment.space import HoldOut, fit_space
+from mv2v_jax.alignment.space import fit_space
 from mv2v_jax.data.padding import pad_rows
-from mv2v_jax.errors import InputError
 from mv2v_jax.ops.csls import match_csls
 from mv2v_jax.ops.kmeans import lloyd
 from mv2v_jax.ops.knn import nearness, neighbor_means, top_neighbors
-from mv2v_jax.ops.sharding import BY_ROWS, EVERYWHERE, RESTART, ROW, all_gather, make_mesh, over_mesh, psum, shard
+from mv2v_jax.ops.sharding import BY_ROWS, EVERYWHERE, RESTART, ROW, all_gather, over_mesh, psum, shard
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 KEY = jax.random.key(0)
-# As many rows as make groups, blocks and parts that no number of devices divides.
-CONFIG = small_config(anneal_steps=2, anneal_rows=1_100, whole_rows=1_500, refine_clusters=60, anchor_rows=200)
+# Numbers of rows for which no number of devices divides the groups, blocks and parts.
+CONFIG = small_config(
+    annealing_steps=2, annealing_rows=1_100, settling_whole_rows=1_500, published_num_clusters=60, anchors_rows=200
+)
 rng = np.random.default_rng(0)
 X, Y = unit(rng.normal(size=(1_230, 8))), unit(rng.normal(size=(1_101, 8)))
 W = np.linalg.qr(rng.normal(size=(8, 8)))[0]
@@ -39,12 +40,14 @@ STAGES = {
     "match_csls": lambda x, y, W: match_csls(x, y, num_neighbors=2),
     "match_csls_few": lambda x, y, W: match_csls(x[:90], y[:80], num_neighbors=2),
     "lloyd": lambda x, y, W: lloyd(x, y[:13], num_steps=4, spread=True),
-    "anchors": lambda x, y, W: match_anchor_sets(KEY, x, y, config=CONFIG),
-    "refine_clusters": lambda x, y, W: refine_clusters(KEY, x, y, W, config=CONFIG),
-    "refine_annealed": lambda x, y, W: refine_annealed(KEY, x, y, W, config=CONFIG),
-    "refine_whole": lambda x, y, W: refine_whole(KEY, x, y, W, config=CONFIG),
+    "anchors": lambda x, y, W: match_anchor_sets(KEY, make_spaces(x, y), config=CONFIG.anchors),
+    "refine_clusters": lambda x, y, W: refine_clusters(
+        KEY, make_spaces(x, y), make_estimate(W, is_map=True), config=CONFIG
+    ),
+    "refine_annealed": lambda x, y, W: refine_annealed(KEY, make_spaces(x, y), make_estimate(W), config=CONFIG),
+    "refine_whole": lambda x, y, W: refine_whole(KEY, make_spaces(x, y), make_estimate(W), config=CONFIG),
     "evidence": lambda x, y, W: gather_evidence(
-        KEY, HoldOut(fitted=x, held_out=x[:50]), HoldOut(fitted=y, held_out=y[:40]), W, jnp.ones(3, x.dtype)
+        KEY, make_spaces(x, y), make_spaces(x[:50], y[:40]), W, jnp.ones(3, x.dtype)
     ),
 }
 
@@ -71,7 +74,7 @@ def test_each_device_sums_its_own_rows_of_a_space():
         expected = jax.jit(fit_space)(jnp.asarray(x))
         over = over_mesh(fit_space, make_mesh(1, row_devices=8), BY_ROWS)
         assert_same(jax.jit(over)(jnp.asarray(x)), expected)
-        assert_same(expected.mean, x[3:].mean(axis=0))
+        assert_same(expected.centering.mean, x[3:].mean(axis=0))
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,13 @@ def clouds():
 
 @pytest.fixture(scope="module")
 def fit(clouds):
-    config = small_config(match_steps=0, cluster_steps=0, anneal_rows=600, csls_rows=700, whole_rows=1_500)
+    config = small_config(
+        published_match_steps=0,
+        published_cluster_steps=0,
+        annealing_rows=600,
+        settling_rows=700,
+        settling_whole_rows=1_500,
+    )
 
     def run(mesh):
         with jax.enable_x64(True):
@@ -98,14 +107,13 @@ def test_a_fit_over_either_axis_and_over_both_is_that_of_one_device(fit, row_dev
 
 
 @pytest.mark.slow
-def test_restarts_do_not_talk_to_each_other(clouds):
-    """All that is compiled for the restart axis is one joining of results at the end, outside of every loop."""
+def test_restarts_do_not_communicate(clouds):
+    """The compiled program gathers results over the restart axis once, at the end, outside of every loop."""
     config = small_config(search_dims=4)
-    spaces = [jax.jit(fit_space)(*pad_rows(rows[:200], 1_000)) for rows in clouds]
-    rows = jax.jit(lambda *spaces: prepare_search(*spaces, config=config))(*spaces)
+    rows = jax.jit(lambda x, y: prepare(x, y, config))(*(pad_rows(rows[:200], 1_000) for rows in clouds))
 
     def search(keys, rows):
-        return search_restarts(keys, rows, config=config)
+        return Inline().each(SEARCHING, search_once, keys, rows, config)
 
     over = jax.jit(over_mesh(search, make_mesh(8, row_devices=1), EVERYWHERE, EVERYWHERE))
     text = over.lower(restart_keys(KEY, 0, 8), rows).compile().as_text()
@@ -115,7 +123,7 @@ def test_restarts_do_not_talk_to_each_other(clouds):
     assert not in_loops
 
 
-def test_parts_make_a_whole():
+def test_gathered_and_summed_shards_are_the_whole():
     mesh = make_mesh(1, row_devices=8)
     values = jnp.arange(1, 14.0)
 
@@ -142,17 +150,17 @@ def test_devices_that_do_not_divide_share_rows_by_powers_of_two():
     assert [(shape[RESTART], shape[ROW]) for shape in shapes] == [(3, 2), (6, 1), (3, 2), (6, 1)]
 
 
-def test_a_mesh_of_someone_else_is_left_alone():
+def test_inside_a_mesh_of_the_user_nothing_is_shared():
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), (ROW,))
     rows = jnp.asarray(X[:64], jnp.float32)
-    alone = jax.shard_map(lambda x: fit_space(x).mean[None], mesh=mesh, in_specs=BY_ROWS, out_specs=BY_ROWS)
-    expected = np.stack([fit_space(rows[first : first + 16]).mean for first in range(0, 64, 16)])
+    alone = jax.shard_map(lambda x: fit_space(x).centering.mean[None], mesh=mesh, in_specs=BY_ROWS, out_specs=BY_ROWS)
+    expected = np.stack([fit_space(rows[first : first + 16]).centering.mean for first in range(0, 64, 16)])
     np.testing.assert_allclose(jax.jit(alone)(rows), expected, atol=1e-6)
 
 
 def test_rows_over_a_mesh_are_those_of_one_device():
     x = np.float32(rng.normal(size=(200, 3)))
-    for most in (100, 1_000):
-        one, many = pad_rows(x, most), pad_rows(x, most, make_mesh(2, row_devices=4))
+    for max_rows in (100, 1_000):
+        one, many = pad_rows(x, max_rows), pad_rows(x, max_rows, make_mesh(2, row_devices=4))
         assert_same(many, one, atol=0)
         assert {shard.data.shape[0] for shard in many.rows.addressable_shards} == {one.rows.shape[0] // 4}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import planted_clouds, small_config, unit
+from helpers import make_estimate, make_spaces, planted_clouds, small_config, unit
 from scipy.linalg import fractional_matrix_power
 
 from mv2v_jax.alignment.refine_annealed import (
@@ -22,6 +22,15 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 FUNCTIONS = {"refine_annealed": refine_annealed, "refine_csls": refine_csls, "refine_whole": refine_whole}
 
 
+def refine(fun, key, x, y, start, config, steps=None):
+    """A stage on rows ``x`` and ``y`` from a cross-covariance: the refined one, and the objective."""
+    x = jnp.asarray(x)
+    start = make_estimate(start, dtype=x.dtype)
+    refined = fun(key, make_spaces(x, y, x.dtype), start, config=config, steps=steps)
+    assert not refined.estimate.is_map
+    return refined.estimate.matrix, refined.objective
+
+
 @pytest.fixture(scope="module")
 def clouds():
     """Centred unit rows of two planted spaces and the planted map."""
@@ -33,8 +42,7 @@ def clouds():
 @pytest.fixture(scope="module")
 def run():
     return {
-        name: jax.jit(lambda key, x, y, W, config, steps=None, fun=fun: fun(key, x, y, W, config=config, steps=steps))
-        for name, fun in FUNCTIONS.items()
+        name: jax.jit(lambda *args, fun=fun, **steps: refine(fun, *args, **steps)) for name, fun in FUNCTIONS.items()
     }
 
 
@@ -47,21 +55,21 @@ def test_leaves_a_poor_start(clouds, run):
     x, y, planted = clouds
     rng = np.random.default_rng(0)
     start = planted / np.linalg.norm(planted) + 1.2 * unit(rng.normal(size=planted.size)).reshape(planted.shape)
-    config = small_config(anneal_steps=40, anneal_rows=200, csls_steps=5, csls_rows=200)
-    annealed = run["refine_annealed"](jax.random.key(0), x, y, jnp.asarray(start, jnp.float32), config)
-    settled = run["refine_csls"](jax.random.key(1), x, y, annealed.matrix, config)
+    config = small_config(annealing_steps=40, annealing_rows=200, settling_steps=5, settling_rows=200)
+    annealed, annealed_objective = run["refine_annealed"](jax.random.key(0), x, y, start, config)
+    settled, settled_objective = run["refine_csls"](jax.random.key(1), x, y, annealed, config)
     assert closeness(start, planted) < 0.75
-    assert closeness(annealed.matrix, planted) > 0.95
-    assert closeness(settled.matrix, planted) > 0.95
-    assert (annealed.objective.shape, settled.objective.shape) == ((40,), (5,))
+    assert closeness(annealed, planted) > 0.95
+    assert closeness(settled, planted) > 0.95
+    assert (annealed_objective.shape, settled_objective.shape) == ((40,), (5,))
 
 
 def test_a_wrong_start_is_not_called_right(clouds, run):
-    """The opposite of the right map is as far off as can be: what is asserted above does not hold for any start."""
+    """From the opposite of the right map, the worst possible start, the assertions above do not hold."""
     x, y, planted = clouds
-    config = small_config(anneal_steps=40, anneal_rows=200, csls_steps=5, csls_rows=200)
-    found = run["refine_annealed"](jax.random.key(0), x, y, jnp.asarray(-planted, jnp.float32), config)
-    assert closeness(found.matrix, planted) < 0.9
+    config = small_config(annealing_steps=40, annealing_rows=200, settling_steps=5, settling_rows=200)
+    found, _ = run["refine_annealed"](jax.random.key(0), x, y, -planted, config)
+    assert closeness(found, planted) < 0.9
 
 
 def weights_in_numpy(cross, x, y, power, whitening):
@@ -72,7 +80,7 @@ def weights_in_numpy(cross, x, y, power, whitening):
         covariance = rows.T @ rows / len(rows)
         deviations.append(np.sqrt(np.diag(own.T @ covariance @ own)))
         variance, axes = np.linalg.eigh(covariance)
-        # What is shorter than a thousandth of the longest is lifted no further.
+        # Variances below a thousandth of the largest count as a thousandth.
         lifted = (axes * np.maximum(variance / variance[-1], 1e-3)) @ axes.T
         sides.append(fractional_matrix_power(lifted, -whitening) @ own)
     correlation = singular / np.prod(deviations, axis=0)
@@ -80,9 +88,9 @@ def weights_in_numpy(cross, x, y, power, whitening):
 
 
 def steps_in_numpy(key, x, y, cross, *, rows, num_neighbors, powers, momenta, whitening):
-    """The stages in float64 with the whole similarity matrix; only the draws are ours.
+    """The stages in float64 with the whole similarity matrix; only the draws come from the library.
 
-    One power and one momentum a step; ``rows`` says how many of X and of Y each step draws.
+    One power and one momentum per step; ``rows`` are the numbers of rows of X and of Y that each step draws.
     """
     x64, y64 = np.float64(x), np.float64(y)
     objective = []
@@ -111,18 +119,21 @@ def steps_in_numpy(key, x, y, cross, *, rows, num_neighbors, powers, momenta, wh
 def test_steps_against_numpy(clouds, name, num_rows):
     x, y = clouds[0][:61], clouds[1][:50]
     start = clouds[2] + 0.3 * np.random.default_rng(5).normal(size=(8, 6))
-    own = {"refine_annealed": "anneal", "refine_csls": "csls", "refine_whole": "whole"}[name]
+    stages = {"refine_annealed": "annealing", "refine_csls": "settling", "refine_whole": "settling_whole"}
+    own = stages[name]
     config = small_config(
-        **{f"{stage}_steps": 4 if stage == own else 9 for stage in ("anneal", "csls", "whole")},
-        **{f"{stage}_rows": num_rows if stage == own else 13 for stage in ("anneal", "csls", "whole")},
-        **{f"{stage}_neighbors": 2 if stage in own or own == "whole" else 5 for stage in ("anneal", "csls")},
-        ample_rows=0,
-        anneal_power=1.5,
-        reliability_power=0.5,
+        # The settings of the other stages differ.
+        **{f"{stage}_steps": 4 if stage == own else 9 for stage in stages.values()},
+        **{f"{stage}_rows": num_rows if stage == own else 13 for stage in stages.values()},
+        annealing_num_neighbors=2 if own == "annealing" else 5,
+        settling_min_neighbors=5 if own == "annealing" else 2,
+        settling_ample_rows=0,
+        annealing_power=1.5,
+        whitening_reliability_power=0.5,
         whitening_power=0.2,
     )
-    if own == "anneal":
-        # At most half of the rows; and where the sample is smaller than asked for, up to four times the steps.
+    if own == "annealing":
+        # At most half of the rows; samples smaller than the setting take up to four times the steps.
         num_steps = 16 if num_rows > 25 else 4
         progress = np.arange(num_steps) / num_steps
         how = {
@@ -131,37 +142,37 @@ def test_steps_against_numpy(clouds, name, num_rows):
             "momenta": 0.5 + 0.4 * progress,
         }
     else:
-        # The first step keeps nothing, the others what the sample lacks of the rows, and at most half.
+        # The first step keeps nothing; later ones keep the share of the rows that is not in the sample, at most half.
         momentum = min(0.5, max(0, 1 - num_rows / 50))
         how = {"rows": [num_rows] * 2, "powers": [0.5] * 4, "momenta": [0, momentum, momentum, momentum]}
     key = jax.random.key(3)
     expected, objective = steps_in_numpy(key, x, y, start, num_neighbors=2, whitening=0.2, **how)
-    found = FUNCTIONS[name](key, x, y, jnp.asarray(start, jnp.float32), config=config)
-    np.testing.assert_allclose(found.matrix, expected, atol=1e-4)
-    np.testing.assert_allclose(found.objective, objective, atol=1e-4)
+    found, found_objective = refine(FUNCTIONS[name], key, x, y, start, config)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found_objective, objective, atol=1e-4)
 
 
 def test_few_rows_are_settled_with_more_neighbors_against_numpy(clouds):
     x, y = clouds[0][:170], clouds[1][:160]
     start = clouds[2] + 0.3 * np.random.default_rng(6).normal(size=(8, 6))
-    config = small_config(csls_steps=2, csls_rows=1000, csls_neighbors=1, ample_rows=1_000)
+    config = small_config(settling_steps=2, settling_rows=1000, settling_min_neighbors=1, settling_ample_rows=1_000)
     key = jax.random.key(4)
     how = {"rows": [1000, 1000], "powers": [0, 0], "momenta": [0, 0], "whitening": 0}
     expected, objective = steps_in_numpy(key, x, y, start, num_neighbors=3, **how)
-    found = refine_csls(key, x, y, jnp.asarray(start, jnp.float32), config=config)
-    np.testing.assert_allclose(found.matrix, expected, atol=1e-4)
-    np.testing.assert_allclose(found.objective, objective, atol=1e-4)
+    found, found_objective = refine(refine_csls, key, x, y, start, config)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found_objective, objective, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["refine_csls", "refine_whole"])
 def test_settling_keeps_nothing_of_what_it_starts_from(clouds, run, name):
-    """Only how rows compare by it: its length says nothing, while a later step averages with it."""
+    """The length of the start has no influence on the first step, while a later step averages with it."""
     x, y, planted = clouds
-    config = small_config(csls_rows=100, whole_rows=100)
+    config = small_config(settling_rows=100, settling_whole_rows=100)
     start = jnp.asarray(planted, jnp.float32)
 
     def settled(start, *steps):
-        return run[name](jax.random.key(1), x, y, start, config, jnp.array(steps)).matrix
+        return run[name](jax.random.key(1), x, y, start, config, steps=jnp.array(steps))[0]
 
     np.testing.assert_allclose(settled(5 * start, 0), settled(start, 0), atol=1e-5)
     later, longer = settled(start, 1), settled(5 * start, 1)
@@ -171,17 +182,19 @@ def test_settling_keeps_nothing_of_what_it_starts_from(clouds, run, name):
 
 @pytest.mark.parametrize("power", [0.0, 0.5])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_rounding_in_directions_that_were_not_searched_says_nothing(clouds, run, name, power):
-    """A search in fewer directions pairs none of the others: which of them belong together is not up to rounding."""
+def test_rounding_in_directions_that_were_not_searched_has_no_influence(clouds, run, name, power):
+    """A search in fewer directions matches none of the others, so their singular vectors are rounding errors."""
     rng = np.random.default_rng(7)
     with jax.enable_x64(True):
         x, y = (jnp.asarray(rows, jnp.float64) for rows in clouds[:2])
         axes = [np.linalg.svd(np.asarray(rows), full_matrices=False)[2][:4].T for rows in (x, y)]
         start = axes[0] @ axes[0].T @ clouds[2] @ axes[1] @ axes[1].T
-        config = small_config(anneal_power=power, reliability_power=power, csls_rows=300, whole_rows=300)
+        config = small_config(
+            annealing_power=power, whitening_reliability_power=power, settling_rows=300, settling_whole_rows=300
+        )
         first = jnp.arange(1)
         found = [
-            run[name](jax.random.key(1), x, y, jnp.asarray(start + noise), config, first).matrix
+            run[name](jax.random.key(1), x, y, jnp.asarray(start + noise), config, steps=first)[0]
             for noise in (0, *(1e-16 * rng.normal(size=(3, 8, 6))))
         ]
         for other in found[1:]:
@@ -193,7 +206,7 @@ def test_rounding_in_directions_that_were_not_searched_says_nothing(clouds, run,
     [(100_000, 50, 8), (100, 50, 8), (94, 50, 8), (86, 50, 16), (76, 50, 24), (70, 50, 32), (30, 50, 32), (2, 50, 32)],
 )
 def test_small_samples_take_more_steps(num_rows, max_rows, expected):
-    assert annealing_length(num_rows, small_config(anneal_steps=8, anneal_rows=max_rows)) == expected
+    assert annealing_length(num_rows, small_config(annealing_steps=8, annealing_rows=max_rows)) == expected
 
 
 @pytest.mark.parametrize(
@@ -208,51 +221,42 @@ def test_small_samples_take_more_steps(num_rows, max_rows, expected):
     ],
 )
 def test_few_rows_are_averaged_over_more_neighbors(num_rows, least, ample, expected):
-    assert settle_neighbors(num_rows, small_config(csls_neighbors=least, ample_rows=ample)) == expected
+    assert settle_neighbors(num_rows, small_config(settling_min_neighbors=least, settling_ample_rows=ample)) == expected
 
 
-def test_a_direction_without_data_says_nothing(clouds):
+def test_a_direction_without_data_has_no_influence(clouds):
     x, y = clouds[0][:61, :5], clouds[1][:50, :5]
     start = jnp.asarray(np.eye(5) + 0.3 * np.random.default_rng(5).normal(size=(5, 5)), jnp.float32)
-    config = small_config(anneal_steps=1, anneal_power=2.0)
+    config = small_config(annealing_steps=1, annealing_power=2.0)
     first = jnp.arange(1)
-    plain = refine_annealed(jax.random.key(0), x, y, start, config=config, steps=first)
-
-    def pad(a, *widths):
-        return jnp.pad(a, widths)
-
-    wider = refine_annealed(
-        jax.random.key(0),
-        pad(x, (0, 0), (0, 1)),
-        pad(y, (0, 0), (0, 1)),
-        pad(start, (0, 1), (0, 1)).at[5, 5].set(3.0),
-        config=config,
-        steps=first,
-    )
-    np.testing.assert_allclose(wider.objective, plain.objective, atol=1e-5)
-    new = [np.asarray(found.matrix)[:5, :5] - 0.5 * np.asarray(start) for found in (wider, plain)]
+    plain, plain_objective = refine(refine_annealed, jax.random.key(0), x, y, start, config, first)
+    wider_x, wider_y = (jnp.pad(rows, ((0, 0), (0, 1))) for rows in (x, y))
+    wider_start = jnp.pad(start, ((0, 1), (0, 1))).at[5, 5].set(3.0)
+    wider, wider_objective = refine(refine_annealed, jax.random.key(0), wider_x, wider_y, wider_start, config, first)
+    np.testing.assert_allclose(wider_objective, plain_objective, atol=1e-5)
+    new = [np.asarray(found)[:5, :5] - 0.5 * np.asarray(start) for found in (wider, plain)]
     np.testing.assert_allclose(new[0] / np.sqrt(6), new[1] / np.sqrt(5), atol=1e-5)
 
 
-# Two rows a side: each step sees one of each, which are each other's partners whatever the weights.
+# Two rows per side: each step sees one row of each side, and these are partners whatever the weights.
 def test_two_rows_against_numpy():
     x, y = jnp.array([[0.6, 0.8], [0.6, 0.8]]), jnp.array([[1.0, 0.0], [1.0, 0.0]])
     start = jnp.array([[0.0, 1.0], [1.0, 0.0]])
-    config = small_config(anneal_steps=1, anneal_rows=2, anneal_neighbors=1, anneal_power=2.0)
-    found = refine_annealed(jax.random.key(0), x, y, start, config=config, steps=jnp.arange(1))
+    config = small_config(annealing_steps=1, annealing_rows=2, annealing_num_neighbors=1, annealing_power=2.0)
+    found, objective = refine(refine_annealed, jax.random.key(0), x, y, start, config, jnp.arange(1))
     outer = np.outer(x[0], y[0])
     # The new cross-covariance has the length of a semi-orthogonal map; the first step counts half.
     expected = 0.5 * np.asarray(start) + 0.5 * np.sqrt(2) * outer / np.linalg.norm(outer)
-    np.testing.assert_allclose(found.matrix, expected, atol=1e-6)
-    # With one row a side both densities are the similarity itself.
-    np.testing.assert_allclose(found.objective, [0], atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    # With one row per side both densities are the similarity itself.
+    np.testing.assert_allclose(objective, [0], atol=1e-6)
 
 
-def test_the_power_decides_which_directions_speak(clouds, run):
+def test_the_power_decides_which_directions_count(clouds, run):
     x, y, planted = clouds
     start = jnp.asarray(planted * np.linspace(1, 0.2, 6), jnp.float32)
     found = [
-        run["refine_annealed"](jax.random.key(0), x, y, start, small_config(anneal_power=power)).objective[0]
+        run["refine_annealed"](jax.random.key(0), x, y, start, small_config(annealing_power=power))[1][0]
         for power in (0.0, 1.0)
     ]
     assert found[0] != found[1]
@@ -265,7 +269,7 @@ def test_rotating_either_space_rotates_the_result(clouds, name):
     start = clouds[2] + 0.1 * rng.normal(size=(8, 6))
     with jax.enable_x64(True):
         x, y = (np.asarray(rows, np.float64) for rows in clouds[:2])
-        fit = jax.jit(lambda x, y, W: FUNCTIONS[name](jax.random.key(0), x, y, W, config=small_config()).matrix)
+        fit = jax.jit(lambda x, y, W: refine(FUNCTIONS[name], jax.random.key(0), x, y, W, small_config())[0])
         plain = fit(x, y, start)
         np.testing.assert_allclose(fit(x @ turn_x, y, turn_x.T @ start), turn_x.T @ plain, atol=1e-8)
         np.testing.assert_allclose(fit(x, y @ turn_y, start @ turn_y), plain @ turn_y, atol=1e-8)
@@ -274,16 +278,17 @@ def test_rotating_either_space_rotates_the_result(clouds, name):
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_steps_in_chunks_equal_all_at_once(clouds, run, name):
     x, y, planted = clouds
-    start, config = jnp.asarray(planted, jnp.float32), small_config(anneal_steps=4, csls_steps=4, whole_steps=4)
-    whole = run[name](jax.random.key(1), x, y, start, config)
-    half = run[name](jax.random.key(1), x, y, start, config, jnp.arange(2))
-    rest = run[name](jax.random.key(1), x, y, half.matrix, config, jnp.arange(2, 4))
-    np.testing.assert_allclose(rest.matrix, whole.matrix, atol=1e-4)
-    np.testing.assert_allclose(jnp.concatenate([half.objective, rest.objective]), whole.objective, atol=1e-4)
+    key, config = jax.random.key(1), small_config(annealing_steps=4, settling_steps=4, settling_whole_steps=4)
+    whole, objective = run[name](key, x, y, planted, config)
+    half, first_objective = run[name](key, x, y, planted, config, steps=jnp.arange(2))
+    rest, last_objective = run[name](key, x, y, half, config, steps=jnp.arange(2, 4))
+    np.testing.assert_allclose(rest, whole, atol=1e-4)
+    np.testing.assert_allclose(jnp.concatenate([first_objective, last_objective]), objective, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_nothing_to_match_is_finite(name):
     config = small_config()
-    found = FUNCTIONS[name](jax.random.key(0), jnp.zeros((4, 3)), jnp.zeros((5, 2)), jnp.zeros((3, 2)), config=config)
+    nothing = [jnp.zeros(shape) for shape in ((4, 3), (5, 2), (3, 2))]
+    found = refine(FUNCTIONS[name], jax.random.key(0), *nothing, config)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))

@@ -1,6 +1,5 @@
-"""Known pairs: the linear term against brute force and SciPy, the blend, and fits where only pairs can help."""
+"""Seeds: the linear term against brute force and SciPy, the blend, and fits in which only known pairs can help."""
 
-import dataclasses
 import functools
 import itertools
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, semi_orthogonal, small_config, unit
+from helpers import assert_trees_close, semi_orthogonal, small_config, unit, with_settings
 from scipy.optimize import linear_sum_assignment
 
 from mv2v_jax import align, align_restarts
@@ -24,7 +23,8 @@ from mv2v_jax.runs.compiled import align_with_progress
 pytestmark = pytest.mark.usefixtures("quick_compile")
 KEY = jax.random.key(0)
 # One refinement of each kind is enough.
-CONFIG = small_config(match_steps=0, cluster_steps=0, whole_steps=0)
+CONFIG = small_config(published_match_steps=0, published_cluster_steps=0, settling_whole_steps=0)
+WEIGHT = CONFIG.pair_weight
 
 
 def search(kx, ky, linear):
@@ -57,14 +57,14 @@ def test_a_linear_term_alone_is_a_linear_assignment(rng):
 
 
 def test_pairs_are_centres_that_are_matched_already(rng):
-    """The objective of the kernels of centres and pairs together, whose pairs stay where they are."""
+    """The objective equals that of the kernels of centres and pairs together, with the pairs fixed."""
     centers_x, centers_y = rng.normal(size=(4, 5)), rng.normal(size=(4, 3))
     pairs = Seeds(x=jnp.asarray(rng.normal(size=(2, 5))), y=jnp.asarray(rng.normal(size=(2, 3))))
     linear = seed_terms(jnp.asarray(centers_x), jnp.asarray(centers_y), pairs)
     quadratic = [centered_kernel(jnp.asarray(centers)) for centers in (centers_x, centers_y)]
     centered = [centers - centers.mean(axis=0) for centers in (centers_x, centers_y)]
-    all_or_none = [np.vstack([centers, rows]) for centers, rows in zip(centered, (pairs.x, pairs.y), strict=True)]
-    whole_x, whole_y = (rows @ rows.T for rows in all_or_none)
+    joined = [np.vstack([centers, rows]) for centers, rows in zip(centered, (pairs.x, pairs.y), strict=True)]
+    whole_x, whole_y = (rows @ rows.T for rows in joined)
     constant = (whole_x[4:, 4:] * whole_y[4:, 4:]).sum()
     for permutation in itertools.permutations(range(4)):
         p = np.array([*permutation, 4, 5])
@@ -82,8 +82,8 @@ def test_a_pair_without_one_of_its_rows_is_none(rng):
     assert pair_seeds(None, None) is None
 
 
-def test_known_pairs_count_by_what_they_say_of_the_others(rng):
-    """Against NumPy: a rotation that mistakes some pairs is worth so many pairs as would make one that good."""
+def test_known_pairs_count_by_how_well_the_pseudo_pairs_retrieve_them(rng):
+    """Against NumPy: a rotation counts as many pairs as Procrustes needs for one of its FOSCTTM."""
     x, y = unit(rng.normal(size=(30, 4))), unit(rng.normal(size=(30, 3)))
     cross = rng.normal(size=(4, 3))
     u, _, vt = np.linalg.svd(cross, full_matrices=False)
@@ -92,26 +92,26 @@ def test_known_pairs_count_by_what_they_say_of_the_others(rng):
     closer = (similarity > own[:, None]).sum() + (similarity > own[None]).sum()
     foscttm = (closer + 0.5) / (2 * 30 * 29 + 1)
     expected = cross + 7 * foscttm / 4 * (x.T @ y)
-    # Two more that are no pairs.
+    # Two rows of padding.
     padded = [jnp.asarray(np.pad(rows, ((0, 2), (0, 0)))) for rows in (x, y)]
-    np.testing.assert_allclose(blend_seeds(jnp.asarray(cross), 7, pair_seeds(*padded), CONFIG), expected, rtol=1e-4)
-    assert blend_seeds(cross, 7, None, CONFIG) is cross
+    np.testing.assert_allclose(blend_seeds(jnp.asarray(cross), 7, pair_seeds(*padded), WEIGHT), expected, rtol=1e-4)
+    assert blend_seeds(cross, 7, None, WEIGHT) is cross
 
 
 def test_pairs_that_a_rotation_finds_hardly_count_and_others_decide(rng):
     W = semi_orthogonal(rng, 6, 6)
     x = unit(rng.normal(size=(40, 6)))
-    known = pair_seeds(jnp.asarray(x), jnp.asarray(x @ W))
+    seeds = pair_seeds(jnp.asarray(x), jnp.asarray(x @ W))
     right = jnp.asarray(W / 6 + 0.01 * rng.normal(size=(6, 6)))
-    np.testing.assert_allclose(blend_seeds(right, 1, known, CONFIG), right, atol=0.01)
+    np.testing.assert_allclose(blend_seeds(right, 1, seeds, WEIGHT), right, atol=0.01)
     wrong = jnp.asarray(semi_orthogonal(rng, 6, 6) / 6)
-    before, after = (np.linalg.norm(polar(matrix) - W) for matrix in (wrong, blend_seeds(wrong, 1, known, CONFIG)))
+    before, after = (np.linalg.norm(polar(matrix) - W) for matrix in (wrong, blend_seeds(wrong, 1, seeds, WEIGHT)))
     assert after < 0.2 * before
 
 
 @functools.cache
 def shapeless():
-    """Round clouds, in which nothing can be recognised, and a planted map: rows, pairs, rows to judge."""
+    """Round clouds without any geometry, and a planted map: rows, pairs, and rows to evaluate."""
     rng = np.random.default_rng(1)
     W = semi_orthogonal(rng, 6, 6)
     x, z, px, x_eval = (rng.normal(size=(n, 6)).astype(np.float32) for n in (150, 140, 40, 60))
@@ -130,27 +130,27 @@ def fitted(config=CONFIG):
     return align(KEY, x, y, config, pairs=pairs)
 
 
-PUBLISHED = {"anneal_steps": 0, "match_steps": 4, "cluster_steps": 2, "csls_steps": 0}
+PUBLISHED = {"annealing_steps": 0, "published_match_steps": 4, "published_cluster_steps": 2, "settling_steps": 0}
 
 
 @pytest.mark.parametrize("changes", [{}, pytest.param(PUBLISHED, marks=pytest.mark.slow)], ids=["default", "published"])
-def test_pairs_find_what_no_geometry_tells(changes):
-    config = dataclasses.replace(CONFIG, **changes)
+def test_pairs_find_a_map_that_geometry_cannot(changes):
+    config = with_settings(CONFIG, **changes)
     assert scored(fitted(config).map) > 0.8
-    # Nothing else tells: with partners of others it is lost.
+    # Only the pairs help: with wrong partners the map is wrong.
     x, y, (px, py), *_ = shapeless()
     assert scored(align(KEY, x, y, config, pairs=(px, py[::-1])).map) < 0.3
 
 
 @pytest.mark.slow
-def test_without_pairs_nothing_tells():
+def test_without_pairs_the_map_is_wrong():
     x, y, *_ = shapeless()
     assert scored(align(KEY, x, y, CONFIG).map) < 0.3
 
 
 def test_no_pairs_are_none():
     x, _, (px, _), *_ = shapeless()
-    assert pad_rows(x, 1_000, known=px[:0]).known is None
+    assert pad_rows(x, 1_000, seeds=px[:0]).seeds is None
 
 
 @pytest.mark.slow
@@ -166,11 +166,11 @@ def test_every_way_to_fit_takes_pairs():
 
 def test_padding_changes_nothing():
     x, y, (px, py), *_ = shapeless()
-    assert pad_rows(x, 1_000, known=px[:17]).known.shape == (18, 6)
-    sized = [fit_space(*pad_rows(rows, 1_000, known=side[:17])) for rows, side in ((x, px), (y, py))]
-    plain = [fit_space(jnp.asarray(rows), known=jnp.asarray(side[:17])) for rows, side in ((x, px), (y, py))]
+    assert pad_rows(x, 1_000, seeds=px[:17]).seeds.shape == (18, 6)
+    padded = [fit_space(*pad_rows(rows, 1_000, seeds=side[:17])) for rows, side in ((x, px), (y, py))]
+    plain = [fit_space(jnp.asarray(rows), seeds=jnp.asarray(side[:17])) for rows, side in ((x, px), (y, py))]
     cross = jnp.eye(6)
-    blends = [blend_seeds(cross, 1, pair_seeds(*(space.known for space in both)), CONFIG) for both in (sized, plain)]
+    blends = [blend_seeds(cross, 1, pair_seeds(*(space.seeds for space in both)), WEIGHT) for both in (padded, plain)]
     assert_trees_close(*blends, rtol=1e-5, atol=1e-6)
 
 
@@ -186,21 +186,17 @@ def test_padding_changes_nothing():
         (lambda px, py: (px[0], py), r"pairs\[0\] must be two-dimensional"),
     ],
 )
-def test_bad_pairs_are_told(change, message):
+def test_wrong_pairs_are_named(change, message):
     x, y, pairs, *_ = shapeless()
     with pytest.raises(InputError, match=message):
         align(KEY, x, y, CONFIG, pairs=change(*pairs))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_dtypes_hold_under_strict_promotion(dtype):
+def test_the_dtype_is_kept(dtype):
     x, y, pairs, *_ = shapeless()
     config = small_config()
-    with (
-        jax.enable_x64(dtype == jnp.float64),
-        jax.numpy_dtype_promotion("strict"),
-        jax.numpy_rank_promotion("raise"),
-    ):
+    with jax.enable_x64(dtype == jnp.float64):
         x, y, px, py = (jnp.asarray(rows, dtype) for rows in (x, y, *pairs))
         found = jax.eval_shape(lambda key, x, y, pairs: align(key, x, y, config, pairs=pairs), KEY, x, y, (px, py))
     assert found.map.W.dtype == dtype

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import count_compilations, semi_orthogonal
+from helpers import count_compilations, make_map, semi_orthogonal
 
-from mv2v_jax import LinearMap, synchronize
-from mv2v_jax.alignment.several_spaces import SyncConfig
+from mv2v_jax.alignment.several_spaces import SyncConfig, synchronize
+from mv2v_jax.config import Config
+from mv2v_jax.errors import InputError
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -21,18 +22,14 @@ DIMS = {"a": 8, "b": 6, "c": 8, "d": 8, "e": 6}
 def planted(dims, noise=0.0, seed=0):
     """A map per pair of spaces, all by way of one common space of the largest dimension, and the maps without noise."""
     rng = np.random.default_rng(seed)
-    most = max(dims.values())
+    largest = max(dims.values())
     # Small spaces see the same directions of the common space, so that rotations between them exist.
-    frames = {name: semi_orthogonal(rng, d, d) @ np.eye(d, most) for name, d in dims.items()}
+    frames = {name: semi_orthogonal(rng, d, d) @ np.eye(d, largest) for name, d in dims.items()}
     exact = {(a, b): frames[a] @ frames[b].T for a, b in itertools.permutations(dims, 2)}
     means = {name: rng.standard_normal(d) for name, d in dims.items()}
     maps = {
-        (a, b): LinearMap(
-            W=jnp.asarray(exact[a, b] + noise * rng.standard_normal(exact[a, b].shape), jnp.float32),
-            mean_x=jnp.asarray(means[a], jnp.float32),
-            mean_y=jnp.asarray(means[b], jnp.float32),
-            scale_x=jnp.float32(dims[a]),
-            scale_y=jnp.float32(dims[b]),
+        (a, b): make_map(
+            exact[a, b] + noise * rng.standard_normal(exact[a, b].shape), means[a], means[b], dims[a], dims[b]
         )
         for a, b in itertools.combinations(dims, 2)
     }
@@ -62,9 +59,9 @@ def test_a_consistent_set_stays_as_it_is_and_all_ways_round_are_one():
     np.testing.assert_allclose(found.maps["b", "a"].W, found.maps["a", "b"].W.T, atol=1e-6)
     for (a, b), linear_map in found.maps.items():
         first = next(given for pair, given in maps.items() if a in pair)
-        given = first.mean_x if next(p for p in maps if a in p)[0] == a else first.mean_y
-        np.testing.assert_allclose(linear_map.mean_x, given, rtol=1e-5)
-        assert float(linear_map.scale_y) == pytest.approx(DIMS[b])
+        given = first.source if next(p for p in maps if a in p)[0] == a else first.target
+        np.testing.assert_allclose(linear_map.source.mean, given.mean, rtol=1e-5)
+        assert float(linear_map.target.scale) == pytest.approx(DIMS[b])
 
 
 def test_noise_is_averaged_away():
@@ -98,16 +95,7 @@ def test_the_broken_map_is_found_and_repaired(pair):
 def test_a_chain_and_directions_are_as_good_as_all_pairs():
     maps, exact = planted(DIMS)
     turned = [("b", "a"), ("b", "c"), ("d", "c"), ("d", "e")]
-    chain = {
-        pair: LinearMap(
-            W=jnp.asarray(exact[pair], jnp.float32),
-            **{
-                name: jnp.zeros(DIMS[pair[name.endswith("y")]]) if "mean" in name else jnp.ones(())
-                for name in ("mean_x", "mean_y", "scale_x", "scale_y")
-            },
-        )
-        for pair in turned
-    }
+    chain = {pair: make_map(exact[pair]) for pair in turned}
     found = synchronize(chain, SyncConfig(num_rounds=30))  # Small spaces on the way take longer.
     for pair in chain:
         np.testing.assert_allclose(found.maps[pair].W, exact[pair], atol=5e-3)
@@ -145,10 +133,19 @@ def test_errors_say_what_is_wrong():
         ({}, "at least one map"),
         ({("a", "a"): ab}, "pairs of different spaces"),
         ({"ab": ab}, "pairs of different spaces"),
-        ({("a", "b"): ab, ("b", "c"): cd}, "has 3 dimensions in one map and 4"),
-        ({("a", "b"): ab, ("c", "d"): cd}, "no chain of maps leads from 'a' to 'c'"),
+        ({("a", "b"): ab, ("b", "a"): ab}, r"found 4; is this the map from 'a' to 'b'\?"),
+        ({("a", "b"): ab.W}, r"maps\[\('a', 'b'\)\] must be a LinearMap, found"),
+        ({("a", "b"): jax.tree.map(lambda leaf: leaf[None], ab)}, r"one map, found shape \[1, 4, 3\]"),
+        ([ab, cd], "maps must be a dict of a LinearMap per pair of spaces, found list"),
+        (
+            {("a", "b"): ab, ("b", "c"): cd},
+            r"\('b', 'c'\)\] must have 3 dimensions for space 'b', as another map has, found 4",
+        ),
+        ({("a", "b"): ab, ("c", "d"): cd}, "no chain from 'a' to 'c'"),
     ]:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(InputError, match=message):
             synchronize(given)
-    with pytest.raises(ValueError, match="num_dims"):
+    with pytest.raises(InputError, match="num_dims must be from 0 to 4, found 99"):
         synchronize(maps, SyncConfig(num_dims=99))
+    with pytest.raises(InputError, match="config must be a SyncConfig, found Config"):
+        synchronize(maps, Config())

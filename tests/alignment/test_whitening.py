@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import semi_orthogonal
+from helpers import semi_orthogonal
 from scipy.linalg import fractional_matrix_power
 
 from mv2v_jax.alignment.whitening import Whitening, fit_whitening, map_from_cross, weigh_directions

@@ -1,19 +1,17 @@
-"""Bad input is refused in one sentence that names the argument, what was expected and what was found."""
-
-import dataclasses
+"""Bad input raises one sentence that names the argument, the expected value and the value found."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import small_config
+from helpers import small_config, with_settings
 
-from mv2v_jax import PRESETS, align
-from mv2v_jax.config import check_config
-from mv2v_jax.data.checks import check_finite, check_fitting_rows
+from mv2v_jax import Config, align
+from mv2v_jax.config import PRESETS, check_config
+from mv2v_jax.data.checks import check_finite, check_fitting_rows, check_key
 from mv2v_jax.errors import InputError
 
-CONFIG = small_config(num_clusters=5)
+CONFIG = small_config(anchors_num_clusters=5)
 
 
 def rows(num_rows=9, dtype=np.float32):
@@ -110,29 +108,29 @@ def test_concrete_rows_are_checked_inside_a_transformation():
 
 
 BAD_CONFIGS = {
-    "num_clusters": (1, "must be a whole number of at least 2, found 1"),
-    "num_anchor_sets": (0, "must be a whole number of at least 1, found 0"),
-    "num_starts": (-3, "must be a whole number of at least 1, found -3"),
-    "anchor_rows": (4, r"must be at least num_clusters \(5\), found 4"),
-    "match_steps": (-1, "must be a whole number of at least 0, found -1"),
-    "anneal_steps": (2.5, "must be a whole number of at least 0, found 2.5"),
-    "csls_neighbors": (True, "must be a whole number of at least 1, found True"),
-    "anneal_neighbors": (0, "must be a whole number of at least 1, found 0"),
+    "anchors.num_clusters": (1, "must be a whole number of at least 2, found 1"),
+    "anchors.num_sets": (0, "must be a whole number of at least 1, found 0"),
+    "anchors.num_starts": (-3, "must be a whole number of at least 1, found -3"),
+    "anchors.rows": (4, r"must be at least anchors\.num_clusters \(5\), found 4"),
+    "published.match_steps": (-1, "must be a whole number of at least 0, found -1"),
+    "published.project": (1, "must be true or false, found 1"),
+    "published.smoothing": (1.5, "must be a number from 0.0 to 1.0, found 1.5"),
+    "annealing.steps": (2.5, "must be a whole number of at least 0, found 2.5"),
+    "annealing.num_neighbors": (0, "must be a whole number of at least 1, found 0"),
+    "annealing.power": (-0.1, "must be a number from 0.0 to 8.0, found -0.1"),
+    "settling.min_neighbors": (True, "must be a whole number of at least 1, found True"),
+    "settling.ample_rows": (1.5, "must be a whole number of at least 0, found 1.5"),
+    "settling.whole_rows": (1, "must be a whole number of at least 2, found 1"),
+    "whitening.reliability_power": (float("nan"), "must be a number from 0.0 to 8.0, found nan"),
+    "whitening.power": (0.6, "must be a number from 0.0 to 0.5, found 0.6"),
     "held_out_rows": (-1, "must be a whole number of at least 0, found -1"),
-    "ample_rows": (1.5, "must be a whole number of at least 0, found 1.5"),
-    "whole_rows": (1, "must be a whole number of at least 2, found 1"),
-    "smoothing": (1.5, "must be from 0.0 to 1.0, found 1.5"),
-    "anneal_power": (-0.1, "must be from 0.0 to 8.0, found -0.1"),
-    "reliability_power": (float("nan"), "must be from 0.0 to 8.0, found nan"),
-    "whitening_power": (0.6, "must be from 0.0 to 0.5, found 0.6"),
-    "project": (False, "must be true where .*, found project=False"),
 }
 
 
 @pytest.mark.parametrize("field", BAD_CONFIGS)
 def test_bad_configs_are_named(field):
     value, message = BAD_CONFIGS[field]
-    bad = dataclasses.replace(CONFIG, **{field: value})
+    bad = with_settings(CONFIG, **{field.replace(".", "_"): value})
     with pytest.raises(InputError, match=f"^{field} {message}$"):
         check_config(bad)
     with pytest.raises(InputError, match=f"^{field} "):
@@ -140,13 +138,33 @@ def test_bad_configs_are_named(field):
 
 
 def test_good_configs_pass():
-    for preset in PRESETS.values():
-        check_config(preset())
+    for preset in PRESETS:
+        check_config(Config.preset(preset))
     check_config(CONFIG)
-    check_config(dataclasses.replace(CONFIG, smoothing=jnp.array([0.1, 0.9])))
+    check_config(with_settings(CONFIG, published_smoothing=jnp.array([0.1, 0.9])))
 
 
 @pytest.mark.parametrize("value", ["0.5", None])
 def test_a_float_that_is_no_number_is_named(value):
-    with pytest.raises(InputError, match=r"^smoothing must be"):
-        check_config(dataclasses.replace(CONFIG, smoothing=value))
+    with pytest.raises(InputError, match=r"^published\.smoothing must be"):
+        check_config(with_settings(CONFIG, published_smoothing=value))
+
+
+KEYS = {
+    "rows": (rows(), r"found an array of float\d+\[\d+, \d+\]; the key comes before x and y$"),
+    "a seed": (0, "found 0; the key comes before x and y"),
+    "several": (jax.random.split(jax.random.key(0)), r"found an array of key.*\[2\]; use jax.vmap over several keys"),
+    "floats": (jnp.zeros(2), r"found an array of float32\[2\]"),
+}
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_what_is_no_key_is_named(case):
+    key, message = KEYS[case]
+    with pytest.raises(InputError, match=r"(?s)^key must be one random key, such as jax\.random\.key\(0\), " + message):
+        check_key(key)
+
+
+def test_keys_of_both_kinds_pass():
+    check_key(jax.random.key(0))
+    check_key(jax.random.PRNGKey(0))

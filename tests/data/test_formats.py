@@ -1,6 +1,5 @@
-"""Files in, files out: every format, damaged files, whole-or-nothing writes, and nothing unpickled."""
+"""Reading and writing files: every format, damaged files, atomic writes, and no unpickling."""
 
-import dataclasses
 import pickle
 
 import jax
@@ -8,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers import assert_trees_close
 
-from mv2v_jax import LinearMap, apply
+from mv2v_jax import Centering, LinearMap, apply
 from mv2v_jax.data.files import atomic_path, check_writable, save_npy
 from mv2v_jax.data.formats import load_embeddings
-from mv2v_jax.data.map_file import load_map, save_map
+from mv2v_jax.data.map_file import load_map, map_tensors, save_map
 from mv2v_jax.data.npy_rows import RowFiles
 from mv2v_jax.data.scan import digest
 from mv2v_jax.errors import InputError
@@ -21,7 +21,7 @@ ROWS = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
 
 
 class Bomb:
-    """Leaves a mark where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, mark):
         self.mark = str(mark)
@@ -35,10 +35,8 @@ def linear_map():
     key = jax.random.key(0)
     return LinearMap(
         W=jnp.linalg.qr(jax.random.normal(key, (4, 3)))[0],
-        mean_x=jnp.arange(4.0),
-        mean_y=jnp.arange(3.0),
-        scale_x=jnp.float32(0.5),
-        scale_y=jnp.float32(2.0),
+        source=Centering(mean=jnp.arange(4.0), scale=jnp.float32(0.5)),
+        target=Centering(mean=jnp.arange(3.0), scale=jnp.float32(2.0)),
     )
 
 
@@ -95,7 +93,7 @@ def test_torch_weights_only(tmp_path):
     assert load_embeddings(f"{path}:x").dtype == np.float32
     mark = tmp_path / "mark"
     torch.save(Bomb(mark), path)
-    with pytest.raises(InputError, match="cannot be read as tensors alone"):
+    with pytest.raises(InputError, match="cannot be read, it must hold tensors only"):
         load_embeddings(str(path))
     assert not mark.exists()
 
@@ -139,12 +137,15 @@ def test_map_round_trip(tmp_path, linear_map):
     path = tmp_path / "map.safetensors"
     save_map(path, linear_map, {"seed": 3, "config": {"a": 1}})
     loaded, metadata = load_map(path)
-    for field in dataclasses.fields(LinearMap):
-        np.testing.assert_array_equal(getattr(loaded, field.name), getattr(linear_map, field.name))
+    assert_trees_close(loaded, linear_map, rtol=0, atol=0)
     assert metadata["seed"] == "3"
     assert metadata["config"] == '{"a": 1}'
     np.testing.assert_array_equal(apply(loaded, ROWS), apply(linear_map, ROWS))
-    assert set(safetensors.numpy.load_file(path)) == {"W", "mean_x", "mean_y", "scale_x", "scale_y"}
+    tensors = safetensors.numpy.load_file(path)
+    assert set(tensors) == {"W", "mean_x", "mean_y", "scale_x", "scale_y"}
+    for space, centering in (("x", linear_map.source), ("y", linear_map.target)):
+        np.testing.assert_array_equal(tensors[f"mean_{space}"], centering.mean)
+        np.testing.assert_array_equal(tensors[f"scale_{space}"], centering.scale)
 
 
 def test_load_map_refuses_other_files(tmp_path, linear_map):
@@ -153,7 +154,7 @@ def test_load_map_refuses_other_files(tmp_path, linear_map):
     safetensors.numpy.save_file({"W": ROWS}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="no tensor mean_x, mean_y"):
         load_map(tmp_path / "other.safetensors")
-    tensors = {field.name: np.asarray(getattr(linear_map, field.name)) for field in dataclasses.fields(LinearMap)}
+    tensors = map_tensors(linear_map)
     safetensors.numpy.save_file({**tensors, "mean_x": np.zeros(9, np.float32)}, tmp_path / "odd.safetensors")
     with pytest.raises(InputError, match="means"):
         load_map(tmp_path / "odd.safetensors")

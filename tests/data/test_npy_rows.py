@@ -1,4 +1,4 @@
-"""Rows on disk are the rows NumPy reads, one file or many; what is wrong with a file is said by its name."""
+"""Rows on disk equal the rows NumPy reads, in one file or many; errors name the file."""
 
 import contextlib
 
@@ -21,7 +21,7 @@ def whole(rng):
 
 @pytest.fixture(params=["file", "shards", "columns"])
 def stored(request, tmp_path, whole):
-    """One file; seven shards, one of them empty; one file in Fortran's order."""
+    """One file; seven shards, one of them empty; one file in Fortran order."""
     if request.param == "shards":
         for part, rows in enumerate(np.split(whole, [5, 5, 17, 18, 30, 36])):
             np.save(tmp_path / f"part-{part}.npy", rows)
@@ -116,7 +116,7 @@ def test_a_later_version_of_the_format(tmp_path, whole):
 
 
 def shards(folder, **others):
-    """Twelve shards of three rows, of which some are replaced."""
+    """Twelve shards of three rows; some of them are replaced by ``others``."""
     folder.mkdir(exist_ok=True)
     for part in range(12):
         name = f"part-{part:02d}"
@@ -169,11 +169,11 @@ def test_other_things_in_a_folder(tmp_path):
     (folder / ".DS_Store").write_text("")
     assert open_rows(folder).shape == (36, 4)
     (folder / "notes.txt").write_text("")
-    with pytest.raises(InputError, match=r"must hold \.npy shards alone, found notes\.txt; move it elsewhere"):
+    with pytest.raises(InputError, match=r"must hold only \.npy shards, found notes\.txt; move it elsewhere"):
         open_rows(folder)
     (folder / "notes.txt").unlink()
     (folder / "more.npy").mkdir()
-    with pytest.raises(InputError, match=r"alone, found more\.npy"):
+    with pytest.raises(InputError, match=r"shards, found more\.npy"):
         open_rows(folder)
     with pytest.raises(InputError, match="found nothing of that name"):
         open_rows(tmp_path / "none")

@@ -1,27 +1,34 @@
-"""Padding and sampling: what they may change, and what not."""
+"""Padding and sampling: what they change, and what they must not change."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_trees_close, planted_clouds, small_config
+from helpers import assert_trees_close, planted_clouds, small_config
 
 from mv2v_jax import align, align_restarts
-from mv2v_jax.alignment.fit import _align
+from mv2v_jax.alignment.api import _align, fit_restarts
+from mv2v_jax.alignment.estimate import Estimate
 from mv2v_jax.alignment.refine_annealed import refine_csls, refine_whole
 from mv2v_jax.alignment.refine_published import refine_matching
-from mv2v_jax.alignment.restarts import fit_restarts
-from mv2v_jax.alignment.space import fit_space, hold_out
+from mv2v_jax.alignment.space import TwoSpaces, fit_space, hold_out
 from mv2v_jax.data.npy_rows import RowFiles, open_rows
 from mv2v_jax.data.padding import pad_rows, padded_size
 from mv2v_jax.data.scan import CheckedRows
 from mv2v_jax.ops.kmeans import kmeans
+from mv2v_jax.ops.sharding import make_mesh
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 FEW = 2**17
-# Rows come in before any stage, so that the fewest stages do: compiling is the cost.
-FEWEST = {"match_steps": 0, "cluster_steps": 0, "anneal_steps": 0, "csls_steps": 0, "whole_steps": 0}
+# These tests concern the rows before any stage, and compiling is their cost: run as few stages as possible.
+FEWEST = {
+    "published_match_steps": 0,
+    "published_cluster_steps": 0,
+    "annealing_steps": 0,
+    "settling_steps": 0,
+    "settling_whole_steps": 0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +50,9 @@ def test_there_are_eight_sizes_from_one_doubling_to_the_next():
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])
 def test_padding_is_zero_rows_behind_the_data(rng, kind):
     x = rng.normal(size=(35, 3)).astype(np.float16)
-    rows, num_rows, mean, known = pad_rows(kind(x), FEW)
+    rows, num_rows, mean, seeds = pad_rows(kind(x), FEW)
     assert mean is None
-    assert known is None
+    assert seeds is None
     assert (rows.shape, rows.dtype, int(num_rows)) == ((36, 3), jnp.float16, 35)
     np.testing.assert_array_equal(rows[:35], x)
     assert not rows[35:].any()
@@ -76,22 +83,41 @@ def test_a_file_is_read_only_where_rows_are_drawn(tmp_path, rng, monkeypatch):
     np.testing.assert_array_equal(drawn.rows, pad_rows(np.load(tmp_path / "x.npy"), 50).rows)
 
 
+@pytest.mark.parametrize("mesh", [False, True])
+@pytest.mark.parametrize("kind", ["array", "jax", "file"])
+def test_chosen_rows_alone_are_read_and_padded(tmp_path, rng, monkeypatch, kind, mesh):
+    rows = rng.normal(size=(300, 4)).astype(np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    x = {"array": rows, "jax": jnp.asarray(rows), "file": open_rows(tmp_path / "x.npy")}[kind]
+    read = []
+    original = RowFiles._read
+    monkeypatch.setattr(RowFiles, "_read", lambda self, index: read.extend(index) or original(self, index))
+    index = np.array([299, 7, 7, 120, 3])
+    over = make_mesh(1, row_devices=1, devices=jax.devices()[:1]) if mesh else None
+    found = pad_rows(x, 200, over, rows[:2], index=index)
+    np.testing.assert_array_equal(found.rows, rows[index])
+    assert int(found.num_rows) == 5
+    assert found.mean is None
+    np.testing.assert_array_equal(found.seeds, rows[:2])
+    assert set(read) <= set(index)
+
+
 def test_a_space_does_not_know_its_padding(rng):
     x = rng.normal(size=(35, 3)).astype(np.float32)
     x[4] = 0
     padded, plain = fit_space(*pad_rows(x, FEW)), fit_space(jnp.asarray(x))
     np.testing.assert_allclose(padded.rows[:35], plain.rows, atol=1e-6)
-    np.testing.assert_allclose(padded.mean, plain.mean, atol=1e-6)
-    np.testing.assert_allclose(padded.scale, plain.scale, rtol=1e-6)
+    np.testing.assert_allclose(padded.centering.mean, plain.centering.mean, atol=1e-6)
+    np.testing.assert_allclose(padded.centering.scale, plain.centering.scale, rtol=1e-6)
     assert int(padded.zero_rows) == int(plain.zero_rows) == 1
 
 
 def test_held_out_rows_are_rows_of_the_data(rng):
     space = fit_space(*pad_rows(rng.normal(size=(257, 3)).astype(np.float32), FEW))
-    parts = hold_out(space, 28)
-    assert parts.held_out.any(axis=1).all()
-    assert parts.fitted[: 257 - 28].any(axis=1).all()
-    assert not parts.fitted[257 - 28 :].any()
+    fitted, held_out = hold_out(space.rows, 28)
+    assert held_out.any(axis=1).all()
+    assert fitted[: 257 - 28].any(axis=1).all()
+    assert not fitted[257 - 28 :].any()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -108,31 +134,35 @@ def test_padding_is_no_cluster(rng, seed):
     np.testing.assert_allclose(found.inertia, plain.inertia, rtol=1e-4)
 
 
-# Few rows, which are searched exactly; and many, in groups that one more row does not change. As many on both sides:
-# matches from either side count by its number of rows, and padding is counted.
+def run_stage(stage, rows, start, config):
+    return stage(jax.random.key(0), TwoSpaces(x=rows[0], y=rows[1]), start, config=config)
+
+
+# Few rows, which are searched exactly, and many rows, searched in groups that one more row does not change. Both spaces
+# get equally many rows: matches from a space are weighted by its number of rows, with the padding.
 @pytest.mark.parametrize(("num_rows", "more"), [(400, 17), (799, 1)])
 @pytest.mark.parametrize("stage", [refine_matching, refine_csls, refine_whole])
 def test_stages_that_see_all_rows_do_not_see_padding(planted, stage, num_rows, more):
-    everything = {"match_rows": 10**6, "csls_rows": 10**6, "whole_rows": 10**6}
-    config = small_config(match_steps=2, csls_steps=2, whole_steps=2, **everything)
-    with jax.enable_x64(True):  # In float64 no choice hangs on the rounding.
+    everything = {"published_match_rows": 10**6, "settling_rows": 10**6, "settling_whole_rows": 10**6}
+    config = small_config(published_match_steps=2, settling_steps=2, settling_whole_steps=2, **everything)
+    with jax.enable_x64(True):  # In float64 no choice depends on rounding.
         clouds = planted.x[:num_rows], planted.y[:num_rows]
         spaces = [fit_space(jnp.asarray(rows, jnp.float64)).rows for rows in clouds]
         padded = [jnp.pad(rows, ((0, more), (0, 0))) for rows in spaces]
-        start = jnp.asarray(planted.W)
-        found, plain = (stage(jax.random.key(0), *rows, start, config=config) for rows in (padded, spaces))
-        np.testing.assert_allclose(found.matrix, plain.matrix, atol=1e-9)
+        start = Estimate(matrix=jnp.asarray(planted.W), is_map=True)
+        found, plain = (run_stage(stage, rows, start, config) for rows in (padded, spaces))
+        np.testing.assert_allclose(found.estimate.matrix, plain.estimate.matrix, atol=1e-9)
         np.testing.assert_allclose(found.objective, plain.objective, atol=1e-9)
 
 
 @pytest.mark.parametrize("stage", [refine_csls, refine_whole])
 def test_padding_that_changes_the_groups_of_a_search_changes_little(planted, stage):
-    config = small_config(csls_steps=2, csls_rows=10**6, whole_steps=2, whole_rows=10**6)
+    config = small_config(settling_steps=2, settling_rows=10**6, settling_whole_steps=2, settling_whole_rows=10**6)
     spaces = [fit_space(jnp.asarray(rows)).rows for rows in (planted.x, planted.y)]
     padded = [jnp.pad(rows, ((0, 17), (0, 0))) for rows in spaces]
-    start = jnp.asarray(planted.W, jnp.float32)
-    found, plain = (stage(jax.random.key(0), *rows, start, config=config) for rows in (padded, spaces))
-    np.testing.assert_allclose(found.matrix, plain.matrix, atol=5e-3)
+    start = Estimate(matrix=jnp.asarray(planted.W, jnp.float32), is_map=True)
+    found, plain = (run_stage(stage, rows, start, config) for rows in (padded, spaces))
+    np.testing.assert_allclose(found.estimate.matrix, plain.estimate.matrix, atol=5e-3)
     np.testing.assert_allclose(found.objective, plain.objective, atol=2e-3)
 
 
@@ -154,8 +184,8 @@ def test_larger_data_is_sampled_and_centred_by_the_mean_of_all(planted):
         jax.random.key(0), *drawn, config, num_restarts=1, batch_size=1, keep="summary", num_settled=1, mesh=None
     )
     np.testing.assert_array_equal(whole.best.map.W, sampled.best.map.W)
-    np.testing.assert_allclose(whole.best.map.mean_x, planted.x.mean(0, dtype=np.float64), atol=1e-6)
-    np.testing.assert_allclose(whole.best.map.mean_y, planted.y.mean(0, dtype=np.float64), atol=1e-6)
+    np.testing.assert_allclose(whole.best.map.source.mean, planted.x.mean(0, dtype=np.float64), atol=1e-6)
+    np.testing.assert_allclose(whole.best.map.target.mean, planted.y.mean(0, dtype=np.float64), atol=1e-6)
     assert np.abs(np.asarray(drawn[0].rows).mean(0) - planted.x.mean(0)).max() > 1e-2
 
 
@@ -167,10 +197,10 @@ def test_the_mean_of_all_leaves_zero_rows_out_and_is_the_same_when_traced(rng):
     traced = jax.jit(lambda x: pad_rows(x, 64).mean)(x)
     np.testing.assert_allclose(traced, expected, rtol=1e-6)
     space = fit_space(*pad_rows(x, 64))
-    np.testing.assert_allclose(space.mean, expected, rtol=1e-7)
+    np.testing.assert_allclose(space.centering.mean, expected, rtol=1e-7)
     sample = np.asarray(pad_rows(x, 64).rows, np.float64)
     lengths = np.linalg.norm(sample[sample.any(1)] - np.float64(expected), axis=1)
-    np.testing.assert_allclose(space.scale, lengths.mean(), rtol=1e-5)
+    np.testing.assert_allclose(space.centering.scale, lengths.mean(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["file", "shards", "memory map"])

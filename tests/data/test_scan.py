@@ -1,6 +1,7 @@
-"""What one pass over all rows tells, against NumPy with everything in memory and against exact sums."""
+"""One pass over all rows, against NumPy with all rows in memory and against exact sums."""
 
 import hashlib
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -8,15 +9,16 @@ import numpy as np
 import pytest
 
 from mv2v_jax.data import scan
+from mv2v_jax.data.checks import check_rows, describe_rows
 from mv2v_jax.data.npy_rows import open_rows
 from mv2v_jax.data.scan import (
     CheckedRows,
     Difference,
+    Digest,
     Duplicates,
     Moments,
-    check_rows,
-    describe_rows,
     digest,
+    join_digest,
     read_blocks,
     scan_rows,
 )
@@ -63,10 +65,10 @@ def test_statistics_of_a_few_rows(rng, few_a_block, tmp_path, dtype):
         assert again[2:] == found[2:]
 
 
-# The same in a second where the sum of 10^7 takes ten.
+# 2 * 10^6 rows take a second; 10^7 rows take ten.
 @pytest.mark.parametrize("num_rows", [2 * 10**6, pytest.param(10**7, marks=pytest.mark.slow)])
 def test_the_mean_of_many_half_precision_rows(tmp_path, rng, num_rows):
-    """Large and one-sided: a float32 sum of these is off by more than the noise of a whole sample."""
+    """All values are positive: a float32 sum of them is off by more than 1e-6."""
     rows = (1 + rng.random((num_rows, 4), np.float32)).astype(np.float16)
     truth = np.array([math.fsum(column.tolist()) for column in rows.T[:1]]) / num_rows
     naive = np.cumsum(rows[:, 0], dtype=np.float32)[-1] / num_rows
@@ -76,10 +78,40 @@ def test_the_mean_of_many_half_precision_rows(tmp_path, rng, num_rows):
     np.testing.assert_allclose(found, rows.mean(0, dtype=np.longdouble), atol=1e-12)
 
 
-def test_what_cancels_is_not_lost(few_a_block):
-    """Blocks of one row each: without what rounding takes away, the ones would be gone."""
-    rows = np.repeat(np.array([[1e16], [1.0], [-1e16], [1.0]]), 8, axis=1)
-    np.testing.assert_array_equal(mean_of(rows), np.full(8, 0.5))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("offset", [1.0, -1e4, 1e6])
+def test_the_mean_of_a_million_rows_far_from_zero(rng, dtype, offset):
+    rows = (offset + rng.normal(size=(10**6, 3))).astype(dtype)
+    truth = np.array([math.fsum(column.tolist()) for column in rows.T]) / len(rows)
+    np.testing.assert_allclose(mean_of(rows), truth, rtol=1e-12, atol=0)
+
+
+def test_the_mean_of_a_million_equal_rows():
+    """The worst case: every addition may round in the same direction."""
+    rows = np.full((10**6, 3), 1e4 + 0.1)
+    np.testing.assert_allclose(mean_of(rows), rows[0], rtol=1e-11, atol=0)
+
+
+def test_shares_are_scanned_apart(rng, few_a_block):
+    """As several processes do, each with its own share of the rows."""
+    rows = (5 + rng.normal(size=(3_000, 2))).astype(np.float32)
+    rows[[3, 2_500]] = 0
+    rows[2_700, 1] = np.nan
+    rows[2_900] = rows[2_800]
+    bounds, digests, counts, seen = (0, 1_024, 2_048, 3_000), b"", [], []
+    for first, last in itertools.pairwise(bounds):
+        moments, difference, part, duplicates = Moments(), Difference(), Digest(), Duplicates(rows)
+        accumulators = (moments, difference, part, duplicates)
+        scan_rows(rows, *accumulators, first=first, last=last, on_rows=lambda *step: seen.append(step))
+        share = rows[first:last]
+        assert seen[-1] == (len(share), len(share))
+        assert (moments.num_rows, moments.num_zero) == (len(share), int((share == 0).all(axis=1).sum()))
+        assert moments.first_not_finite == (2_700 if last == 3_000 else None)
+        np.testing.assert_array_equal(difference.reference, share[0])
+        digests += part.finish()
+        counts.append(duplicates.count())
+    assert counts == [0, 0, 1]
+    assert join_digest(rows, digests) == digest(rows)
 
 
 def test_squares_that_overflow_or_vanish():
@@ -121,7 +153,7 @@ def test_duplicates_are_those_of_unique(rng, few_a_block, d, dtype):
     rows = rng.integers(-2, 3, size=(400, d)).astype(dtype)
     duplicates = Duplicates(rows)
     scan_rows(rows, duplicates)
-    # Minus zero is no zero by its bytes; integers have none.
+    # The bytes of -0.0 and 0.0 differ; these rows come from integers, which have no -0.
     assert duplicates.count() == 400 - len(np.unique(rows, axis=0))
 
 
@@ -149,6 +181,7 @@ def test_blocks_come_in_order_and_one_is_read_ahead(rng):
             read.append(index.start)
             return rows[index]
 
+    assert [len(block) for _, block in read_blocks(rows, 5, 3, 14)] == [5, 5, 1]
     blocks = read_blocks(Watched(), 5, 3)
     start, block = next(blocks)
     assert start == 3

@@ -1,26 +1,23 @@
-"""Ranks against SciPy, what perfect and useless maps score, and who may look at true pairs."""
+"""Ranks against SciPy, scores of perfect and useless maps, and which modules may import the metrics."""
 
 import ast
+import importlib.util
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import semi_orthogonal, unit
+from helpers import make_map, semi_orthogonal, unit
 from scipy.stats import rankdata
 
 import mv2v_jax
+from mv2v_jax.errors import InputError
 from mv2v_jax.evaluation.metrics import evaluate, oracle, pair_ranks
-from mv2v_jax.linear_map import LinearMap, apply
+from mv2v_jax.linear_map import apply
+from mv2v_jax.training.contrastive import Contrastive
 
 NUM_ROWS, D_X, D_Y = 40, 6, 4
-
-
-def make_map(W, mean_x=None, mean_y=None):
-    W = jnp.asarray(W, jnp.float32)
-    mean_x = jnp.zeros(W.shape[0]) if mean_x is None else jnp.asarray(mean_x, jnp.float32)
-    mean_y = jnp.zeros(W.shape[1]) if mean_y is None else jnp.asarray(mean_y, jnp.float32)
-    return LinearMap(W=W, mean_x=mean_x, mean_y=mean_y, scale_x=jnp.ones(()), scale_y=jnp.ones(()))
 
 
 def expected_ranks(x, y):
@@ -91,25 +88,61 @@ def test_the_oracle_recovers_a_rotation_and_a_shift(rng):
     np.testing.assert_allclose(apply(best, jnp.asarray(x)), unit(y - y.mean(0)), atol=1e-4)
 
 
+@pytest.mark.parametrize("transform", [lambda fun: fun, jax.jit], ids=["eager", "jit"])
+def test_bad_input_is_refused_in_one_sentence_under_jit_as_well(rng, transform):
+    x, y = (jnp.asarray(rng.normal(size=(9, d)), jnp.float32) for d in (D_X, D_Y))
+    linear_map = make_map(semi_orthogonal(rng, D_X, D_Y))
+    several = jax.tree.map(lambda leaf: leaf[None], linear_map)
+    for fun, arguments, message in [
+        (evaluate, (linear_map, y, x), r"x must have 6 columns for this map, found 4; were x and y swapped\?"),
+        (evaluate, (linear_map, x, y[:3]), "y must have a row for each of the 9 of x, found 3"),
+        (evaluate, (linear_map, x[0], y), r"x must be two-dimensional, one embedding per row, found shape \[6\]"),
+        (evaluate, (several, x, y), r"linear_map must hold W \[d_x, d_y\], one map, found shape \[1, 6, 4\]"),
+        (evaluate, (linear_map.W, x, y), "linear_map must be a LinearMap, found"),
+        (oracle, (y, x, y), r"y_true must have 4 columns like y, found 6; were x and y swapped\?"),
+        (oracle, (x, y[:3], y), "y_true must have a row for each of the 9 of x, found 3"),
+        (oracle, (x[:0], y[:0], y), "x must have at least 1 rows, found 0"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            transform(fun)(*arguments)
+
+
+def test_a_result_instead_of_its_map_is_named(rng):
+    start = make_map(np.eye(D_X, D_Y))
+    result = Contrastive(map=start, loss=jnp.zeros(1), moved=jnp.zeros(1))
+    with pytest.raises(InputError, match="linear_map must be a LinearMap, found Contrastive; pass its map"):
+        evaluate(result, jnp.ones((2, D_X)), jnp.ones((2, D_Y)))
+
+
 PACKAGE = Path(mv2v_jax.__file__).parent
-# They report to people; nothing else may know how good a map really is.
-MAY_SEE_PAIRS = {"metrics", "cli", "__main__", "demo_data"}
+METRICS = "mv2v_jax.evaluation.metrics"
+# The package passes every public name on, and the command line reports to users. No other module may see true pairs.
+REPORTS = {"mv2v_jax.cli.evaluate", "mv2v_jax.cli.demo", "mv2v_jax.cli", "mv2v_jax.__main__"}
+MAY_SEE_PAIRS = {"mv2v_jax", METRICS, *REPORTS}
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Modules of this package that a file imports anywhere in it, the package itself as ``__init__``."""
+def module_name(path: Path) -> str:
+    """The dotted name of a file of the package; a folder's ``__init__.py`` is the folder itself."""
+    parts = ["mv2v_jax", *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imported_modules(path: Path, package: str) -> set[str]:
+    """Modules of this package that a file of ``package`` imports by name, anywhere in it.
+
+    The packages above them run as well, but they are not followed: `mv2v_jax` itself imports everything.
+    """
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            # All modules lie side by side, so that a relative import is one of the package.
-            base = ".".join(filter(None, ["mv2v_jax" if node.level else "", node.module]))
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             names |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-    ours = [name.split(".") for name in names if name.split(".")[0] == "mv2v_jax"]
-    # Importing a module runs the package first.
-    found = {"__init__"} if ours else set()
-    return found | {parts[1] for parts in ours if len(parts) > 1 and (PACKAGE / f"{parts[1]}.py").exists()}
+    return names & set(MODULES)
 
 
 def reachable(module: str, imports: dict[str, set[str]]) -> set[str]:
@@ -123,28 +156,40 @@ def reachable(module: str, imports: dict[str, set[str]]) -> set[str]:
 
 
 def test_nothing_that_fits_selects_or_judges_imports_the_metrics():
-    imports = {path.stem: imported_modules(path) for path in PACKAGE.glob("*.py")}
-    assert {"evidence", "verdict", "restarts", "pipeline", "anneal", "refine", "anchors", "__init__"} <= set(imports)
-    offenders = [name for name in set(imports) - MAY_SEE_PAIRS if "metrics" in reachable(name, imports)]
+    imports = {
+        name: imported_modules(path, name if path.stem == "__init__" else name.rpartition(".")[0])
+        for name, path in MODULES.items()
+    }
+    stages = ("anchors", "relative", "refine_annealed", "refine_published", "score", "fit", "api")
+    assert {"mv2v_jax", *(f"mv2v_jax.alignment.{stage}" for stage in stages)} <= set(imports)
+    offenders = [name for name in set(imports) - MAY_SEE_PAIRS if METRICS in reachable(name, imports)]
     assert not offenders
     # The walk finds an import, and one through another module.
-    assert "metrics" in imports["cli"]
-    assert "metrics" not in imports["__main__"]
-    assert "metrics" in reachable("__main__", imports)
-    assert "anchors" in reachable("restarts", imports) - imports["restarts"]
+    assert METRICS in imports["mv2v_jax.cli.evaluate"]
+    assert METRICS not in imports["mv2v_jax.__main__"]
+    assert METRICS in reachable("mv2v_jax.__main__", imports)
+    api = "mv2v_jax.alignment.api"
+    assert "mv2v_jax.alignment.anchors" in reachable(api, imports) - imports[api]
 
 
 @pytest.mark.parametrize(
     "line",
     [
         "import mv2v_jax.evaluation.metrics",
-        "from mv2v_jax import metrics",
-        "from mv2v_jax.metrics import evaluate",
+        "from mv2v_jax.evaluation import metrics",
+        "from mv2v_jax.evaluation.metrics import evaluate",
         "from . import metrics",
         "from .metrics import evaluate as e",
-        "def f():\n    from mv2v_jax import metrics as m",
+        "from ..evaluation import metrics",
+        "def f():\n    from mv2v_jax.evaluation import metrics as m",
     ],
 )
 def test_every_way_to_import_is_seen(tmp_path, line):
     (tmp_path / "module.py").write_text(line)
-    assert imported_modules(tmp_path / "module.py") == {"__init__", "metrics"}
+    found = imported_modules(tmp_path / "module.py", "mv2v_jax.evaluation")
+    assert found - {"mv2v_jax.evaluation"} == {METRICS}
+
+
+def test_a_name_of_the_whole_package_counts_as_all_of_it(tmp_path):
+    (tmp_path / "module.py").write_text("from mv2v_jax import evaluate")
+    assert imported_modules(tmp_path / "module.py", "mv2v_jax.runs") == {"mv2v_jax"}

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.sparse.csgraph
-from conftest import planted_clouds, small_config, unit
+from helpers import make_map, planted_clouds, small_config, unit
 
-from mv2v_jax import align_restarts, stability
-from mv2v_jax.errors import InputError
-from mv2v_jax.evaluation.stability import find_basins, measure_stability
-from mv2v_jax.linear_map import LinearMap
+from mv2v_jax import InputError, align_restarts, measure_stability
+from mv2v_jax.evaluation.stability import compare_maps, find_basins
 
 NUM_MAPS = 7
 
@@ -39,7 +37,7 @@ def maps():
 @pytest.fixture(scope="module")
 def found(maps):
     with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, measure_stability(*map(jnp.asarray, maps)))
+        return jax.tree.map(np.asarray, compare_maps(*map(jnp.asarray, maps)))
 
 
 def test_pairs_against_numpy_and_scipy(maps, found):
@@ -68,11 +66,11 @@ def test_basins_and_what_is_stable_in_the_largest(maps, found):
     assert 0.3 < min(expected) < max(expected) == 1
 
 
-def test_rows_without_length_count_nowhere(maps, found):
+def test_zero_rows_do_not_count(maps, found):
     W, x, y = maps
     padded = np.insert(x, [0, 50], 0, axis=0)
     with jax.enable_x64(True):
-        more = measure_stability(*map(jnp.asarray, (W, padded, y)))
+        more = compare_maps(*map(jnp.asarray, (W, padded, y)))
     np.testing.assert_allclose(more.neighbors, found.neighbors, atol=1e-12)
     np.testing.assert_allclose(more.row_stability, np.insert(found.row_stability, [0, 50], 0), atol=1e-12)
 
@@ -97,7 +95,7 @@ def test_a_map_that_is_not_finite_is_alone():
     np.testing.assert_array_equal(find_basins(jnp.asarray(agreement))[0], [0, 1, 0])
 
 
-CONFIG = small_config(match_steps=0, cluster_steps=0, search_dims=4)
+CONFIG = small_config(published_match_steps=0, published_cluster_steps=0, search_dims=4)
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +108,9 @@ def test_restarts_that_are_kept_can_be_compared(restarts):
     planted, kept = restarts
     assert kept.maps.W.shape == (3, 6, 5)
     assert all(values.shape[0] == 3 for values in kept.trajectory.values())
-    found = stability(kept.maps, planted.x, planted.y)
+    found = measure_stability(kept.maps, planted.x, planted.y)
     assert found.row_stability.shape == (61,)
-    # The same agreement, but for the rows that were held out of it.
+    # The same agreement, up to the held-out rows, which it does not see.
     np.testing.assert_allclose(found.agreement, kept.agreement, atol=0.1)
 
 
@@ -128,13 +126,16 @@ def test_what_is_not_kept_is_not_returned(restarts):
 
 
 def test_shapes_that_do_not_fit_are_named():
-    shapes = {"W": (2, 4, 3), "mean_x": (2, 4), "mean_y": (2, 3), "scale_x": (2,), "scale_y": (2,)}
-    several = LinearMap(**{name: jnp.zeros(shape) for name, shape in shapes.items()})
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), make_map(np.zeros((4, 3))))
     x, y = np.ones((5, 4), np.float32), np.ones((6, 3), np.float32)
     with pytest.raises(InputError, match="y must have 3 columns for these maps, found 4"):
-        stability(several, x, x)
+        measure_stability(several, x, x)
     with pytest.raises(InputError, match="x must have 4 columns for these maps, found 3"):
-        stability(several, y, y)
+        measure_stability(several, y, y)
+    with pytest.raises(InputError, match=r"x must have 4 columns for these maps, found 3; were x and y swapped\?"):
+        jax.jit(measure_stability)(several, y, x)
+    with pytest.raises(InputError, match="maps must be a LinearMap, found ArrayImpl"):
+        measure_stability(several.W, x, y)
     one = jax.tree.map(lambda leaf: leaf[0], several)
     with pytest.raises(InputError, match="several maps, found shape"):
-        stability(one, x, y)
+        measure_stability(one, x, y)

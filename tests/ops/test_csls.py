@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import unit
+from helpers import unit
 
-from mv2v_jax.ops.csls import NUM_LOCAL, _local_density, match_csls, mean_csls
+from mv2v_jax.ops.csls import NUM_LOCAL, _candidate_density, dense_csls, match_csls, mean_csls
 from mv2v_jax.ops.knn import Neighbors
 from mv2v_jax.ops.mutual_knn import find_candidates
 
@@ -27,7 +27,7 @@ def match(x, y, k, dtype=jnp.float32):
     return match_csls(jnp.asarray(x, dtype), jnp.asarray(y, dtype), num_neighbors=k)
 
 
-# At most ten rows a side: the candidates are all rows, so nothing can be missed.
+# At most ten rows per side: all rows are candidates, so nothing can be missed.
 @pytest.mark.parametrize(("n", "m", "k"), [(9, 7, 1), (9, 7, 3), (10, 10, 2), (6, 10, 10), (3, 1, 2)])
 def test_equals_the_whole_matrix_where_candidates_are_all_rows(n, m, k):
     assert max(n, m) <= NUM_LOCAL
@@ -68,28 +68,28 @@ def test_a_hub_loses_its_followers():
 @pytest.mark.parametrize("num_candidates", [1, 7, 10, 19])
 def test_of_the_nearest_rows_the_first_are_local(rng, num_candidates):
     similarity = -np.sort(-rng.normal(size=(5, num_candidates)), axis=1).astype(np.float32)
-    density = _local_density(Neighbors(similarity=jnp.asarray(similarity), index=None))
+    density = _candidate_density(Neighbors(similarity=jnp.asarray(similarity), index=None))
     np.testing.assert_allclose(density, similarity[:, :NUM_LOCAL].mean(axis=1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("num_candidates", [20, 25, 39, 257])
 def test_of_many_groups_the_nearest_of_each_bundle_is_local(rng, num_candidates):
     similarity = rng.normal(size=(5, num_candidates)).astype(np.float32)
-    density = _local_density(Neighbors(similarity=jnp.asarray(similarity), index=None))
+    density = _candidate_density(Neighbors(similarity=jnp.asarray(similarity), index=None))
     used = similarity[:, : num_candidates // NUM_LOCAL * NUM_LOCAL]
     bundles = [used[:, first::NUM_LOCAL].max(axis=1) for first in range(NUM_LOCAL)]
     np.testing.assert_allclose(density, np.mean(bundles, axis=0), rtol=1e-5)
-    # Never more than the largest give, and the largest of all among what counts.
+    # At most the mean of the largest similarities.
     assert (density <= np.sort(similarity, axis=1)[:, -NUM_LOCAL:].mean(axis=1) + 1e-6).all()
-    # Of candidates that come best first it makes no difference that they are many.
+    # With candidates in order, best first, their number makes no difference.
     best_first = -np.sort(-similarity, axis=1)
-    density = _local_density(Neighbors(similarity=jnp.asarray(best_first), index=None))
+    density = _candidate_density(Neighbors(similarity=jnp.asarray(best_first), index=None))
     np.testing.assert_allclose(density, best_first[:, :NUM_LOCAL].mean(axis=1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("k", [1, 3, 4, 5, 16])
 def test_many_candidates_are_ordered_anew_against_numpy(k):
-    """Only the candidates are ours, which have tests of their own."""
+    """Only the candidates come from the library; they have tests of their own."""
     with jax.enable_x64(True):
         x, y = clouds(4, 700, 1_100, d=6)
         candidates = find_candidates(jnp.asarray(x), jnp.asarray(y), num_neighbors=k, min_candidates=NUM_LOCAL)
@@ -122,12 +122,12 @@ def test_of_many_rows_nearly_all_are_matched_as_by_the_whole_matrix(dtype):
         assert (lost == 0).mean() > 0.86
         assert (lost == 0).mean() > (by_cosine == 0).mean()
         assert lost.mean() < 0.002
-        # Densities are of about as many rows, and a little less than those of the nearest ten.
+        # Densities are the mean of about ten rows, a little less than those of the nearest ten.
         assert 0 < (np.asarray(side.similarity)[:, 0] - best).mean() < 0.07
 
 
 def test_in_a_file_sorted_by_topic_as_many_rows_are_local(rng, monkeypatch):
-    """Rows that lie side by side are alike, and must not end in one bundle."""
+    """Rows side by side are similar and must not end in one bundle."""
     monkeypatch.setattr("mv2v_jax.ops.knn.BLOCK_ROWS", 40)
     topics = np.repeat(rng.normal(size=(20, 32)), 32, axis=0)
     x, y = (unit(topics + 0.3 * rng.normal(size=topics.shape)) for _ in range(2))
@@ -136,7 +136,7 @@ def test_in_a_file_sorted_by_topic_as_many_rows_are_local(rng, monkeypatch):
         for side, similarity in ((found.all_of_x(found.x_to_y), x @ y.T), (found.y_to_x, y @ x.T)):
             nearest = np.sort(similarity, axis=1)[:, -NUM_LOCAL:].mean(axis=1)
             assert side.index.shape[1] == 320
-            np.testing.assert_allclose(_local_density(side), nearest, atol=0.1)
+            np.testing.assert_allclose(_candidate_density(side), nearest, atol=0.1)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -150,12 +150,12 @@ def test_partners_among_many_rows_find_each_other(rng, dtype):
     np.testing.assert_array_equal(np.asarray(found.y_to_x.index)[:, 0], order)
 
 
-# As few as are searched exactly, and more; zero rows of the data, among them the first, and padding.
+# Few enough rows to be searched exactly, and more; zero rows of the data, at the start too, and padding.
 @pytest.mark.parametrize("first", [0, 200, 577])
 @pytest.mark.parametrize("num_rows", [400, 577])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_rows_without_length_are_nobodys_partners(rng, dtype, num_rows, first):
-    """Not even of a row that is far from everything, whose CSLS with what is nearest is low."""
+def test_zero_rows_are_never_partners(rng, dtype, num_rows, first):
+    """Not even of a row that is far from all others, whose CSLS with its nearest rows is low."""
     topics = rng.normal(size=(40, 64))
     x, y = (topics[rng.integers(40, size=num_rows)] + 0.05 * rng.normal(size=(num_rows, 64)) for _ in range(2))
     x[:28] = rng.normal(size=(28, 64))
@@ -165,6 +165,35 @@ def test_rows_without_length_are_nobodys_partners(rng, dtype, num_rows, first):
     for side, own, other in ((found.x_to_y, x, y), (found.y_to_x, y, x)):
         partners = np.asarray(side.index)[own.any(axis=1)]
         assert other[partners].any(axis=2).all()
+
+
+@pytest.mark.parametrize(("n", "m"), [(30, 47), (7, 12), (1, 3)])
+@pytest.mark.parametrize("exact", [True, False])
+def test_dense_is_that_of_the_whole_matrix(n, m, exact):
+    """Densities are of the ten nearest rows, or of ten bundles: every tenth column, or successive tenths of the rows."""
+    x, y = clouds(7, n, m)
+    similarity = x @ y.T
+    expected = whole_csls(x, y, NUM_LOCAL)
+    if not exact:
+        num_x, num_y = min(NUM_LOCAL, n), min(NUM_LOCAL, m)
+        used = similarity[:, : m // num_y * num_y]
+        density_x = np.mean([used[:, first::num_y].max(1) for first in range(num_y)], axis=0)
+        density_y = np.mean([part.max(0) for part in np.split(similarity[: n // num_x * num_x], num_x)], axis=0)
+        expected = 2 * similarity - density_x[:, None] - density_y[None]
+    found = jax.jit(dense_csls, static_argnames="exact")(jnp.asarray(x), jnp.asarray(y), exact=exact)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_zero_rows_change_no_dense_score_and_get_the_minimum(exact):
+    x, y = clouds(8, 20, 30)
+    padded = [np.concatenate([rows, np.zeros((20, 4))]) for rows in (x, y)]
+    found = dense_csls(*map(jnp.asarray, padded), exact=exact)
+    expected = whole_csls(x, y, NUM_LOCAL)
+    assert (found[20:] == -4).all()
+    assert (found[:, 30:] == -4).all()
+    # Half of the bundles of a column hold zero rows only.
+    np.testing.assert_allclose(found[:20, :30], expected, atol=1e-5 if exact else 1)
 
 
 def test_mean_is_over_both_directions():

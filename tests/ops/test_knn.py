@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import rough_error, unit
+from helpers import rough_error, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -120,7 +120,7 @@ def test_a_product_in_double_precision_is_not_rough():
 
 
 def nearness_in_numpy(queries, bank, num_groups):
-    """In float64: one maximum a part, parts one after the other; what is left over is left out."""
+    """In float64: the mean over consecutive parts of the maximum per part; rows left over are left out."""
     num_groups = min(num_groups, len(bank))
     length = len(bank) // num_groups
     parts = [np.float64(bank)[first * length : (first + 1) * length] for first in range(num_groups)]
@@ -136,10 +136,10 @@ def nearness_in_numpy(queries, bank, num_groups):
 def test_nearness_against_numpy(n, m, num_groups, dtype):
     with jax.enable_x64(dtype == np.float64):
         queries, bank = unit_clouds(7, n, m, 8, dtype)
-        found = jax.jit(nearness, static_argnames="num_groups")(queries, bank, num_groups=num_groups)
+        found = np.asarray(jax.jit(nearness, static_argnames="num_groups")(queries, bank, num_groups=num_groups))
     assert (found.shape, found.dtype) == ((n,), dtype)
     expected = nearness_in_numpy(queries, bank, num_groups)
-    # A maximum is off by no more than what it is taken of.
+    # The error of a maximum is at most the largest error among its terms.
     assert (np.abs(found - expected) <= rough_error(queries, bank).max(axis=1)).all()
     if dtype == np.float64:
         np.testing.assert_allclose(found, expected, atol=1e-14)
@@ -149,7 +149,7 @@ def test_nearness_is_about_the_mean_of_the_nearest(rng):
     """Never more, and hardly less where rows are many and in no order."""
     with jax.enable_x64(True):
         queries, bank = unit_clouds(8, 50, 4_000, 8, np.float64)
-        found = nearness(jnp.asarray(queries), jnp.asarray(bank), num_groups=10)
+        found = np.asarray(nearness(jnp.asarray(queries), jnp.asarray(bank), num_groups=10))
     nearest = np.sort(queries @ bank.T, axis=1)[:, -10:].mean(axis=1)
     assert (found <= nearest + 1e-12).all()
     assert np.mean(nearest - found) < 0.03

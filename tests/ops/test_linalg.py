@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import semi_orthogonal
+from helpers import semi_orthogonal
 from scipy.linalg import orthogonal_procrustes
 
 from mv2v_jax.ops.linalg import polar, polar_step, procrustes

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import equations, rough_error, unit
+from helpers import equations, rough_error, unit
 
 from mv2v_jax.ops import mutual_knn
 from mv2v_jax.ops.mutual_knn import find_candidates
@@ -18,7 +18,7 @@ def clouds(n, m, d=8, seed=0):
 
 
 def find(x, y, k, min_candidates=1):
-    """Both directions: our candidates, all similarities in float64, and how far each of ours may be off."""
+    """Both directions: our candidates, all similarities in float64, and the largest possible error of each."""
 
     def both(x, y):
         found = find_candidates(x, y, num_neighbors=k, min_candidates=min_candidates)
@@ -37,7 +37,7 @@ def at(matrix, index):
 
 
 @both_dtypes
-@pytest.mark.parametrize("fewest", [1, 5, 12])
+@pytest.mark.parametrize("min_candidates", [1, 5, 12])
 @pytest.mark.parametrize("shape", [(1, 9, 3), (9, 1, 3), (7, 3, 5), (300, 1_250, 4), (61, 53, 53)])
 def test_few_rows_are_searched_exactly(shape, min_candidates, dtype):
     n, m, k = shape
@@ -49,7 +49,7 @@ def test_few_rows_are_searched_exactly(shape, min_candidates, dtype):
             np.testing.assert_allclose(side.similarity, at(similarity, order), atol=1e-6)
 
 
-# Two rows a group are what it takes on both sides; more neighbours want more groups.
+# Groups need at least two rows per group on both sides; more neighbours need more groups.
 @pytest.mark.parametrize(
     ("n", "m", "k", "exact"), [(511, 640, 3, True), (640, 511, 3, True), (512, 513, 3, False), (640, 650, 21, True)]
 )
@@ -62,7 +62,7 @@ def test_either_side_decides_what_is_few(n, m, k, exact):
                 assert 256 <= side.index.shape[1] <= similarity.shape[1] / 2 + 1
 
 
-# Sizes that no number of groups or blocks divides; the last block of the second is mostly filling.
+# Sizes that no number of groups or blocks divides; the last block of the second is mostly padding.
 many_rows = pytest.mark.parametrize(("n", "m"), [(1_030, 1_300), (2_049, 777)])
 
 
@@ -75,16 +75,16 @@ def test_of_many_rows_the_nearest_is_found_and_few_others_are_missed(n, m, dtype
             index = np.asarray(side.index)
             assert index.shape[1] >= 256
             assert all(len(set(row)) == index.shape[1] for row in index)
-            # Of float32's bits three or less hold the place, as of float64's.
+            # At most three bits of a float32 or float64 number hold the place.
             rounding = at(error, index) + 8 * np.finfo(dtype).eps * np.abs(side.similarity)
-            is_nobody = np.asarray(side.similarity) == -2
-            assert ((np.abs(side.similarity - at(similarity, index)) <= rounding) | is_nobody).all()
-            assert is_nobody.mean() < 0.05
+            is_empty = np.asarray(side.similarity) == -2
+            assert ((np.abs(side.similarity - at(similarity, index)) <= rounding) | is_empty).all()
+            assert is_empty.mean() < 0.05
             best = np.asarray(side.similarity).argmax(axis=1)[:, None]
             lost = similarity.max(axis=1) - at(similarity, np.take_along_axis(index, best, 1))[:, 0]
             if dtype == np.float64:
                 np.testing.assert_array_equal(at(index, best)[:, 0], similarity.argmax(axis=1))
-            # Rounding takes another for the nearest only where both are about as near.
+            # Rounding puts another row first only where both are about as near.
             nearest = similarity.argmax(axis=1)[:, None]
             assert (lost <= (at(error, nearest) + at(error, at(index, best)))[:, 0]).all()
             assert lost.mean() < 2e-4
@@ -96,7 +96,7 @@ def test_of_many_rows_the_nearest_is_found_and_few_others_are_missed(n, m, dtype
 @many_rows
 @both_dtypes
 def test_every_candidate_is_the_nearest_of_a_group_and_groups_have_every_row_once(n, m, dtype):
-    """Which rows make a group is read off the answers: a column names rows of one group, for whatever row asks."""
+    """The groups are read off the result: a column names rows of one group, whatever the query."""
     with jax.enable_x64(dtype == np.float64):
         x, y = (jnp.asarray(rows, dtype) for rows in clouds(n, m, seed=2))
         for side, similarity, error in find(x, y, 10):
@@ -107,13 +107,13 @@ def test_every_candidate_is_the_nearest_of_a_group_and_groups_have_every_row_onc
             for column, own, group in zip(index.T, np.asarray(side.similarity).T, groups, strict=True):
                 nearest = similarity[:, group].max(axis=1)
                 slack = 2 * error[:, group].max(axis=1)
-                # What only fills a block has no length, and is nearer than what is far.
-                is_nobody = (nearest <= slack) & (own == -2)
-                assert ((nearest - at(similarity, column[:, None])[:, 0] <= slack) | is_nobody).all()
+                # Padding of a block consists of zero rows, which are nearer than rows at an obtuse angle.
+                is_empty = (nearest <= slack) & (own == -2)
+                assert ((nearest - at(similarity, column[:, None])[:, 0] <= slack) | is_empty).all()
 
 
-def test_alike_rows_that_lie_side_by_side_are_found(monkeypatch):
-    """Files are sorted: near rows must not end in one group."""
+def test_similar_rows_side_by_side_are_found(monkeypatch):
+    """Files are often sorted: near rows must not end in one group."""
     monkeypatch.setattr(mutual_knn, "_MIN_GROUPS", 64)
     angle = np.linspace(0, np.pi / 2, 1_024)
     with jax.enable_x64(True):  # They are nearer than float32's product can tell.
@@ -155,7 +155,7 @@ def test_the_size_of_a_block_changes_nothing_for_rows_of_x(monkeypatch, block_en
             assert (np.asarray(back.index) == similarity.argmax(axis=1)[:, None]).any(axis=1).all()
 
 
-def test_rows_without_length_name_rows_that_exist():
+def test_zero_rows_have_candidates_that_exist():
     x, y = np.zeros((700, 4), np.float32), clouds(900, 4, d=4)[0].astype(np.float32)
     for side, similarity, _ in find(jnp.asarray(x), jnp.asarray(y), 5):
         assert np.isfinite(side.similarity).all()
@@ -165,21 +165,21 @@ def test_rows_without_length_name_rows_that_exist():
 
 @pytest.mark.parametrize("first", [0, 400, 577])  # Zero rows of the data, in the middle too, and padding.
 @both_dtypes
-def test_rows_without_length_lend_no_other_row_their_similarity(dtype, first):
+def test_zero_rows_pass_their_similarity_to_no_other_row(dtype, first):
     x, y = (np.insert(rows, [first] * 63, 0, axis=0) for rows in clouds(577, 577, seed=4))
     with jax.enable_x64(dtype == np.float64):
         found = find(jnp.asarray(x, dtype), jnp.asarray(y, dtype), 5)
         for (side, similarity, error), rows in zip(found, (x, y), strict=True):
             rounding = at(error, side.index) + 8 * np.finfo(dtype).eps * np.abs(side.similarity)
-            is_nobody = np.asarray(side.similarity) == -2
+            is_empty = np.asarray(side.similarity) == -2
             exact = np.abs(side.similarity - at(similarity, side.index)) <= rounding + 1e-30
-            assert (exact | is_nobody).all()
+            assert (exact | is_empty).all()
             # A row with a length has no such group where one of its members is nearer than a right angle.
             num_groups = side.index.shape[1]
             columns = np.pad(similarity, ((0, 0), (0, -similarity.shape[1] % num_groups)), constant_values=-1)
             nearest = columns.reshape(len(columns), -1, num_groups).max(axis=1)
-            assert not (is_nobody & (nearest > 2 * error.max()))[rows.any(axis=1)].any()
-            assert is_nobody.mean() < 0.5
+            assert not (is_empty & (nearest > 2 * error.max()))[rows.any(axis=1)].any()
+            assert is_empty.mean() < 0.5
 
 
 def test_no_array_pairs_all_rows_of_both_spaces():

@@ -1,4 +1,4 @@
-"""A map applied to files: any number of rows, killed and resumed, refused, and every way a disk can fail."""
+"""Applying a map to files: any number of rows, kills and resumes, refused input, and failing disks."""
 
 import errno
 import json
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2v_jax import LinearMap, apply, invert
+from mv2v_jax import Centering, LinearMap, apply, invert
 from mv2v_jax.data.formats import load_embeddings
 from mv2v_jax.data.map_file import save_map
-from mv2v_jax.data.resumable_npy import Job, SourceFile, resumable_npy
+from mv2v_jax.data.resumable_npy import SourceFile, resumable_npy
 from mv2v_jax.errors import InputError
 from mv2v_jax.runs.apply_shards import apply_to_file, source_files
 
@@ -34,16 +34,14 @@ def make_map(seed=0):
     key = jax.random.key(seed)
     return LinearMap(
         W=jax.random.normal(key, (6, 4)),
-        mean_x=jnp.arange(6.0),
-        mean_y=jnp.arange(4.0),
-        scale_x=jnp.float32(0.5),
-        scale_y=jnp.float32(2.0),
+        source=Centering(mean=jnp.arange(6.0), scale=jnp.float32(0.5)),
+        target=Centering(mean=jnp.arange(4.0), scale=jnp.float32(2.0)),
     )
 
 
 @pytest.fixture
 def folder(tmp_path, rng):
-    """Twelve shards, and what the map makes of them in memory."""
+    """A folder with twelve shards."""
     (tmp_path / "x").mkdir()
     rows = rng.normal(size=(N, 6)).astype(np.float16)
     for part, shard in enumerate(np.array_split(rows, 12)):
@@ -61,7 +59,7 @@ class Stop(Exception):
 
 
 def run(folder, *, linear_map=None, source="x", frame="centred", resume=False, stop_at=None):
-    """Apply, or stop when so many rows are done; the numbers of rows done that were reported."""
+    """Apply the map, or stop after ``stop_at`` rows; returns the reported numbers of finished rows."""
     seen = []
 
     def on_step(stage, done, total):
@@ -104,7 +102,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(folder, stop_at):
     assert not (folder / "out.npy").exists()
     assert left(folder) == PARTS
     seen = run(folder, resume=True)
-    # Whole blocks only are gone on from; the last one is short.
+    # Resuming starts at a whole block, and the last block is short.
     assert len(seen) == (N - stop_at // BLOCK * BLOCK) // BLOCK
     assert (folder / "out.npy").read_bytes() == whole
     assert left(folder) == []
@@ -134,7 +132,7 @@ def test_without_resume_it_starts_over(folder):
         run(folder, stop_at=100)
     assert run(folder)[0] == BLOCK
     np.testing.assert_allclose(np.load(folder / "out.npy"), expected(folder), atol=2e-3)
-    # And there may be nothing to go on with.
+    # There may be nothing to resume.
     assert run(folder, resume=True)[0] == BLOCK
 
 
@@ -152,7 +150,7 @@ def test_another_job_is_refused(folder):
         ({"source": "x2"}, "input"),
         ({"source": "x2/other-03.npy"}, "shape, input"),
     ):
-        with pytest.raises(InputError, match=f"are of another {other}; start out.npy over without --resume"):
+        with pytest.raises(InputError, match=f"were made from another {other}; start out.npy over without --resume"):
             run(folder, resume=True, **changes)
     assert {name: (folder / name).read_bytes() for name in PARTS} == parts
     assert run(folder, resume=True)[0] == 100 + BLOCK
@@ -176,7 +174,7 @@ def test_nan_is_named_by_its_shard_and_nothing_is_lost(folder, shard):
     broken = rows.copy()
     broken[4, 1] = np.nan
     np.save(path, broken)
-    kept = "; rows before it are kept: repair it and go on with --resume" if shard else ""
+    kept = "; rows before it are kept: repair it and continue with --resume" if shard else ""
     with pytest.raises(InputError, match=rf"^x must be finite, .* first in shard .*/{shard:02d}\.npy row 4{kept}$"):
         run(folder)
     assert left(folder) == (PARTS if shard else [])
@@ -215,21 +213,21 @@ def test_a_disk_too_small_is_found_out_before_any_work(folder, monkeypatch):
 
 
 def test_a_disk_that_fills_up_loses_nothing(folder, monkeypatch):
-    """Where room could not be made beforehand."""
+    """As on file systems where disk space cannot be reserved."""
     calls = []
     fsync = os.fsync
     monkeypatch.setattr("os.fsync", lambda file: no_space() if len(calls) >= 12 else calls.append(fsync(file)))
-    with pytest.raises(InputError, match=r"No space left on device; rows so far are kept: go on with --resume$"):
+    with pytest.raises(InputError, match=r"No space left on device; rows so far are kept: continue with --resume$"):
         run(folder)
     monkeypatch.setattr("os.fsync", fsync)
     assert left(folder) == PARTS
-    # A file and its manifest are synchronised by turns.
+    # The file and its manifest are synchronised in turn, so 12 calls of fsync write six blocks.
     assert run(folder, resume=True)[0] == 6 * BLOCK + BLOCK
     np.testing.assert_allclose(np.load(folder / "out.npy"), expected(folder), atol=2e-3)
 
 
 def test_a_really_full_disk(folder):
-    """A file system of 64 KiB, where this process may mount one."""
+    """A file system of 64 KiB, if this process may mount one."""
     small = folder / "small"
     small.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small]).returncode:
@@ -248,7 +246,7 @@ def test_a_read_only_folder_is_named_before_any_work(folder, monkeypatch):
     def refuse(**_):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    # Root writes where others may not, so this stands for the file system.
+    # Root can write to any folder, so an error stands in for a read-only file system.
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(InputError, match=r"out\.npy cannot be written: Read-only file system$"):
         run(folder)
@@ -256,8 +254,7 @@ def test_a_read_only_folder_is_named_before_any_work(folder, monkeypatch):
 
 
 def test_two_processes_do_not_write_one_file(folder):
-    job = Job({}, [])
-    with resumable_npy(folder / "out.npy", (2, 3), np.dtype("f4"), job, block_rows=1, resume=False) as out:
+    with resumable_npy(folder / "out.npy", (2, 3), np.dtype("f4"), {}, [], block_rows=1, resume=False) as out:
         with pytest.raises(InputError, match="is being written by another process"):
             run(folder)
         out.write(np.ones((2, 3)))
@@ -269,7 +266,7 @@ def test_a_damaged_manifest_is_named(folder, content):
     with pytest.raises(Stop):
         run(folder, stop_at=100)
     (folder / PARTS[1]).write_text(content)
-    with pytest.raises(InputError, match=r"\.out\.npy\.part\.json must say .*start out\.npy over without --resume"):
+    with pytest.raises(InputError, match=r"\.out\.npy\.part\.json must list .*start out\.npy over without --resume"):
         run(folder, resume=True)
     assert left(folder) == PARTS
 
@@ -278,12 +275,12 @@ def test_a_part_that_is_gone_is_not_taken_for_zeros(folder):
     with pytest.raises(Stop):
         run(folder, stop_at=100)
     (folder / PARTS[0]).unlink()
-    with pytest.raises(InputError, match="says that 100 rows are there, found fewer; start without --resume"):
+    with pytest.raises(InputError, match="lists 100 written rows, found fewer; start without --resume"):
         run(folder, resume=True)
     assert run(folder)[0] == BLOCK
 
 
-# Blocks of 50 rows and a little time for each, so that there are moments to kill it at.
+# Blocks of 50 rows that take a little time each, so that the test can kill the process between them.
 PROGRAM = """
 import time
 import mv2v_jax.runs.apply_shards, mv2v_jax.data.resumable_npy
@@ -307,7 +304,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(folder, rn
     done = subprocess.run(command("whole.npy"), cwd=folder, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
     assert "5,000 rows, 6 to 4 dimensions, centred, " in done.stdout
-    assert "rows a second: whole.npy" in done.stdout
+    assert "rows per second: whole.npy" in done.stdout
     manifest = folder / f"{PARTS[1]}"
     # One process is killed, resumed, killed, resumed, killed and resumed.
     for least in (0, 1_000, 3_000):
@@ -323,7 +320,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(folder, rn
     kept = rows_done(manifest)
     done = subprocess.run(command("out.npy", "--resume"), cwd=folder, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"5,000 rows, {kept:,} were there, " in done.stdout
+    assert f"5,000 rows, {kept:,} of them from an earlier run, " in done.stdout
     assert (folder / "out.npy").read_bytes() == (folder / "whole.npy").read_bytes()
     assert not list(folder.glob(".*"))
 

@@ -1,21 +1,28 @@
-"""The fit in pieces is the fit in one piece."""
+"""A fit that is compiled stage by stage equals the fit that is compiled as a whole."""
 
 import jax
 import numpy as np
 import pytest
-from conftest import small_config
+from helpers import small_config
 
-from mv2v_jax import align_restarts
-from mv2v_jax.errors import InputError
-from mv2v_jax.runs.compiled import _chunks, align_with_progress
+from mv2v_jax import InputError, align_restarts
+from mv2v_jax.runs.compiled import align_with_progress, split_steps
 
-SETTLING = ["refine_annealed_again", "refine_csls"]
-SEARCH = ["anchors", "refine_matching", "refine_clusters", "refine_annealed"]
+SEARCH = ["anchors", "first estimate", "refine_matching", "refine_clusters", "refine_annealed", "evidence"]
+SETTLING = ["extend", "refine_annealed_again", "refine_csls", "refine_whole"]
 # Fewer stages, which take less time to compile.
-FEW = {"match_steps": 0, "cluster_steps": 0, "whole_steps": 0}
+FEW = {"published_match_steps": 0, "published_cluster_steps": 0, "settling_whole_steps": 0}
+LEFT_OUT = {"refine_matching", "refine_clusters", "refine_whole"}
 
 
-# Searched in all directions, and in fewer than x has.
+def labelled(label, number, names):
+    """Names of stages as they are reported, numbered where they run several times."""
+    if number == 1:
+        return names
+    return [f"{label} {index + 1} {name}" for index in range(number) for name in names]
+
+
+# The search sees all directions, or fewer than x has.
 @pytest.mark.parametrize(
     ("num_restarts", "num_settled", "changes"),
     [(1, 1, FEW), pytest.param(3, 2, {"search_dims": 7}, marks=pytest.mark.slow)],
@@ -41,10 +48,19 @@ def test_pieces_equal_the_whole(quick_compile, num_restarts, num_settled, change
         done = [step for name, step, _ in seen if name == stage]
         assert done == sorted(done)
         assert done[-1] == next(total for name, _, total in seen if name == stage)
-    # Every restart is searched, and only the best of them settled.
-    of_stages = [name for stage in stages for name in ["preprocess", *SEARCH, *SETTLING] if stage.endswith(name)]
-    search = [stage for stage in SEARCH if changes is not FEW or stage in ("anchors", "refine_annealed")]
-    assert of_stages == ["preprocess", *num_restarts * search, *num_settled * SETTLING]
+    # Every restart is searched, only the best are settled, and several settled ones are averaged.
+    search, settling = (
+        [name for name in stages if changes is not FEW or name not in LEFT_OUT] for stages in (SEARCH, SETTLING)
+    )
+    expected = [
+        "preprocess",
+        *labelled("restart", num_restarts, search),
+        "choose",
+        *labelled("settling", num_settled, settling),
+        *(["average"] if num_settled > 1 else []),
+        "finish",
+    ]
+    assert stages == expected
 
 
 def test_nothing_to_choose_by_is_named():
@@ -55,6 +71,6 @@ def test_nothing_to_choose_by_is_named():
 
 @pytest.mark.parametrize("num_steps", [1, 7, 20, 75, 100, 200])
 def test_chunks_cover_all_steps_in_one_length(num_steps):
-    chunks = _chunks(num_steps)
+    chunks = split_steps(num_steps)
     assert np.concatenate(chunks).tolist() == list(range(num_steps))
     assert len({len(chunk) for chunk in chunks}) == 1

@@ -1,22 +1,26 @@
-"""Several processes on this machine's loopback, through the command line: what they agree on and how they end."""
+"""Several processes on one machine, started by the command line: how they agree and how they end."""
 
+import concurrent.futures
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import flags_of_users, planted_clouds, small_config
+from helpers import flags_of_users, planted_clouds, setting_flags, small_config
 
-CONFIG = small_config(match_steps=0, cluster_steps=0, search_dims=4)
-FLAGS = [
-    f"--{name.replace('_', '-')}={getattr(CONFIG, name)}" for name in CONFIG.__dataclass_fields__ if name != "project"
-]
+from mv2v_jax.data.checks import describe_rows
+from mv2v_jax.errors import InputError
+from mv2v_jax.runs.processes import describe_shares
+
+CONFIG = small_config(published_match_steps=0, published_cluster_steps=0, search_dims=4)
+FLAGS = setting_flags(CONFIG)
 STUDY = ["--chunk=4", "--sizes=40", "--size-restarts=2", "--bootstraps=1", "--no-plots", "--json"]
 
 
@@ -34,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def environment(**more):
-    """The other emitters would round by how many restarts a device has at once, so not those."""
+    """With the old emitters, rounding depends on the number of restarts per device, so they are not used."""
     quick = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     return {**os.environ, **quick, "XLA_FLAGS": flags_of_users(), **more}
 
@@ -46,7 +50,7 @@ def free_port() -> int:
 
 
 class Run:
-    """The same command in several processes; ``files`` may differ."""
+    """The same command in several processes; ``files`` has the input files of each."""
 
     def __init__(self, folder, command, files, *arguments):
         cache = {
@@ -67,7 +71,7 @@ class Run:
         ]
 
     def end(self, seconds=300):
-        """Exit codes, what was printed, and the errors, without what the collectives of CPUs print themselves."""
+        """Exit codes, standard outputs and standard errors of all processes."""
         ended = [process.communicate(timeout=seconds) for process in self.processes]
         return [process.returncode for process in self.processes], *zip(*ended, strict=True)
 
@@ -85,6 +89,79 @@ def alone(folder, command, *arguments, devices=1):
     return printed(done.stdout)
 
 
+@pytest.fixture
+def describe_in_threads(monkeypatch):
+    """`describe_shares` in four threads that stand for processes: the result or the error of each."""
+    num_processes, number = 4, threading.local()
+    barrier, sent = threading.Barrier(num_processes), {}
+
+    def gather(values):
+        sent[number.value] = values
+        barrier.wait(60)
+        found = np.stack([sent[other] for other in range(num_processes)])
+        barrier.wait(60)
+        return found
+
+    monkeypatch.setattr("jax.process_count", lambda: num_processes)
+    monkeypatch.setattr("jax.process_index", lambda: number.value)
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", gather)
+
+    def run(rows):
+        def one(process):
+            number.value = process
+            try:
+                return describe_shares(rows, "x")
+            except InputError as error:
+                return str(error)
+
+        with concurrent.futures.ThreadPoolExecutor(num_processes) as threads:
+            return list(threads.map(one, range(num_processes)))
+
+    return run
+
+
+# Shares are whole blocks of 1,024 rows, so that some processes have no rows.
+@pytest.mark.parametrize("num_rows", [1_000, 3_000, 9_000])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_shares_are_described_as_the_whole(describe_in_threads, rng, num_rows, dtype):
+    rows = (3 + rng.normal(size=(num_rows, 3))).astype(dtype)
+    rows[[5, num_rows - 1]] = 0
+    rows[7] = rows[8]
+    expected = describe_rows(rows, "x")
+    for found in describe_in_threads(rows):
+        np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-14)
+        assert found.mean_norm == pytest.approx(expected.mean_norm, rel=1e-14)
+        assert (found.num_zero, found.digest) == (expected.num_zero, expected.digest)
+        # Duplicates of rows in other shares are not counted.
+        assert 1 <= found.num_duplicates <= expected.num_duplicates
+
+
+def test_equal_rows_of_all_shares_are_refused(describe_in_threads):
+    rows = np.full((4_000, 3), 0.1, np.float32)
+    rows[:100] = 0
+    message = "x must hold different rows, found 4000 equal ones (zero rows aside)"
+    assert describe_in_threads(rows) == [message] * 4
+    rows[3_500:] = 0.2
+    assert all(found.num_zero == 100 for found in describe_in_threads(rows))
+    # Each share holds equal rows, but the shares differ.
+    rows = np.repeat(np.float32([[1.0], [2.0], [1.0], [1.0]]), 1_024, axis=0)
+    assert all(found.num_zero == 0 for found in describe_in_threads(rows))
+
+
+def test_a_bad_row_of_one_share_ends_all(describe_in_threads):
+    rows = np.ones((4_096, 3), np.float32)
+    rows[2_500, 1] = np.nan
+    found = describe_in_threads(rows)
+    assert found.pop(2) == "x must be finite, found NaN or infinity in 1 rows, first in row 2500"
+    assert found == ["process 2 failed; its own message gives the reason"] * 3
+
+
+def test_rows_too_short_on_average_end_all(describe_in_threads, rng):
+    found = describe_in_threads((1e-20 * rng.normal(size=(4_096, 3))).astype(np.float32))
+    assert len(set(found)) == 1
+    assert "found a mean length of" in found[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "restarts"), [(2, 1), (4, 2)], ids=["row axis", "both axes"])
 def test_processes_fit_as_one_with_as_many_devices(folder, processes, restarts):
@@ -94,7 +171,7 @@ def test_processes_fit_as_one_with_as_many_devices(folder, processes, restarts):
     codes, out, errors = run.end()
     assert codes == [0] * processes, errors
     two = printed(out[0])
-    assert "{" not in out[1]  # The first speaks for all.
+    assert "{" not in out[1]  # Only the first process prints.
     same = ["n", "m", "seed", "zero_rows_x", "verdict", "duplicate_rows_x"]
     assert [one[name] for name in same] == [two[name] for name in same]
     maps = [safetensors.numpy.load_file(folder / f"{name}.safetensors") for name in ("one", "two")]
@@ -112,7 +189,7 @@ def test_what_one_process_cannot_use_ends_all_with_its_reason(folder):
     codes, _, errors = Run(folder, "align", files, "-o", "none.safetensors").end()
     assert codes == [2, 2]
     assert "first in row 50" in errors[1]
-    assert "process 1 could not go on" in errors[0]
+    assert "process 1 failed; its own message gives the reason" in errors[0]
     assert not any("Traceback" in error for error in errors)
     assert not (folder / "none.safetensors").exists()
 
@@ -133,7 +210,7 @@ def test_one_of_four_is_killed_and_the_study_goes_on_with_two(folder, victim):
     assert codes[victim] == -signal.SIGKILL
     for number, (code, error) in enumerate(zip(codes, errors, strict=True)):
         if number != victim:
-            # Where the service in process 0 is gone, JAX may be quicker to end a process, with words of its own.
+            # If the service in process 0 is gone, JAX may end a process first, with its own message.
             ours, theirs = (4, "another process of this run is gone"), (-signal.SIGABRT, "another task died")
             assert any(code == ending and words in error for ending, words in (ours, theirs)[: 2 if victim == 0 else 1])
     assert not (output / "stability.json").exists()

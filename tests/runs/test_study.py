@@ -1,7 +1,6 @@
-"""A study as a user runs it: killed at several moments, resumed, refused; every file and its content."""
+"""A study as a user runs it: killed at several moments, resumed, refused; every file and its contents."""
 
 import csv
-import dataclasses
 import json
 import os
 import shutil
@@ -14,20 +13,19 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import planted_clouds, small_config
+from helpers import assert_trees_close, planted_clouds, setting_flags, small_config, with_settings
 
 from mv2v_jax import align_restarts
 from mv2v_jax.data.map_file import load_map
 from mv2v_jax.errors import InputError
-from mv2v_jax.runs.study import Plan, open_study, run_study, write_study
+from mv2v_jax.runs.study import Plan, identify_study, run_study, write_study
+from mv2v_jax.runs.study_files import open_study
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-CONFIG = small_config(match_steps=0, cluster_steps=0, search_dims=4)
+CONFIG = small_config(published_match_steps=0, published_cluster_steps=0, search_dims=4)
 PLAN = Plan(seed=3, restarts=5, settled=8, chunk=2, sizes=(40,), size_restarts=2, bootstraps=1)
-FLAGS = [
-    f"--{name.replace('_', '-')}={getattr(CONFIG, name)}" for name in CONFIG.__dataclass_fields__ if name != "project"
-]
+FLAGS = setting_flags(CONFIG)
 OUTPUTS = ["agreement.png", "convergence.png", "map.safetensors", "restarts.csv", "rows.csv", "scores.png"]
 OUTPUTS += ["sizes.png", "stability.json"]
 
@@ -53,7 +51,7 @@ def command(output, *more):
 
 def environment(folder):
     cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    # Compiling is the cost.
+    # Compiling takes most of the time.
     return {**os.environ, **cache, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
@@ -89,7 +87,7 @@ def test_every_file_is_there_and_says_the_same(whole):
 
 @pytest.mark.slow
 def test_restarts_are_those_of_align_restarts(whole, folder):
-    """Chunks of two, five in all: the same searches, and the same choice."""
+    """Five restarts in chunks of two make the same searches and the same choice."""
     output, facts = whole
     expected = align_restarts(jax.random.key(3), *rows(folder), 5, CONFIG, num_settled=5)
     scores = [float(row["score"]) for row in csv.DictReader((output / "restarts.csv").open())]
@@ -116,7 +114,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(whole, folder, num_chunks
     process.wait()
     finished = {path.name: path.stat().st_mtime_ns for path in chunks.glob("*.safetensors")}
     assert not (folder / name / "stability.json").exists()
-    # What a write that was cut short would leave.
+    # An interrupted write leaves such a file.
     (chunks / ".restarts-000004.safetensors.abc.part").write_bytes(b"half")
     done = run(folder, name, "--resume")
     assert done.returncode == 0, done.stderr
@@ -124,13 +122,12 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(whole, folder, num_chunks
     assert not list(chunks.glob(".*"))
     for output in set(OUTPUTS) - {"map.safetensors"}:
         assert (folder / name / output).read_bytes() == (whole[0] / output).read_bytes(), output
-    # The format writes its metadata in any order.
+    # The order of metadata in the file is arbitrary.
     (ours, facts), (expected, expected_facts) = (
         load_map(path / "map.safetensors") for path in (folder / name, whole[0])
     )
     assert facts == expected_facts
-    for field in ours.__dataclass_fields__:
-        np.testing.assert_array_equal(getattr(ours, field), getattr(expected, field))
+    assert_trees_close(ours, expected, rtol=0, atol=0)
 
 
 def refuse(folder, output, *, resume=True, config=CONFIG, plan=PLAN):
@@ -141,8 +138,8 @@ def refuse(folder, output, *, resume=True, config=CONFIG, plan=PLAN):
 
 def test_another_study_in_the_same_folder_is_refused(whole, folder):
     before = sorted((path, path.stat().st_mtime_ns) for path in whole[0].rglob("*"))
-    assert "holds a study already; go on with it by --resume" in refuse(folder, whole[0], resume=False)
-    other = dataclasses.replace(CONFIG, anneal_power=1.5)
+    assert "holds a study already; continue it with --resume" in refuse(folder, whole[0], resume=False)
+    other = with_settings(CONFIG, annealing_power=1.5)
     assert "holds a study with another config" in refuse(folder, whole[0], config=other)
     assert "holds a study with another plan" in refuse(folder, whole[0], plan=PLAN._replace(restarts=6))
     done = run(folder, "whole", "--resume", "--seed=4")
@@ -183,12 +180,12 @@ def test_a_damaged_chunk_is_named(whole, folder, damage):
     message = refuse(folder, copy)
     assert "restarts-000002.safetensors" in message
     assert "remove it and resume" in message
-    assert not missing.exists()  # Told before anything is searched for.
+    assert not missing.exists()  # The error came before any search.
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
-    [({"restarts": 1}, "at least 2 restarts"), ({"sizes": (53,)}, "smaller than the smaller side, of 53 rows")],
+    [({"restarts": 1}, "at least 2 restarts"), ({"sizes": (53,)}, "below the 53 rows of the smaller space")],
 )
 def test_plans_that_make_no_sense_are_refused(folder, tmp_path, changes, expected):
     with pytest.raises(InputError, match=expected):
@@ -197,12 +194,12 @@ def test_plans_that_make_no_sense_are_refused(folder, tmp_path, changes, expecte
 
 
 def test_killed_before_the_folder_is_a_study_it_goes_on(folder, tmp_path):
-    x, y = rows(folder)
+    made_by = identify_study(*rows(folder), CONFIG, PLAN)
     (tmp_path / ".study.json.abc.part").write_text("{")
-    open_study(tmp_path, x, y, CONFIG, PLAN, resume=True)
+    open_study(tmp_path, made_by, resume=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chunks", "study.json"]
     (tmp_path / "chunks").rmdir()
-    open_study(tmp_path, x, y, CONFIG, PLAN, resume=True)
+    open_study(tmp_path, made_by, resume=True)
     assert (tmp_path / "chunks").is_dir()
 
 

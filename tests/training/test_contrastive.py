@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import count_compilations, equations, semi_orthogonal, unit
+from helpers import count_compilations, equations, semi_orthogonal, unit
 from scipy.special import logsumexp
 
-from mv2v_jax import refine_contrastive
-from mv2v_jax.evaluation import metrics
-from mv2v_jax.training.contrastive import ContrastiveConfig, contrastive_loss, round_steps
+from mv2v_jax.errors import InputError
+from mv2v_jax.evaluation.metrics import evaluate, oracle
+from mv2v_jax.training.contrastive import ContrastiveConfig, contrastive_loss, refine_contrastive, round_steps
+from mv2v_jax.training.online import OnlineConfig
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -38,10 +39,10 @@ class Stretched:
         self.x, self.y = draws[0][0], draws[1][1]
         self.x_eval, self.y_eval = draws[2]
         # The best rotation: what it lacks is the stretch alone.
-        self.start = metrics.oracle(*(jnp.asarray(rows, jnp.float32) for rows in (self.x, draws[0][1], self.y)))
+        self.start = oracle(*(jnp.asarray(rows, jnp.float32) for rows in (self.x, draws[0][1], self.y)))
 
     def judge(self, linear_map):
-        return metrics.evaluate(linear_map, *(jnp.asarray(rows, jnp.float32) for rows in (self.x_eval, self.y_eval)))
+        return evaluate(linear_map, *(jnp.asarray(rows, jnp.float32) for rows in (self.x_eval, self.y_eval)))
 
     def refine(self, config=SMALL, dtype=jnp.float32, **options):
         x, y = (jnp.asarray(rows, dtype) for rows in (self.x, self.y))
@@ -75,8 +76,8 @@ def test_a_planted_linear_map_is_nearer_and_retrieves_better_than_the_best_rotat
     assert round_steps(700, 600, dataclasses.replace(SMALL, max_passes=1)) == 11  # 1,300 pairs, 128 at a time
     # In every round, whose partners are its own.
     assert (found.loss[:, -10:].mean(1) < found.loss[:, :5].mean(1)).all()
-    for name in ("mean_x", "mean_y", "scale_x", "scale_y"):
-        np.testing.assert_array_equal(getattr(found.map, name), getattr(stretched.start, name))
+    for name in ("source", "target"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(found.map, name), getattr(stretched.start, name))
 
 
 def test_other_floats_compile_nothing_and_distance_holds_it(stretched):
@@ -95,8 +96,8 @@ def test_any_optimiser_half_precision_and_an_offset(stretched):
     found = stretched.refine(config, jnp.bfloat16, optimizer=ADAM)
     assert found.map.W.dtype == found.loss.dtype == jnp.float32
     assert np.isfinite(found.loss).all()
-    assert float(jnp.linalg.norm(found.map.mean_x - stretched.start.mean_x)) > 0
-    np.testing.assert_array_equal(found.map.mean_y, stretched.start.mean_y)
+    assert float(jnp.linalg.norm(found.map.source.mean - stretched.start.source.mean)) > 0
+    np.testing.assert_array_equal(found.map.target.mean, stretched.start.target.mean)
     assert stretched.judge(found.map).cosine > stretched.judge(stretched.start).cosine
 
 
@@ -111,7 +112,7 @@ def test_known_pairs_mend_what_pseudo_pairs_cannot(stretched):
         for some in (None, tuple(np.float32(side) for side in pairs))
     ]
     judged = [jnp.asarray(rows[:200], jnp.float32) for rows in (stretched.x_eval, stretched.y_eval)]
-    without, with_pairs = (float(metrics.evaluate(found, *judged).top1) for found in maps)
+    without, with_pairs = (float(evaluate(found, *judged).top1) for found in maps)
     assert without < 0.1
     assert with_pairs > 0.5
     with pytest.raises(ValueError, match=r"pairs\[1\] must have a row for each"):
@@ -128,9 +129,25 @@ def test_never_a_matrix_of_all_rows(stretched):
 
 
 def test_bad_input_is_refused(stretched):
-    for x, y in ((stretched.y, stretched.y), (stretched.x, stretched.x), (stretched.x[0], stretched.y)):
-        with pytest.raises(ValueError, match=r"must be \[n, "):
-            refine_contrastive(jax.random.key(0), stretched.start, x, y, SMALL)
+    x, y, start = stretched.x, stretched.y, stretched.start
+    for arguments, message in [
+        ((start, y, x), r"x must have 10 columns for this map, found 8; were x and y swapped\?"),
+        ((start, x, x), r"y must have 8 columns for this map, found 10; were x and y swapped\?"),
+        ((start, x[0], y), r"x must be two-dimensional, one embedding per row, found shape \[10\]"),
+        ((start.W, x, y), "linear_map must be a LinearMap, found"),
+        ((start, x, y, OnlineConfig()), "config must be a ContrastiveConfig, found OnlineConfig"),
+    ]:
+        for fun in (refine_contrastive, jax.jit(refine_contrastive)):
+            with pytest.raises(InputError, match=message):
+                fun(jax.random.key(0), *arguments)
+    with pytest.raises(InputError, match="key must be one random key"):
+        refine_contrastive(start, jax.random.key(0), x, y)
+    for pair, message in [
+        ((x, y), "y must have 10 columns like mapped, found 8"),
+        ((y[:9], y), "y must have a row for each of the 9 of mapped, found 600"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            contrastive_loss(*pair)
     for name, count in (("batch_rows", 1), ("num_steps", 0), ("num_neighbors", 0)):
         config = dataclasses.replace(SMALL, **{name: count})
         with pytest.raises(ValueError, match=f"{name} must be a whole number of at least"):

@@ -7,22 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import ot
 import pytest
-from conftest import semi_orthogonal, unit
+from helpers import make_map, semi_orthogonal, unit
 
-from mv2v_jax import LinearMap, alignment_loss
 from mv2v_jax.alignment.score import gather_evidence
-from mv2v_jax.alignment.space import HoldOut
+from mv2v_jax.alignment.space import TwoSpaces
+from mv2v_jax.errors import InputError
+from mv2v_jax.ops.csls import dense_csls
 from mv2v_jax.ops.sinkhorn import sinkhorn_divergence
 from mv2v_jax.training.losses import (
     LossConfig,
+    alignment_loss,
     alignment_terms,
-    all_csls,
     csls_loss,
     cycle_loss,
     preservation_loss,
     soft_match,
     soft_procrustes,
 )
+from mv2v_jax.training.online import OnlineConfig
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -42,8 +44,7 @@ def rows(rng):
 
 
 def as_map(W, dtype=np.float64):
-    zeros = [np.zeros(d, dtype) for d in W.shape]
-    return LinearMap(W=jnp.asarray(W, dtype), mean_x=zeros[0], mean_y=zeros[1], scale_x=dtype(1), scale_y=dtype(1))
+    return make_map(W, dtype=dtype)
 
 
 def map_rows(x, W):
@@ -75,7 +76,7 @@ def test_csls_is_that_of_the_ten_nearest_and_partners_sharpen(rows):
     r_x = (r_x - similarity.min(1)) / 10  # Eleven others, of which the ten nearest count; of nine, all.
     expected = 2 * similarity - r_x[:, None] - r_y[None]
     with jax.enable_x64(True):
-        np.testing.assert_allclose(all_csls(x, y), expected, atol=1e-12)
+        np.testing.assert_allclose(dense_csls(x, y), expected, atol=1e-12)
         matched = soft_match(x, y, temperature=1e-5)
         np.testing.assert_array_equal(matched.argmax(1), expected.argmax(1))
         np.testing.assert_allclose(matched.sum(1), 1)
@@ -132,8 +133,8 @@ def test_evidence_can_be_differentiated_in_rows_and_map(rng):
     x, y, W = rng.standard_normal((40, D_X)), rng.standard_normal((44, D_Y)), semi_orthogonal(rng, D_X, D_Y)
 
     def closeness(x, y, W):
-        parts = [HoldOut(fitted=rows[6:], held_out=rows[:6]) for rows in (x, y)]
-        return gather_evidence(jax.random.key(0), *parts, W, jnp.ones(2)).closeness
+        fitted, held_out = (TwoSpaces(x=x[part], y=y[part]) for part in (slice(6, None), slice(6)))
+        return gather_evidence(jax.random.key(0), fitted, held_out, W, jnp.ones(2)).closeness
 
     with jax.enable_x64(True):
         assert_gradients(closeness, unit(x), unit(y), W, atol=1e-5)
@@ -147,7 +148,7 @@ def test_stop_gradient_holds_the_correspondence_and_nothing_else(rows):
         partners = [soft_match(*pair, temperature=temperature) for pair in ((x, y), (y, x))]
 
         def with_known_partners(x):
-            scores = all_csls(x, y)
+            scores = dense_csls(x, y)
             return -(jnp.sum(partners[0] * scores, 1).mean() + jnp.sum(partners[1] * scores.T, 1).mean()) / 2
 
         held, through = (
@@ -215,3 +216,39 @@ def test_half_precision_is_summed_in_float32_and_keeps_its_gradients_dtype(rows)
     # The same rows in float64, as other tests have them compiled.
     with jax.enable_x64(True):
         np.testing.assert_allclose(value, loss_of(as_map(W), x, y, LossConfig(sinkhorn_steps=3)), atol=0.05)
+
+
+@pytest.mark.parametrize("transform", [lambda fun: fun, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("fun", [alignment_loss, alignment_terms])
+def test_bad_input_is_refused_in_one_sentence_under_jit_as_well(rng, fun, transform):
+    x, y = (jnp.asarray(rng.standard_normal((B, d)), jnp.float32) for d in (D_X, D_Y))
+    linear_map = as_map(semi_orthogonal(rng, D_X, D_Y), np.float32)
+    several = jax.tree.map(lambda leaf: leaf[None], linear_map)
+    for arguments, message in [
+        ((linear_map, y, x), r"x must have 6 columns for this map, found 5; were x and y swapped\?"),
+        ((linear_map, x, x), r"y must have 5 columns for this map, found 6; were x and y swapped\?"),
+        ((linear_map, x, y[:, :2]), "y must have 5 columns for this map, found 2"),
+        ((linear_map, x[0], y), r"x must be two-dimensional, one embedding per row, found shape \[6\]"),
+        ((linear_map, x, y[:0]), "y must have at least 1 rows, found 0"),
+        ((linear_map, x.astype(int), y), "x must hold floating-point embeddings, found dtype int32"),
+        ((several, x, y), r"linear_map must hold W \[d_x, d_y\], one map, found shape \[1, 6, 5\]"),
+        ((linear_map.W, x, y), "linear_map must be a LinearMap, found"),
+        ((linear_map, x, y, OnlineConfig()), "config must be a LossConfig, found OnlineConfig"),
+        ((linear_map, x, y, dataclasses.replace(LossConfig(), sinkhorn_steps=-1)), "sinkhorn_steps must be"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            transform(fun)(*arguments)
+
+
+def test_rows_that_a_loss_cannot_compare_are_refused(rng):
+    x, y, W = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((B, D_X), (C, D_Y), (D_X, D_Y)))
+    for use, message in [
+        (lambda: csls_loss(x, y), "y must have 6 columns like x, found 5"),
+        (lambda: soft_match(x, y), "y must have 6 columns like x, found 5"),
+        (lambda: soft_procrustes(y, x, W), r"x must have 6 columns for this W, found 5; were x and y swapped\?"),
+        (lambda: cycle_loss(y, W), "x must have 6 columns for this W, found 5"),
+        (lambda: cycle_loss(x, W, W), r"back must have shape \[5, 6\] for this W, found \[6, 5\]"),
+        (lambda: preservation_loss(x, y), "after must have a row for each of the 9 of before, found 11"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            use()

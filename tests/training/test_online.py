@@ -1,4 +1,4 @@
-"""What an update does with a batch, and the rules its state obeys; `test_drift` has what it is for."""
+"""What an update does with a batch, and the rules its state obeys; `test_online_drift` shows what it is for."""
 
 import dataclasses
 
@@ -6,11 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import Planted, assert_trees_close, count_compilations, equations, planted_clouds, semi_orthogonal, unit
+from helpers import (
+    Planted,
+    assert_trees_close,
+    count_compilations,
+    equations,
+    make_map,
+    planted_clouds,
+    semi_orthogonal,
+    unit,
+)
 
-from mv2v_jax import LinearMap, online_init, online_map, online_update
-from mv2v_jax.evaluation import metrics
-from mv2v_jax.training.online import OnlineConfig, _match
+from mv2v_jax.errors import InputError
+from mv2v_jax.evaluation.metrics import evaluate
+from mv2v_jax.training.losses import LossConfig
+from mv2v_jax.training.online import OnlineConfig, _match, online_init, online_map, online_update
 
 # Compiling is the cost.
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -25,13 +35,7 @@ def planted():
 
 
 def true_map(data, W=None):
-    return LinearMap(
-        W=jnp.asarray(data.W if W is None else W, jnp.float32),
-        mean_x=jnp.asarray(data.x.mean(0)),
-        mean_y=jnp.asarray(data.y.mean(0)),
-        scale_x=jnp.ones(()),
-        scale_y=jnp.ones(()),
-    )
+    return make_map(data.W if W is None else W, data.x.mean(0), data.y.mean(0))
 
 
 def batches(data, num_steps, size, dtype=jnp.float32):
@@ -45,11 +49,11 @@ def test_an_inexact_map_is_improved_by_batches():
     rng = np.random.default_rng(1)
     noisy = true_map(data, data.W + 0.25 * rng.standard_normal(data.W.shape))
     state = online_init(noisy, jnp.asarray(data.y[:64]), SMALL)
-    before = metrics.evaluate(online_map(state), jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).foscttm
+    before = evaluate(online_map(state), jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).foscttm
     state, info = jax.jit(lambda state, xs: jax.lax.scan(lambda s, batch: online_update(s, *batch, SMALL), state, xs))(
         state, batches(data, 50, 64)
     )
-    after = metrics.evaluate(online_map(state), jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).foscttm
+    after = evaluate(online_map(state), jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).foscttm
     assert after < 0.5 * before
     assert info.agreement[-1] > info.agreement[0]
     assert info.moved[-1] < info.moved[0]
@@ -148,7 +152,7 @@ def test_known_pairs_lead_to_a_map_that_batches_alone_do_not_find():
         return online_map(follow(start, batches(data, 50, 32), pairs))
 
     def top1(fitted):
-        return float(metrics.evaluate(fitted, jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).top1)
+        return float(evaluate(fitted, jnp.asarray(data.x_eval), jnp.asarray(data.y_eval)).top1)
 
     right, without = (known, (known @ W).astype(np.float32)), found(None)
     assert top1(found(right)) > 0.7
@@ -162,7 +166,7 @@ def test_rows_without_length_say_nothing(planted):
     state = online_init(true_map(planted), jnp.asarray(planted.y[:64]), SMALL)
     update = jax.jit(online_update)
     same, info = update(state, jnp.zeros((8, D_X)), jnp.zeros((0, D_Y)), SMALL)
-    np.testing.assert_allclose(same.mean_x, state.mean_x)
+    np.testing.assert_allclose(same.source.mean, state.source.mean)
     np.testing.assert_array_equal(same.cross, state.cross)
     np.testing.assert_allclose(same.W, state.W, atol=1e-5)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((same, info)))
@@ -209,10 +213,9 @@ def test_devices_that_share_an_axis_do_what_one_does(planted):
 
     (shared, info) = jax.jit(split)(state, x[0], y[0])
     whole, _ = jax.jit(online_update)(state, x[0], y[0], SMALL)
-    for name in ("W", "cross", "mean_x", "queue", "head"):
-        leaf = getattr(shared, name)
+    for leaf in jax.tree.leaves(shared):
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
-    np.testing.assert_allclose(shared.mean_x[0], whole.mean_x, atol=1e-5)
+    np.testing.assert_allclose(shared.source.mean[0], whole.source.mean, atol=1e-5)
     np.testing.assert_allclose(shared.queue[0], whole.queue, atol=1e-5)
     # Rows of the queue look for partners in a part of the batch each: nearly the same cross-covariance.
     change = [found - state.cross for found in (shared.cross[0], whole.cross)]
@@ -222,17 +225,30 @@ def test_devices_that_share_an_axis_do_what_one_does(planted):
 
 def test_bad_input_is_refused(planted):
     linear_map = true_map(planted)
-    for y in (jnp.zeros((5, D_X)), jnp.zeros((0, D_Y)), jnp.zeros(D_Y)):
-        with pytest.raises(ValueError, match=r"y must be \[m, 10\]"):
-            online_init(linear_map, y, SMALL)
     state = online_init(linear_map, jnp.asarray(planted.y[:5]), SMALL)
-    with pytest.raises(AssertionError):
-        online_update(state, jnp.zeros((3, D_Y)), jnp.zeros((3, D_Y)), SMALL)
-    with pytest.raises(AssertionError):
-        online_update(state, jnp.zeros((0, D_X)), jnp.zeros((3, D_Y)), SMALL)
     x, y = jnp.ones((5, D_X)), jnp.ones((5, D_Y))
+    for arguments, message in [
+        ((linear_map, x), r"y must have 10 columns for this map, found 12; were x and y swapped\?"),
+        ((linear_map, y[:, :2]), "y must have 10 columns for this map, found 2"),
+        ((linear_map, y[:0]), "y must have at least 1 rows, found 0"),
+        ((linear_map, y[0]), r"y must be two-dimensional, one embedding per row, found shape \[10\]"),
+        ((state, y), "linear_map must be a LinearMap, found OnlineState"),
+        ((linear_map, y, LossConfig()), "config must be a OnlineConfig, found LossConfig"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            online_init(*arguments)
+    for transform in (lambda fun: fun, jax.jit):
+        for arguments, message in [
+            ((state, y, x), r"x must have 12 columns for this state, found 10; were x and y swapped\?"),
+            ((state, x, y[:, :2]), "y must have 10 columns for this state, found 2"),
+            ((state, x[:0], y), "x must have at least 1 rows, found 0"),
+            ((linear_map, x, y), "state must be an OnlineState, such as online_init returns, found LinearMap"),
+            ((state, x, y, LossConfig()), "config must be a OnlineConfig, found LossConfig"),
+        ]:
+            with pytest.raises(InputError, match=message):
+                transform(online_update)(*arguments)
     for pairs, message in (((x[:1], y), "a row for each of the 1"), ((y, x), "must have 12 columns")):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(InputError, match=message):
             online_update(state, x, y, SMALL, pairs=pairs)
 
 

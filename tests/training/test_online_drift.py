@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import planted_clouds
+from helpers import planted_clouds
 
-from mv2v_jax import online_init, online_map, online_update
 from mv2v_jax.data.demo import load_demo_data
-from mv2v_jax.evaluation import metrics
-from mv2v_jax.training.online import OnlineConfig
+from mv2v_jax.evaluation.metrics import evaluate, oracle
+from mv2v_jax.training.online import OnlineConfig, online_init, online_map, online_update
 
 # By the end the source has turned by up to so many radians, and every row has moved by half of its length.
 ANGLE, MOVED = 3.0, 0.5
@@ -53,7 +52,7 @@ def follow(config, start, x, y, rotation_step, key, encode, num_steps, batch_row
         keys = jax.random.split(jax.random.fold_in(key, index))
         drawn = [jax.random.randint(k, (batch_rows,), 0, x.shape[0]) for k in keys]
         rotation = rotation @ rotation_step
-        batch = encode(x[drawn[0]], rotation, MOVED * index / num_steps)
+        batch = encode(x[drawn[0]], rotation, MOVED * (index / num_steps))
         state, info = online_update(state, batch, y[drawn[1]], config)
         return (state, rotation), info
 
@@ -67,14 +66,14 @@ def run(config, rows, num_steps, batch_rows):
     rng = np.random.default_rng(0)
     rotation_step = jnp.asarray(scipy.linalg.expm(skew(rng, x.shape[1]) * ANGLE / num_steps), jnp.float32)
     encode = make_encoder(rng, x.shape[1])
-    start = metrics.oracle(x, y_true, y)
+    start = oracle(x, y_true, y)
     followed = jax.jit(follow, static_argnames=("encode", "num_steps", "batch_rows"))(
         config, start, x, y, rotation_step, jax.random.key(0), encode, num_steps, batch_rows
     )
     (state, rotation), info = followed
     now = [encode(rows, rotation, MOVED) for rows in (x, jnp.asarray(rows.x_eval))]
-    maps = [online_map(state), start, metrics.oracle(now[0], y_true, y)]
-    return [float(metrics.evaluate(found, now[1], jnp.asarray(rows.y_eval)).top1) for found in maps], info
+    maps = [online_map(state), start, oracle(now[0], y_true, y)]
+    return [float(evaluate(found, now[1], jnp.asarray(rows.y_eval)).top1) for found in maps], info
 
 
 @pytest.mark.usefixtures("quick_compile")

@@ -1,0 +1,56 @@
+"""How the tests of the command line run it: as a user does, in a process of its own, on a pipe or on a terminal."""
+
+import contextlib
+import os
+import pty
+import subprocess
+import sys
+
+SMALL = [
+    *("--anchors-num-sets", "12", "--anchors-num-clusters", "12", "--anchors-rows", "300", "--anchors-num-starts", "4"),
+    *("--anchors-search-steps", "20", "--anchors-kept-sets", "6"),
+    *("--relative-rows", "200", "--relative-num-neighbors", "5"),
+    *("--annealing-steps", "10", "--annealing-rows", "150", "--settling-steps", "2", "--settling-rows", "200"),
+    # The map is a rotation, so that the right one is known.
+    *("--whitening-power", "0", "--whitening-reliability-power", "0"),
+]
+
+# Most of a small fit's time is compiling, so the processes share what they compile.
+CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
+def run(*arguments, cwd, **options):
+    """Run a command with its output in pipes."""
+    return subprocess.run(
+        [sys.executable, "-m", "mv2v_jax", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+        # Colour forced on, as some CI does, must not bring the bar into a pipe.
+        env={**os.environ, **CACHE, "FORCE_COLOR": "1"},
+        **options,
+    )
+
+
+@contextlib.contextmanager
+def open_terminal():
+    """A pseudo-terminal: the end a process writes to, and a function that returns all that was written there."""
+    ours, theirs = pty.openpty()
+
+    def read(until=None):
+        """Text up to the end, or to the first chunk that contains ``until``; closes our copy of the written end."""
+        with contextlib.suppress(OSError):
+            os.close(theirs)
+        seen = b""
+        # Linux answers EIO once the other end is closed.
+        with contextlib.suppress(OSError):
+            while (until is None or until not in seen) and (chunk := os.read(ours, 65_536)):
+                seen += chunk
+        return seen
+
+    try:
+        yield theirs, read
+    finally:
+        os.close(ours)

@@ -1,0 +1,144 @@
+"""What is printed, at the edge of a terminal and in a pipe; and what a verdict is called."""
+
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from mv2v_jax.alignment.score import AGREEMENT_MIDPOINT, MIN_HELD_OUT, SCORE_MIDPOINT
+from mv2v_jax.cli import output
+from mv2v_jax.cli.verdict import describe_verdict, list_reasons
+
+LONG_PATH = "/a/" + "long-folder/" * 9 + "map of two-spaces.safetensors"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+    def fileno(self):
+        raise OSError
+
+
+@pytest.fixture
+def show(monkeypatch):
+    """A function that calls another with standard output as a terminal, and returns the lines without colours."""
+
+    def call(fun, *args, columns=40, **kwargs):
+        stream = Terminal()
+        with monkeypatch.context() as patch:
+            patch.setenv("COLUMNS", str(columns))
+            patch.setattr("sys.stdout", stream)
+            fun(*args, **kwargs)
+        return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
+
+    return call
+
+
+def test_width_is_that_of_the_terminal_and_a_pipe_has_none(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert output.stream_width(io.StringIO()) is None
+    assert output.stream_width(Terminal()) == 40
+    for unusable in ("", "0", "wide"):
+        monkeypatch.setenv("COLUMNS", unusable)
+        assert output.stream_width(Terminal()) == 80
+
+
+def test_text_breaks_at_spaces_only(show):
+    text = f"Write the well-known semi-orthogonal map to {LONG_PATH.replace(' ', '-')} and go on with --num-processes."
+    lines = show(output.print_text, text)
+    assert " ".join(lines).split() == text.split()
+    assert all(len(line) <= 40 or " " not in line for line in lines)
+
+
+def test_a_command_is_continued_so_that_a_shell_can_read_it(show):
+    command = ("mv2v", "apply", "my map.safetensors", "x.npy", "-o", "mapped.npy", "--resume")
+    lines = show(output.print_command, *command)
+    assert lines == ["  mv2v apply 'my map.safetensors' \\", "      x.npy -o mapped.npy --resume"]
+    # A shell drops a backslash at the end of a line.
+    assert shlex.split("\n".join(lines).replace("\\\n", "")) == list(command)
+
+
+def test_facts_hang_below_their_value_and_paths_stay_whole(show):
+    facts = {"score": 0.123456789, "restart_scores": [0.5] * 8, "map": Path(LONG_PATH)}
+    assert show(output.print_facts, facts) == [
+        "score           0.12346",
+        "restart_scores  [0.5, 0.5, 0.5, 0.5,",
+        "                0.5, 0.5, 0.5, 0.5]",
+        "map",
+        f"  {LONG_PATH}",
+    ]
+
+
+def test_in_a_pipe_every_fact_is_one_line(capsys):
+    output.print_facts({"restart_scores": [0.25] * 100, "seed": 3})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[1] == "seed            3"
+
+
+def test_a_table_fits_the_terminal(show):
+    lines = show(
+        output.print_table, ["score", "value", "meaning"], [["top1", 0.123456, "words " * 30]], notes=True, columns=60
+    )
+    assert max(map(len, lines)) <= 60
+    text = "\n".join(lines)
+    assert "0.1235" in text
+    assert text.count("words") == 30
+
+
+GOOD = {
+    "verdict": "aligned",
+    "confidence": 0.99,
+    "estimated_top1": 0.7,
+    "score": SCORE_MIDPOINT + 0.3,
+    "restart_agreement": 0.9,
+    "restarts": 2,
+    "held_out_rows": 100,
+}
+POOR = {**GOOD, "verdict": "not_aligned", "confidence": 0.01}
+UNSURE = {**GOOD, "verdict": "uncertain", "confidence": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("judged", "start", "reason"),
+    [
+        (GOOD, "aligned (confidence 0.99): ", "about 70% of rows should find their true partner first"),
+        (
+            {**UNSURE, "held_out_rows": MIN_HELD_OUT - 1},
+            "uncertain (confidence 0.50) whether",
+            "only 49 rows per space were held out to score the map, and a verdict needs 50, a tenth of 500 rows",
+        ),
+        ({**UNSURE, "restart_agreement": None, "restarts": 1}, "uncertain", "a single restart has no other map"),
+        (UNSURE, "uncertain", "too close to what wrong maps reach"),
+        ({**POOR, "score": SCORE_MIDPOINT - 0.1}, "not aligned (confidence 0.01): ", "hardly nearer"),
+        ({**POOR, "score": float("nan")}, "not aligned", "hardly nearer to the other space than by chance"),
+        ({**POOR, "restart_agreement": AGREEMENT_MIDPOINT - 0.1}, "not aligned", "the restarts found different maps"),
+        (
+            {name: POOR[name] for name in ("verdict", "confidence", "estimated_top1")},
+            "not aligned",
+            "hardly nearer to the other space than by chance, or the restarts disagree",
+        ),
+    ],
+)
+def test_a_verdict_is_described_by_its_deciding_reason(judged, start, reason):
+    text = describe_verdict(judged)
+    assert text.startswith(start)
+    assert reason in text
+    assert text.endswith(".")
+    if judged["verdict"] != "aligned":
+        assert text.endswith("Do not use the map before you have checked it on true pairs.")
+
+
+def test_reasons_name_what_is_known():
+    assert [(name, value) for name, value, _ in list_reasons(GOOD)] == [
+        ("score", SCORE_MIDPOINT + 0.3),
+        ("restart_agreement", 0.9),
+        ("held_out_rows", 100),
+        ("restarts", 2),
+    ]
+    alone = list_reasons({**UNSURE, "restart_agreement": None, "restarts": 1})
+    assert alone[1][:2] == ("restart_agreement", "none")
+    assert list_reasons({"verdict": "aligned"}) == []
