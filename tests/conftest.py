@@ -1,4 +1,4 @@
-"""Settings and fixtures of all tests; functions they share are in `helpers`."""
+"""Settings and fixtures of all tests; shared functions are in `helpers`."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from helpers import OLD_EMITTERS
 
 
 def _set_if_known(flag: str) -> None:
-    """Add a flag of XLA for this process and all it starts; one that does not know it would die of it."""
+    """Add a flag of XLA for this process and those it starts, unless this version of XLA stops at unknown flags."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     if flag in os.environ.get("XLA_FLAGS", ""):
         return
@@ -20,26 +20,38 @@ def _set_if_known(flag: str) -> None:
         os.environ["XLA_FLAGS"] = flags
 
 
-# Nearly all the suite's time is compiling, of which the emitters with an MLIR context per kernel take half.
+# Compiling takes nearly all of the suite's time, and half of that goes to emitters with an MLIR context per kernel.
 _set_if_known(OLD_EMITTERS)
 
-# For meshes. What runs on one device is not touched by the others.
+# For meshes. Tests without a mesh run on one of them.
 jax.config.update("jax_num_cpu_devices", 8)
+
+# No array changes its dtype or its rank without being told to: float32 rows stay float32 where float64 is enabled, and
+# no row is added to a matrix by accident.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_what_was_compiled():
-    """Every compiled function keeps some memory maps, of which a process has 65,530: XLA crashes for want of one."""
+    """Each compiled function keeps some memory maps; XLA crashes when a process has used all of its 65,530."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
 def quick_compile():
-    """Compile with little optimisation: for tests that compare the same program with itself, compiling is the cost."""
+    """Compile with little optimisation, for tests whose cost is compiling and whose results do not depend on it."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def lenient_promotion():
+    """JAX's default rules for dtypes and ranks, for code of other libraries that does not keep to the strict ones."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.fixture

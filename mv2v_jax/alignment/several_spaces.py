@@ -15,6 +15,7 @@ from collections.abc import Hashable, Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mv2v_jax.config import Settings, check_settings, count, number
 from mv2v_jax.data.checks import check_map
@@ -101,36 +102,33 @@ def _detours(rotations, weights, dims) -> dict[Pair, tuple[jax.Array, jax.Array]
     directed = {*rotations, *(pair[::-1] for pair in rotations)}
     found = {}
     for pair, rotation in rotations.items():
-        total, count = jnp.zeros((), rotation.dtype), jnp.zeros((), rotation.dtype)
+        cosines, total = jnp.zeros((), rotation.dtype), jnp.zeros((), rotation.dtype)
         for other in dims:
             legs = ((pair[0], other), (other, pair[1]))
             if other not in pair and directed.issuperset(legs):
-                there = _block(rotations, legs[0]) @ _block(rotations, legs[1])
+                detour = _block(rotations, legs[0]) @ _block(rotations, legs[1])
                 weight = _block(weights, legs[0]) * _block(weights, legs[1])
-                total, count = total + weight * _cosine(rotation, there), count + weight
-        found[pair] = (total, count)
+                cosines, total = cosines + weight * _cosine(rotation, detour), total + weight
+        found[pair] = (cosines, total)
     return found
 
 
-def _leading(rotations, weights, spaces: list[Hashable], width: int) -> list[jax.Array]:
-    """Leading eigenvectors of the block matrix of all maps, by space: ``[d_i, width]`` each."""
-    rotation = next(iter(rotations.values()))
+def _leading(rotations, weights, dims: dict[Hashable, int], width: int) -> list[jax.Array]:
+    """Leading eigenvectors of the block matrix of all maps, ``[d_i, width]`` for each space."""
+    dtype = next(iter(rotations.values())).dtype
     # Degrees count the maps, not their norms: a space whose maps all lead to smaller spaces has empty blocks for the
     # directions that are left, and must not be scaled up.
-    degree = [sum(weight for pair, weight in weights.items() if space in pair) for space in spaces]
-    sizes = {space: matrix.shape[side] for pair, matrix in rotations.items() for side, space in enumerate(pair)}
+    degree = {space: sum(weight for pair, weight in weights.items() if space in pair) for space in dims}
 
-    def block(i, j):
-        total = jnp.zeros((sizes[spaces[i]], sizes[spaces[j]]), rotation.dtype)
+    def block(a, b):
+        total = jnp.zeros((dims[a], dims[b]), dtype)
         for pair, weight in weights.items():
-            if set(pair) == {spaces[i], spaces[j]}:
-                total = total + weight * _block({pair: rotations[pair]}, (spaces[i], spaces[j]))
-        return total / jnp.sqrt(degree[i] * degree[j])
+            if set(pair) == {a, b}:
+                total = total + weight * _block({pair: rotations[pair]}, (a, b))
+        return total / jnp.sqrt(degree[a] * degree[b])
 
-    numbers = range(len(spaces))
-    vectors = jnp.linalg.eigh(jnp.block([[block(i, j) for j in numbers] for i in numbers]))[1][:, -width:]
-    ends = [sum(sizes[space] for space in spaces[: number + 1]) for number in numbers]
-    return [vectors[end - sizes[space] : end] for space, end in zip(spaces, ends, strict=True)]
+    vectors = jnp.linalg.eigh(jnp.block([[block(a, b) for b in dims] for a in dims]))[1][:, -width:]
+    return jnp.split(vectors, np.cumsum(list(dims.values()))[:-1])
 
 
 def _start(rotations, weights, dims, num_dims: int) -> dict[Hashable, jax.Array]:
@@ -146,8 +144,7 @@ def _start(rotations, weights, dims, num_dims: int) -> dict[Hashable, jax.Array]
         if size > filled:
             left = {(a, b): rotation - frames[a] @ (frames[a].T @ rotation) for (a, b), rotation in rotations.items()}
             left = {(a, b): rotation - (rotation @ frames[b]) @ frames[b].T for (a, b), rotation in left.items()}
-            spaces = list(dims)
-            for space, columns in zip(spaces, _leading(left, weights, spaces, size - filled), strict=True):
+            for space, columns in zip(dims, _leading(left, weights, dims, size - filled), strict=True):
                 orthogonal = polar(columns) if room[space] >= size else jnp.zeros_like(columns)
                 frames[space] = jnp.concatenate([frames[space], orthogonal], axis=1)
             filled = size
@@ -162,30 +159,30 @@ def _synchronize(maps: dict[Pair, LinearMap], config: SyncConfig) -> Synchronize
     power = jnp.asarray(config.weight_power, dtype)
     rotations = {pair: polar(given.W.astype(dtype)) for pair, given in maps.items()}
 
-    alike = {pair: jnp.ones((), dtype) for pair in rotations}
+    equal = {pair: jnp.ones((), dtype) for pair in rotations}
     by_detours = {
-        pair: jnp.where(count > 0, total / jnp.maximum(count, 1), 1)
-        for pair, (total, count) in _detours(rotations, alike, dims).items()
+        pair: jnp.where(total > 0, cosines / jnp.maximum(total, 1), 1)
+        for pair, (cosines, total) in _detours(rotations, equal, dims).items()
     }
 
-    def count_by(agreement):
+    def weigh(agreement):
         return {pair: jnp.maximum(cosine, _MIN_WEIGHT) ** power for pair, cosine in agreement.items()}
 
     def agreements(frames):
         return {pair: _cosine(rotations[pair], frames[pair[0]] @ frames[pair[1]].T) for pair in rotations}
 
-    def polish(frames, _):
-        weights = count_by(agreements(frames))
+    def power_step(frames, _):
+        weights = weigh(agreements(frames))
         pulls = dict(frames)
         for (a, b), weight in weights.items():
             pulls[a] = pulls[a] + weight * rotations[a, b] @ frames[b]
             pulls[b] = pulls[b] + weight * rotations[a, b].T @ frames[a]
         return {space: polar(pull) for space, pull in pulls.items()}, None
 
-    frames = _start(rotations, count_by(by_detours), dims, num_dims)
-    frames, _ = jax.lax.scan(polish, frames, length=config.num_rounds)
+    frames = _start(rotations, weigh(by_detours), dims, num_dims)
+    frames, _ = jax.lax.scan(power_step, frames, length=config.num_rounds)
     agreement = agreements(frames)
-    weights = count_by(agreement)
+    weights = weigh(agreement)
     centerings = _average_centerings(maps, weights, dtype)
     return Synchronized(
         maps={
@@ -197,8 +194,8 @@ def _synchronize(maps: dict[Pair, LinearMap], config: SyncConfig) -> Synchronize
         frames=frames,
         agreement=agreement,
         cycle_residual={
-            pair: jnp.where(count > 0, 1 - total / jnp.where(count > 0, count, 1), 0)
-            for pair, (total, count) in _detours(rotations, weights, dims).items()
+            pair: jnp.where(total > 0, 1 - cosines / jnp.where(total > 0, total, 1), 0)
+            for pair, (cosines, total) in _detours(rotations, weights, dims).items()
         },
         weight=weights,
         wrong={pair: cosine < config.min_agreement for pair, cosine in agreement.items()},

@@ -135,7 +135,9 @@ def oracle(x: Any, y_true: Any, y: Any) -> LinearMap:
     x, y_true, y = jnp.asarray(x), jnp.asarray(y_true), jnp.asarray(y)
     check_shape(x, "x")
     check_shape(y, "y")
-    check_columns(y_true, "y_true", y.shape[1], "like y", other=x.shape[1])
+    # If x has the columns of y, y_true probably holds the rows of x.
+    other = y_true.shape[-1] if x.shape[1] == y.shape[1] else None
+    check_columns(y_true, "y_true", y.shape[1], "like y", other=other)
     check_paired(x, y_true, ("x", "y_true"))
     return _oracle(x, y_true, y)
 

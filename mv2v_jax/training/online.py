@@ -123,7 +123,7 @@ def _match(x: jax.Array, y: jax.Array, num_neighbors: int) -> _Match:
     both = present_x[:, None] & present_y[None]
     csls = dense_csls(x, y, exact=False)
     mean = mean_present(csls.ravel(), both.ravel())
-    spread = jnp.sqrt(mean_present((csls - mean).ravel() ** 2, both.ravel()))
+    deviation = jnp.sqrt(mean_present((csls - mean).ravel() ** 2, both.ravel()))
     plan = jnp.zeros_like(csls)
     objective = jnp.zeros((), csls.dtype)
     tiny = jnp.finfo(csls.dtype).tiny
@@ -131,7 +131,7 @@ def _match(x: jax.Array, y: jax.Array, num_neighbors: int) -> _Match:
         # For n normal variates z, the effective number of rows of the weights exp(k z) is n exp(-k^2).
         ratio = others.sum().astype(csls.dtype) / num_neighbors
         sharpness = jnp.sqrt(jnp.log(jnp.maximum(ratio, 1)))
-        sharpness = jnp.where(spread > 0, sharpness / jnp.where(spread > 0, spread, 1), 0)
+        sharpness = jnp.where(deviation > 0, sharpness / jnp.where(deviation > 0, deviation, 1), 0)
         best = csls.max(axis=axis, keepdims=True)
         weights = jnp.where(both, jnp.exp(sharpness * (csls - best)), 0)
         num_present = jnp.maximum(present.sum(), 1).astype(csls.dtype)
@@ -287,9 +287,9 @@ def online_update(
         min(batch.shape) ** 0.5 * jnp.linalg.norm(state.cross), jnp.finfo(dtype).tiny
     )
     cross = jnp.where(length > 0, decay * state.cross + (1 - decay) * batch, state.cross)
-    count = state.count + 1
+    num_updates = state.count + 1
     # `jax.shard_map` requires that both branches vary over the same axes; adding the cross-covariance ensures it.
-    W = jax.lax.cond(count % config.rotate_every == 0, polar_step, lambda W, cross: W + 0 * cross, state.W, cross)
+    W = jax.lax.cond(num_updates % config.rotate_every == 0, polar_step, lambda W, cross: W + 0 * cross, state.W, cross)
     inner = W.T @ cross if W.shape[0] >= W.shape[1] else W @ cross.T
     info = OnlineInfo(
         objective=average(match.objective),
@@ -307,7 +307,7 @@ def online_update(
             queue=queue,
             compared=compared,
             head=head,
-            count=count,
+            count=num_updates,
         ),
         info,
     )

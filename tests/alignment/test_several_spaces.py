@@ -1,4 +1,4 @@
-"""Maps between several spaces against planted frames: what is consistent stays, what is broken is repaired."""
+"""Maps between several spaces against planted frames: consistent maps stay, broken maps are repaired."""
 
 import dataclasses
 import itertools
@@ -13,17 +13,17 @@ from mv2v_jax.alignment.several_spaces import SyncConfig, synchronize
 from mv2v_jax.config import Config
 from mv2v_jax.errors import InputError
 
-# Compiling is the cost.
+# Compiling takes nearly all of the time.
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 DIMS = {"a": 8, "b": 6, "c": 8, "d": 8, "e": 6}
 
 
 def planted(dims, noise=0.0, seed=0):
-    """A map per pair of spaces, all by way of one common space of the largest dimension, and the maps without noise."""
+    """Noisy maps for all pairs of spaces over one common space of the largest dimension, and the exact maps."""
     rng = np.random.default_rng(seed)
     largest = max(dims.values())
-    # Small spaces see the same directions of the common space, so that rotations between them exist.
+    # All small spaces have the same directions of the common space, so that rotations between them exist.
     frames = {name: semi_orthogonal(rng, d, d) @ np.eye(d, largest) for name, d in dims.items()}
     exact = {(a, b): frames[a] @ frames[b].T for a, b in itertools.permutations(dims, 2)}
     means = {name: rng.standard_normal(d) for name, d in dims.items()}
@@ -45,7 +45,7 @@ def worst(found, exact):
     return max(float(jnp.linalg.norm(found.maps[pair].W - W)) for pair, W in exact.items())
 
 
-def test_a_consistent_set_stays_as_it_is_and_all_ways_round_are_one():
+def test_consistent_maps_stay_and_all_ways_agree():
     maps, exact = planted(DIMS)
     found = synchronize(maps)
     assert worst(found, exact) < 1e-4
@@ -53,7 +53,7 @@ def test_a_consistent_set_stays_as_it_is_and_all_ways_round_are_one():
     assert not any(found.wrong.values())
     for name, d in DIMS.items():
         np.testing.assert_allclose(found.frames[name] @ found.frames[name].T, np.eye(d), atol=1e-5)
-    # Spaces as large as the common one lose nothing on the way.
+    # Spaces as large as the common space lose no directions.
     there = found.maps["a", "c"].W @ found.maps["c", "d"].W
     np.testing.assert_allclose(there, found.maps["a", "d"].W, atol=1e-5)
     np.testing.assert_allclose(found.maps["b", "a"].W, found.maps["a", "b"].W.T, atol=1e-6)
@@ -87,26 +87,26 @@ def test_the_broken_map_is_found_and_repaired(pair):
     assert float(residual[pair]) > 3 * max(float(value) for name, value in residual.items() if name != pair)
     assert float(found.weight[pair]) < 0.1
     assert float(jnp.linalg.norm(found.maps[pair].W - exact[pair])) < 0.3
-    # Without the weights the others are bent towards it.
+    # With equal weights the broken map bends the others.
     bent = synchronize(broken(maps, pair), SyncConfig(weight_power=0.0))
     assert worst(found, exact) < worst(bent, exact)
 
 
-def test_a_chain_and_directions_are_as_good_as_all_pairs():
+def test_a_chain_in_any_direction_is_as_good_as_all_pairs():
     maps, exact = planted(DIMS)
     turned = [("b", "a"), ("b", "c"), ("d", "c"), ("d", "e")]
     chain = {pair: make_map(exact[pair]) for pair in turned}
-    found = synchronize(chain, SyncConfig(num_rounds=30))  # Small spaces on the way take longer.
+    found = synchronize(chain, SyncConfig(num_rounds=30))  # Detours over small spaces need more rounds.
     for pair in chain:
         np.testing.assert_allclose(found.maps[pair].W, exact[pair], atol=5e-3)
-    # In no cycle, no map can be doubted.
+    # Without a cycle no map can be found wrong.
     np.testing.assert_array_equal(list(found.cycle_residual.values()), 0)
     np.testing.assert_allclose(list(found.agreement.values()), 1, atol=1e-4)
     both = {("a", "b"): maps["a", "b"], ("b", "a"): chain["b", "a"]}
     np.testing.assert_allclose(synchronize(both).maps["a", "b"].W, exact["a", "b"], atol=1e-4)
 
 
-def test_with_the_fewest_dimensions_every_way_round_is_the_same():
+def test_with_the_smallest_dimension_all_ways_agree():
     maps, _ = planted(DIMS, noise=0.05)
     found = synchronize(maps, SyncConfig(num_dims=6)).maps
     for a, b, c in itertools.permutations(DIMS, 3):

@@ -27,7 +27,7 @@ def few_dims(monkeypatch):
         monkeypatch.setattr(module, "read_rows", read_rows)
 
 
-def test_online_times_and_follows(few_dims, monkeypatch, tmp_path):
+def test_online_times_and_follows(few_dims, lenient_promotion, monkeypatch, tmp_path):
     def fit(key, x, y, *_):
         # Any map will do, and fitting one is what would take time here.
         return SimpleNamespace(best=SimpleNamespace(map=metrics.oracle(x, y[: len(x)], y)))

@@ -112,7 +112,7 @@ def test_peers_mutual_neighbors_are_those_of_all_similarities_at_once(rng):
     assert list(zip(*peers.mutual_neighbors(x, y, 10), strict=True)) == expected
 
 
-def test_peers_gromov_wasserstein_solve_the_same_problem(rng, monkeypatch):
+def test_peers_gromov_wasserstein_solve_the_same_problem(rng, lenient_promotion, monkeypatch):
     pytest.importorskip("ot")
     pytest.importorskip("ott")
     monkeypatch.setattr(peers, "GROMOV_EPSILON", 0.05)

@@ -21,7 +21,7 @@ NUM_ROWS, D_X, D_Y = 40, 6, 4
 
 
 def expected_ranks(x, y):
-    """Mid-ranks of the diagonal, from 1 for the most similar; rounding first, so that equal rows tie."""
+    """Mid-ranks of the diagonal, 1 for the most similar row; similarities are rounded so that equal rows tie."""
     similarity = np.round(np.float64(x) @ np.float64(y).T, 5)
     return np.diagonal(rankdata(-similarity, method="average", axis=1))
 
@@ -38,7 +38,7 @@ def test_ranks_equal_scipy_mid_ranks(rng, duplicates):
 def test_every_score_against_numpy(rng):
     x, y = rng.normal(size=(NUM_ROWS, D_X)).astype(np.float32), rng.normal(size=(NUM_ROWS, D_Y)).astype(np.float32)
     W = semi_orthogonal(rng, D_X, D_Y)
-    y = (0.4 * y + x @ W).astype(np.float32)  # Between useless and perfect, so that every score says something.
+    y = (0.4 * y + x @ W).astype(np.float32)  # Between useless and perfect, so that no score is trivial.
     found = evaluate(make_map(W, x.mean(0), y.mean(0)), jnp.asarray(x), jnp.asarray(y))
     mapped, target = unit(unit(x - x.mean(0)) @ W), unit(y - y.mean(0))
     ranks = expected_ranks(mapped, target)

@@ -170,7 +170,7 @@ def test_zero_rows_are_never_partners(rng, dtype, num_rows, first):
 @pytest.mark.parametrize(("n", "m"), [(30, 47), (7, 12), (1, 3)])
 @pytest.mark.parametrize("exact", [True, False])
 def test_dense_is_that_of_the_whole_matrix(n, m, exact):
-    """Densities are of the ten nearest rows, or of ten bundles: every tenth column, or successive tenths of the rows."""
+    """Densities are of the ten nearest rows, or of ten bundles: every tenth column, or consecutive rows."""
     x, y = clouds(7, n, m)
     similarity = x @ y.T
     expected = whole_csls(x, y, NUM_LOCAL)

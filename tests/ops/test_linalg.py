@@ -9,7 +9,7 @@ from scipy.linalg import orthogonal_procrustes
 
 from mv2v_jax.ops.linalg import polar, polar_step, procrustes
 
-# Compiling is the cost.
+# Compiling takes nearly all of the time.
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
@@ -36,7 +36,7 @@ def test_rectangular_is_semi_orthogonal_and_beats_random_maps(d_x, d_y):
     ours = np.sum((x @ found) * y)
     near = [np.asarray(polar(jnp.asarray(found + 0.05 * rng.standard_normal(found.shape)))) for _ in range(50)]
     others = [semi_orthogonal(rng, d_x, d_y) for _ in range(200)] + near
-    # What Procrustes maximises: for orthonormal rows this is the same as the smallest distance.
+    # Procrustes maximises this trace. With orthonormal rows, the maximum has the minimum distance as well.
     assert ours > max(np.sum((x @ other) * y) for other in others)
     if d_x <= d_y:
         assert np.linalg.norm(x @ found - y) < min(np.linalg.norm(x @ other - y) for other in others)
@@ -50,7 +50,7 @@ def test_recovers_a_planted_map(d_x, d_y):
     found = procrustes(jnp.asarray(x), jnp.asarray(x @ planted))
     if d_x <= d_y:
         np.testing.assert_allclose(found, planted, atol=1e-5)
-    else:  # The other directions of x colour the covariance: the map is near the planted one, not equal to it.
+    else:  # Other directions of x enter the covariance, so the map is near the planted one, not equal to it.
         assert np.linalg.norm(found - planted) / np.linalg.norm(planted) < 0.3
 
 
@@ -64,12 +64,12 @@ def test_rank_deficient_is_finite(rank):
 
 # ---------------------------------------------------------------------------------------------------------- derivative
 
-# Wide matrices are their transposes, which the tests of values see.
+# Wide matrices are transposed first, which the tests of values cover.
 SHAPES = [(5, 5), (6, 4)]
 
 
 def with_singular_values(rng, shape, singular):
-    """A matrix, and its singular vectors as columns."""
+    """A matrix with given singular values, and its singular vectors as columns."""
     u, v = (np.linalg.qr(rng.standard_normal((d, d)))[0][:, : min(shape)] for d in shape)
     return (u * np.asarray(singular)) @ v.T, u, v
 
@@ -128,7 +128,7 @@ def test_zero_singular_values_give_the_derivative_of_what_is_determined(num_zero
     with jax.enable_x64(True):
         vt = np.linalg.svd(matrix)[2]
         factor = np.asarray(polar(matrix))
-        # The null space as polar completed it; a change that goes its way, and turns it against the other directions.
+        # The null space as the polar factor completes it, and a change that keeps its sign and rotates it.
         null_v = vt[rank:].T
         null_u = factor @ null_v
         change = rng.standard_normal((5, 5))
@@ -136,7 +136,7 @@ def test_zero_singular_values_give_the_derivative_of_what_is_determined(num_zero
         found = np.asarray(jax.jvp(polar, (matrix,), (change,))[1])
         step = 1e-6
         expected = (np.asarray(polar(matrix + step * change)) - factor) / step
-        # Turns within the null space are zero by convention.
+        # The derivative of rotations within the null space is zero by convention.
         np.testing.assert_allclose(null_u.T @ found @ null_v, 0, atol=1e-12)
         expected -= null_u @ null_u.T @ expected @ null_v @ null_v.T
         np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -188,11 +188,11 @@ def test_steps_from_a_near_map_end_at_the_polar_factor(shape):
         distances.append(float(jnp.linalg.norm(W - expected)))
         gram = W @ W.T if shape[0] < shape[1] else W.T @ W
         np.testing.assert_allclose(gram, np.eye(min(shape)), atol=1e-4)
-    # Sure directions arrive at once, unsure ones later.
+    # Directions with large singular values converge in one step, others later.
     assert distances[0] < 0.5 * float(jnp.linalg.norm(start - expected))
     assert distances[-1] < 1e-3
 
 
-def test_a_matrix_that_says_nothing_moves_nothing():
+def test_a_matrix_of_zeros_moves_nothing():
     start = jnp.asarray(semi_orthogonal(np.random.default_rng(10), 8, 5), jnp.float32)
     np.testing.assert_allclose(polar_step(start, jnp.zeros((8, 5))), start, atol=1e-5)

@@ -15,7 +15,7 @@ from mv2v_jax.evaluation.metrics import evaluate, oracle
 from mv2v_jax.training.contrastive import ContrastiveConfig, contrastive_loss, refine_contrastive, round_steps
 from mv2v_jax.training.online import OnlineConfig
 
-# Compiling is the cost.
+# Compiling takes nearly all of the time.
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 D_X, D_Y = 10, 8
@@ -24,7 +24,7 @@ ADAM = optax.adam(1e-2)
 
 
 class Stretched:
-    """Disjoint rows of one cloud in two views, of which the second stretches some directions and hides others."""
+    """Disjoint rows of one cloud in two views; the second view stretches some directions and hides others."""
 
     def __init__(self, seed=0):
         rng = np.random.default_rng(seed)
@@ -38,7 +38,7 @@ class Stretched:
         draws = [views(num) for num in (700, 600, 300)]
         self.x, self.y = draws[0][0], draws[1][1]
         self.x_eval, self.y_eval = draws[2]
-        # The best rotation: what it lacks is the stretch alone.
+        # The best rotation; it differs from the true map by the stretch only.
         self.start = oracle(*(jnp.asarray(rows, jnp.float32) for rows in (self.x, draws[0][1], self.y)))
 
     def judge(self, linear_map):
@@ -74,13 +74,13 @@ def test_a_planted_linear_map_is_nearer_and_retrieves_better_than_the_best_rotat
     assert after.top1 >= before.top1
     assert found.loss.shape == (2, 60)
     assert round_steps(700, 600, dataclasses.replace(SMALL, max_passes=1)) == 11  # 1,300 pairs, 128 at a time
-    # In every round, whose partners are its own.
+    # The loss falls in every round, which has its own partners.
     assert (found.loss[:, -10:].mean(1) < found.loss[:, :5].mean(1)).all()
     for name in ("source", "target"):
         jax.tree.map(np.testing.assert_array_equal, getattr(found.map, name), getattr(stretched.start, name))
 
 
-def test_other_floats_compile_nothing_and_distance_holds_it(stretched):
+def test_other_floats_compile_nothing_and_distance_limits_the_change(stretched):
     free = stretched.refine()
     with count_compilations() as again:
         held = stretched.refine(dataclasses.replace(SMALL, distance=1e3, temperature=0.1))
@@ -101,11 +101,11 @@ def test_any_optimiser_half_precision_and_an_offset(stretched):
     assert stretched.judge(found.map).cosine > stretched.judge(stretched.start).cosine
 
 
-def test_known_pairs_mend_what_pseudo_pairs_cannot(stretched):
+def test_known_pairs_repair_a_wrong_map(stretched):
     rng = np.random.default_rng(5)
     lost = dataclasses.replace(stretched.start, W=jnp.asarray(semi_orthogonal(rng, D_X, D_Y), jnp.float32))
     x, y = (jnp.asarray(rows, jnp.float32) for rows in (stretched.x, stretched.y))
-    # Other rows than those that judge.
+    # Not the rows that judge.
     pairs = (stretched.x_eval[200:], stretched.y_eval[200:])
     maps = [
         refine_contrastive(jax.random.key(0), lost, x, y, SMALL, pairs=some).map
@@ -119,7 +119,7 @@ def test_known_pairs_mend_what_pseudo_pairs_cannot(stretched):
         refine_contrastive(jax.random.key(0), lost, x, y, SMALL, pairs=(pairs[0], pairs[1][1:]))
 
 
-def test_never_a_matrix_of_all_rows(stretched):
+def test_no_array_is_n_by_m(stretched):
     n, m = 20_000, 21_000
     shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((n, D_X), (m, D_Y))]
     start = stretched.start

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from mv2v_jax.training import LossConfig, OnlineConfig, alignment_loss, online_init, online_map, online_update
 
-# Compiling is the cost.
+# Compiling takes nearly all of the time.
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 D_IN, D_X, D_Y, BATCH, STEPS = 7, 6, 5, 24, 3
@@ -86,7 +86,7 @@ def adam():
 
 
 def make_step(encode, optimizer, dtype=jnp.float32):
-    """A training step like any other, with a state more to carry."""
+    """An ordinary training step that carries the online state as well."""
 
     def loss(params, state, inputs, y):
         x = encode(jax.tree.map(lambda leaf: leaf.astype(dtype), params), inputs.astype(dtype))
@@ -107,7 +107,7 @@ def make_step(encode, optimizer, dtype=jnp.float32):
     ("make", "dtype"), [(linen, jnp.bfloat16), pytest.param(equinox, jnp.float32, marks=pytest.mark.slow)]
 )
 def test_trains_under_jit_grad_and_scan(make, dtype, rows, start):
-    """Parameters and states in float32; rows too, or in bfloat16."""
+    """Parameters and states are float32; rows are float32 or bfloat16."""
     params, encode = make()
     optimizer = adam()
     carry = (params, optimizer.init(params), online_init(start, rows[1][0], CONFIG))
@@ -125,7 +125,7 @@ def test_trains_under_jit_grad_and_scan(make, dtype, rows, start):
 
 
 def test_nnx_modules_and_their_own_transforms(rows, start):
-    """As an NNX user would write it: the module and the optimizer are changed in place, the state is carried."""
+    """As an NNX user would write it: module and optimizer change in place, the state is carried."""
     model = Nnx(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, adam(), wrt=nnx.Param)
 
@@ -149,7 +149,7 @@ def test_nnx_modules_and_their_own_transforms(rows, start):
 
 
 def test_equinox_filtered_transforms(rows, start):
-    """As an Equinox user would write it: the module is differentiated whole."""
+    """As an Equinox user would write it: the loss is differentiated with respect to the module."""
     model = Equinox(jax.random.key(0))
 
     @eqx.filter_jit
@@ -162,8 +162,8 @@ def test_equinox_filtered_transforms(rows, start):
     assert float(jnp.abs(gradients.last.weight).max()) > 0
 
 
-def test_the_loss_teaches_an_encoder_what_its_rows_should_be():
-    """An encoder that was right and was turned a little finds back, without a pair."""
+def test_the_loss_brings_an_encoder_back():
+    """A right encoder that was turned a little becomes right again, without pairs."""
     data = planted_clouds(D_X, D_X, num_x=400, num_y=400, groups=12)
     x, y = (jnp.asarray(rows - rows.mean(0)) for rows in (data.x, data.y))
     off = jnp.asarray(np.eye(D_X) + 0.3 * np.random.default_rng(0).standard_normal((D_X, D_X)), jnp.float32)
@@ -201,7 +201,7 @@ def test_the_state_is_stored_and_restored(tmp_path, rows, start):
 
 @pytest.fixture
 def split_step(rng, start):
-    """An update of rows split over four of the devices that the CPU plays, and its result where they are not."""
+    """An update, its arguments, and its result on one device."""
     config = OnlineConfig(queue_rows=32, num_neighbors=2, rotate_every=1, decay=0.5)
     x, y = (jnp.asarray(rng.standard_normal((16, d)), jnp.float32) for d in (D_X, D_Y))
     state = online_init(start, y, config)
@@ -215,7 +215,7 @@ def split_step(rng, start):
 def assert_same_update(shared, whole, before):
     np.testing.assert_allclose(shared.source.mean, whole.source.mean, atol=1e-5)
     np.testing.assert_allclose(shared.queue, whole.queue, atol=1e-5)
-    # Rows of the queue look for partners in a part of the batch each.
+    # Each device matches the queue with its part of the batch only.
     for name in ("cross", "W"):
         changes = [np.ravel(getattr(state, name) - getattr(before, name)) for state in (shared, whole)]
         assert np.corrcoef(*changes)[0, 1] > 0.8
@@ -227,19 +227,19 @@ def test_sharded_over_devices(split_step):
     rows = NamedSharding(mesh, P("data"))
     split_x, split_y = (jax.device_put(a, rows) for a in (x, y))
 
-    # Rows laid out over devices, the program as it is: the compiler does the rest.
+    # Rows are sharded and the program is unchanged: the compiler partitions it.
     sharded = jax.jit(step)(jax.device_put(state, NamedSharding(mesh, P())), split_x, split_y)
     np.testing.assert_allclose(sharded.W, whole.W, atol=1e-4)
     assert np.linalg.norm(whole.W - state.W) > 0.1
     loss = jax.jit(lambda state, x, y: alignment_loss(online_map(state), x, y, LOSS))
     np.testing.assert_allclose(loss(state, split_x, split_y), loss(state, x, y), atol=1e-4)
 
-    # Every device its own program.
+    # Each device runs its own program.
     specs = {"in_specs": (P(), P("data"), P("data")), "out_specs": P()}
     mapped = jax.shard_map(functools.partial(step, axis_name="data"), mesh=mesh, check_vma=False, **specs)
     assert_same_update(jax.jit(mapped)(state, split_x, split_y), whole, state)
 
-    # Where JAX checks what varies over the devices, every state is its own.
+    # With JAX's check of what varies over the devices, each device has its own state.
     def own(state, x, y, axis_name=None):
         pairs = (x[:1], y[:1])
         return online_update(state, x, y, SELDOM, pairs=pairs, axis_name=axis_name)[0].W[None]
@@ -253,7 +253,7 @@ def test_sharded_over_devices(split_step):
 
 @pytest.mark.slow
 def test_under_pmap(split_step):
-    """By now another way to say `jax.shard_map`."""
+    """`jax.pmap` is implemented by `jax.shard_map`."""
     step, (state, x, y), whole = split_step
     by_device = jax.pmap(
         step, axis_name="data", in_axes=(None, 0, 0, None), devices=jax.devices()[:4], static_broadcasted_argnums=3

@@ -26,7 +26,7 @@ from mv2v_jax.training.losses import (
 )
 from mv2v_jax.training.online import OnlineConfig
 
-# Compiling is the cost.
+# Compiling takes nearly all of the time.
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 B, C, D_X, D_Y = 9, 11, 6, 5
@@ -73,7 +73,7 @@ def test_csls_is_that_of_the_ten_nearest_and_partners_sharpen(rows):
     x = map_rows(x, W)
     similarity = x @ y.T
     r_x, r_y = similarity.mean(1) * C, similarity.mean(0)
-    r_x = (r_x - similarity.min(1)) / 10  # Eleven others, of which the ten nearest count; of nine, all.
+    r_x = (r_x - similarity.min(1)) / 10  # The ten nearest of eleven rows of y count, and all nine rows of x.
     expected = 2 * similarity - r_x[:, None] - r_y[None]
     with jax.enable_x64(True):
         np.testing.assert_allclose(dense_csls(x, y), expected, atol=1e-12)
@@ -99,7 +99,7 @@ def test_sinkhorn_divergence_equals_that_of_pot(rng):
         found = divergence(x, y, epsilon=epsilon, num_steps=400)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
         np.testing.assert_allclose(divergence(x, x[::-1], epsilon=epsilon), 0, atol=1e-12)
-        # Few steps are near on unit rows, where it is used.
+        # The losses compare unit rows; for those few steps are close to convergence.
         x, y = unit(x), unit(y)
         steps = [divergence(x, y, epsilon=epsilon, num_steps=number) for number in (10, 400)]
         np.testing.assert_allclose(*steps, atol=0.02)
@@ -120,7 +120,7 @@ def test_sinkhorn_at_convergence_has_the_gradient_of_its_plan(rng):
 def test_everything_can_be_differentiated_in_rows_and_map(rows):
     x, y, W = rows
     with jax.enable_x64(True):
-        # Soft partners are in this, all terms of the loss in the next.
+        # The first covers soft partners, the second all terms of the loss.
         assert_gradients(lambda x, y, W: jnp.sum(soft_procrustes(x, y, W) * W**2), x, y, W)
         config = LossConfig(stop_gradient=False, sinkhorn_steps=3)
         assert_gradients(
@@ -129,7 +129,7 @@ def test_everything_can_be_differentiated_in_rows_and_map(rows):
 
 
 def test_evidence_can_be_differentiated_in_rows_and_map(rng):
-    """The label-free score by which restarts are chosen, piecewise smooth."""
+    """The label-free score that chooses restarts is piecewise smooth."""
     x, y, W = rng.standard_normal((40, D_X)), rng.standard_normal((44, D_Y)), semi_orthogonal(rng, D_X, D_Y)
 
     def closeness(x, y, W):
@@ -140,7 +140,7 @@ def test_evidence_can_be_differentiated_in_rows_and_map(rng):
         assert_gradients(closeness, unit(x), unit(y), W, atol=1e-5)
 
 
-def test_stop_gradient_holds_the_correspondence_and_nothing_else(rows):
+def test_stop_gradient_holds_the_partners_and_nothing_else(rows):
     x, y, W = rows
     with jax.enable_x64(True):
         x = jnp.asarray(map_rows(x, W))
@@ -162,7 +162,7 @@ def test_stop_gradient_holds_the_correspondence_and_nothing_else(rows):
         np.testing.assert_allclose(*values, atol=1e-12)
 
 
-def test_terms_are_at_their_best_for_the_same_rows(rng):
+def test_terms_are_minimal_for_the_same_rows(rng):
     x = unit(rng.standard_normal((40, 8))).astype(np.float32)
     rotation = semi_orthogonal(rng, 8, 8).astype(np.float32)
     y = (x @ rotation)[::-1]
@@ -189,7 +189,7 @@ def test_cycle_and_preservation_by_hand(rng):
         np.testing.assert_allclose(preservation_loss(x, after), np.abs(x @ x.T - after @ after.T).mean())
 
 
-def test_padding_takes_no_part(rows):
+def test_padding_does_not_count(rows):
     x, y, W = rows
     padded_x, padded_y = (np.concatenate([a, np.zeros((3, a.shape[1]))]) for a in (x, y))
     config = LossConfig(sinkhorn_steps=3)
@@ -213,7 +213,7 @@ def test_half_precision_is_summed_in_float32_and_keeps_its_gradients_dtype(rows)
     assert value.dtype == jnp.float32
     assert gradient.dtype == dtype
     assert np.isfinite(gradient.astype(jnp.float32)).all()
-    # The same rows in float64, as other tests have them compiled.
+    # The same rows in float64; other tests have compiled this program.
     with jax.enable_x64(True):
         np.testing.assert_allclose(value, loss_of(as_map(W), x, y, LossConfig(sinkhorn_steps=3)), atol=0.05)
 

@@ -1,4 +1,4 @@
-"""What an update does with a batch, and the rules its state obeys; `test_online_drift` shows what it is for."""
+"""What one update does, and invariants of its state; `test_online_drift` shows its purpose."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ from mv2v_jax.evaluation.metrics import evaluate
 from mv2v_jax.training.losses import LossConfig
 from mv2v_jax.training.online import OnlineConfig, _match, online_init, online_map, online_update
 
-# Compiling is the cost.
+# Compiling takes nearly all of the time.
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 D_X, D_Y = 12, 10
@@ -39,7 +39,7 @@ def true_map(data, W=None):
 
 
 def batches(data, num_steps, size, dtype=jnp.float32):
-    """Rows of both spaces in their order: ``[num_steps, size, d]``."""
+    """Batches of consecutive rows of both spaces: ``[num_steps, size, d]``."""
     x, y = (jnp.asarray(rows[: num_steps * size], dtype) for rows in (data.x, data.y))
     return tuple(rows.reshape(num_steps, size, -1) for rows in (x, y))
 
@@ -87,13 +87,13 @@ def test_the_queue_holds_the_latest_rows_of_the_target(planted):
     update = jax.jit(online_update)
     for index in range(3):
         state, _ = update(state, xs[0][index], xs[1][index], SMALL)
-    # 40 + 3 x 24 rows have come, of which 64 fit.
+    # 40 + 3 x 24 rows have been added; the queue holds the last 64.
     assert int(state.head) == (40 + 72) % 64
     came = np.concatenate([planted.y[300:340], planted.y[:72]])[-64:]
     held = np.roll(np.asarray(state.queue), -int(state.head), axis=0)
     cosine = np.sum(held * (came - planted.y.mean(0)), axis=1) / np.linalg.norm(came - planted.y.mean(0), axis=1)
     assert cosine.min() > 0.9
-    # More rows than the queue has places, and none at all.
+    # More rows than the queue holds, and none.
     many, _ = update(state, xs[0][0], jnp.asarray(planted.y[:100]), SMALL)
     assert int(many.head) == (int(state.head) + 64) % 64
     none, _ = update(state, xs[0][0], jnp.zeros((0, D_Y)), SMALL)
@@ -111,7 +111,7 @@ def test_the_rotation_takes_a_step_every_few_updates(planted):
 
 
 def test_weights_are_those_of_csls_against_numpy(rng):
-    """A row without length takes no part; the others weigh by how many standard deviations their CSLS is."""
+    """Weights are exponentials of the CSLS in standard deviations."""
     x, y = unit(rng.normal(size=(30, 5))), unit(rng.normal(size=(41, 5)))
     similarity = x @ y.T
     near_x = np.stack([similarity[:, part:40:10].max(1) for part in range(10)]).mean(0)
@@ -126,8 +126,8 @@ def test_weights_are_those_of_csls_against_numpy(rng):
 
 
 @pytest.mark.parametrize(("num_x", "num_y", "mass"), [(9, 41, 2), (30, 3, 2), (0, 41, 0), (30, 0, 0)])
-def test_rows_without_length_have_no_weight(rng, num_x, num_y, mass):
-    """Nor do they take any from the others; three rows are fewer than the partners asked for."""
+def test_zero_rows_have_no_weight(rng, num_x, num_y, mass):
+    """The weights of other rows still sum to 1, even if there are fewer rows than partners."""
     x, y = unit(rng.normal(size=(30, 5))), unit(rng.normal(size=(41, 5)))
     x[num_x:], y[num_y:] = 0, 0
     plan = np.asarray(jax.jit(_match, static_argnums=2)(jnp.asarray(x), jnp.asarray(y), 4).plan)
@@ -137,7 +137,7 @@ def test_rows_without_length_have_no_weight(rng, num_x, num_y, mass):
 
 
 def test_known_pairs_lead_to_a_map_that_batches_alone_do_not_find():
-    """Round clouds and a start that is wrong: nothing but the pairs says where to go."""
+    """The clouds are round and the start is wrong, so only the pairs can help."""
     rng = np.random.default_rng(2)
     W = semi_orthogonal(rng, D_X, D_Y)
     x, z, known = (rng.normal(size=(num, D_X)).astype(np.float32) for num in (50 * 32, 50 * 32, 120))
@@ -162,7 +162,7 @@ def test_known_pairs_lead_to_a_map_that_batches_alone_do_not_find():
     np.testing.assert_allclose(none.cross, online_update(start, data.x[:32], data.y[:32], SMALL)[0].cross, atol=1e-5)
 
 
-def test_rows_without_length_say_nothing(planted):
+def test_a_batch_of_zero_rows_changes_no_average(planted):
     state = online_init(true_map(planted), jnp.asarray(planted.y[:64]), SMALL)
     update = jax.jit(online_update)
     same, info = update(state, jnp.zeros((8, D_X)), jnp.zeros((0, D_Y)), SMALL)
@@ -202,8 +202,8 @@ def test_no_gradient_goes_through_an_update(planted):
     np.testing.assert_array_equal(jax.jit(jax.grad(loss))(x[0]), 0)
 
 
-def test_devices_that_share_an_axis_do_what_one_does(planted):
-    """Rows split over an axis: the same averages, and the same state everywhere."""
+def test_devices_that_share_an_axis_equal_one_device(planted):
+    """With rows split over an axis, the averages and all states are the same."""
     x, y = batches(planted, 1, 64)
     state = online_init(true_map(planted), jnp.asarray(planted.y[100:164]), SMALL)
 
@@ -217,7 +217,7 @@ def test_devices_that_share_an_axis_do_what_one_does(planted):
         np.testing.assert_array_equal(leaf, np.broadcast_to(leaf[:1], leaf.shape))
     np.testing.assert_allclose(shared.source.mean[0], whole.source.mean, atol=1e-5)
     np.testing.assert_allclose(shared.queue[0], whole.queue, atol=1e-5)
-    # Rows of the queue look for partners in a part of the batch each: nearly the same cross-covariance.
+    # Each device matches the queue with its part of the batch only, so the cross-covariance is not exactly the same.
     change = [found - state.cross for found in (shared.cross[0], whole.cross)]
     assert float(jnp.sum(change[0] * change[1]) / jnp.prod(jnp.array([jnp.linalg.norm(c) for c in change]))) > 0.9
     assert info.objective.shape == (4,)

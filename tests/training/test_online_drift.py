@@ -1,4 +1,4 @@
-"""`online_update` on real rows whose encoder drifts: the map keeps up where a fixed one falls apart."""
+"""`online_update` while the encoder drifts: the map follows, where a fixed map becomes useless."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ from mv2v_jax.data.demo import load_demo_data
 from mv2v_jax.evaluation.metrics import evaluate, oracle
 from mv2v_jax.training.online import OnlineConfig, online_init, online_map, online_update
 
-# By the end the source has turned by up to so many radians, and every row has moved by half of its length.
+# Final drift of the source: rotation by up to this many radians, and each row moved by this share of its length.
 ANGLE, MOVED = 3.0, 0.5
 
 
 class Rows(NamedTuple):
-    """Fitting rows of both spaces, the target's of the source's texts, and rows that judge."""
+    """Fitting rows of both spaces, the true partners of the source's rows, and evaluation rows."""
 
     x: np.ndarray
     y: np.ndarray
@@ -34,7 +34,7 @@ def skew(rng, d):
 
 
 def make_encoder(rng, d):
-    """What an encoder makes of its rows once it has turned, and a random small network has moved them by a share."""
+    """The drifted encoder: rotates rows, and moves them by a share of the output of a small random network."""
     first, second = (jnp.asarray(rng.standard_normal((d, d)) / d**0.5, jnp.float32) for _ in range(2))
 
     def encode(rows, rotation, share):
@@ -45,7 +45,7 @@ def make_encoder(rng, d):
 
 
 def follow(config, start, x, y, rotation_step, key, encode, num_steps, batch_rows):
-    """All updates on rows drawn anew at every step, in one scan."""
+    """All updates in one scan; every step draws new rows."""
 
     def step(carry, index):
         state, rotation = carry
@@ -61,7 +61,7 @@ def follow(config, start, x, y, rotation_step, key, encode, num_steps, batch_row
 
 
 def run(config, rows, num_steps, batch_rows):
-    """Top-1 at the end, of the map that was followed, the fixed one, and the oracle; and what the updates saw."""
+    """Final top-1 of the updated map, the fixed map and the oracle; and the `OnlineInfo` of all updates."""
     x, y, y_true = (jnp.asarray(part) for part in rows[:3])
     rng = np.random.default_rng(0)
     rotation_step = jnp.asarray(scipy.linalg.expm(skew(rng, x.shape[1]) * ANGLE / num_steps), jnp.float32)
@@ -77,22 +77,22 @@ def run(config, rows, num_steps, batch_rows):
 
 
 @pytest.mark.usefixtures("quick_compile")
-def test_the_map_keeps_up_with_a_turning_encoder_where_a_fixed_one_falls_apart():
-    """In few dimensions and steps, on rows drawn from a mixture."""
+def test_the_map_follows_a_turning_encoder():
+    """In few dimensions and steps, on rows of a mixture; a fixed map becomes useless."""
     both = planted_clouds(16, 12, num_x=10, num_y=1_000, num_eval=1_200)
-    # Paired rows are the held-out ones: some of them are fitted, so that there is an oracle.
+    # Only the held-out rows are paired. Some of them serve as fitting rows, so that there is an oracle.
     rows = Rows(both.x_eval[:1_000], both.y, both.y_eval[:1_000], both.x_eval[1_000:], both.y_eval[1_000:])
     config = OnlineConfig(decay=0.8, num_neighbors=4, queue_rows=256)
     (ours, fixed, oracle), info = run(config, rows, num_steps=200, batch_rows=64)
     assert fixed < 0.1 < 0.9 < oracle
-    # A fifth of the rows a step of the test below, and the turn in fewer steps: it lags further behind.
+    # Batches are smaller than in the test below and the rotation takes fewer steps, so the map lags further behind.
     assert ours > 0.4, ours
     assert float(info.agreement[-20:].mean()) > 0.5
 
 
 @pytest.mark.slow
-def test_the_map_keeps_up_with_a_drifting_encoder_where_a_fixed_one_falls_apart():
-    """On real rows, a long way."""
+def test_the_map_follows_a_drifting_encoder():
+    """On real rows, over a long drift."""
     data = load_demo_data()
     rows = Rows(*(part[:5_000] for part in (data.x, data.y, data.y_true)), data.x_eval, data.y_eval)
     config = OnlineConfig(decay=0.95, num_neighbors=16, queue_rows=1_024)
@@ -100,6 +100,6 @@ def test_the_map_keeps_up_with_a_drifting_encoder_where_a_fixed_one_falls_apart(
     assert oracle > 0.75
     assert fixed < 0.1
     assert ours > 0.75 * oracle, (ours, oracle)
-    # It shows without labels, too.
+    # The label-free diagnostics show it, too.
     assert float(info.agreement[-50:].mean()) > 0.5
     assert float(info.objective[-50:].mean()) > 0.7 * float(info.objective[:50].mean())
