@@ -54,7 +54,7 @@ def unit_rows(rows: jax.Array) -> jax.Array:
 
 def centred_rows(rows: jax.Array | np.ndarray, centering: Centering) -> jax.Array:
     """Raw rows of one space as a map sees them: without their mean, of unit length."""
-    return unit_rows(jnp.asarray(rows) - centering.mean)
+    return unit_rows(jnp.asarray(rows) - centering.mean[None])
 
 
 def random_rotation(d_x: int, d_y: int) -> np.ndarray:

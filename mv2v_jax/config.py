@@ -216,7 +216,8 @@ def check_settings(config: Any, cls: type) -> None:
     """Raise `InputError` unless ``config`` is of the class and every setting is within its bounds."""
     if not isinstance(config, cls):
         hint = f"; use {cls.__name__}.{config}()" if cls is Config and config in PRESETS[1:] else ""
-        raise InputError(f"config must be a {cls.__name__}, found {config!r}{hint}")
+        article = "an" if cls.__name__[0] in "AEIOU" else "a"
+        raise InputError(f"config must be {article} {cls.__name__}, found {config!r}{hint}")
     for path, field, value in iterate_fields(config):
         _check_field(".".join(path), field, value)
 

@@ -26,8 +26,8 @@ _set_if_known(OLD_EMITTERS)
 # For meshes. Tests without a mesh run on one of them.
 jax.config.update("jax_num_cpu_devices", 8)
 
-# No array changes its dtype or its rank without being told to: float32 rows stay float32 where float64 is enabled, and
-# no row is added to a matrix by accident.
+# Implicit changes of dtype and of rank are errors, so that float32 rows stay float32 where float64 is enabled and no
+# vector is broadcast against a matrix by accident.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

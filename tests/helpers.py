@@ -72,7 +72,7 @@ _SMALL = with_settings(
 
 
 def small_config(**changes) -> Config:
-    """Every stage, a few steps each; no test depends on a default."""
+    """A config with a few steps of every stage; it sets every field, so that no test depends on a default."""
     return with_settings(_SMALL, **changes)
 
 

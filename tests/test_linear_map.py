@@ -1,4 +1,4 @@
-"""Using a map: both frames, the way back, dtypes and errors."""
+"""`apply` and `invert`: both frames, the way back, dtypes and errors."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ from mv2v_jax import InputError, apply, invert
 
 
 def make(d_x, d_y, seed=0, num_rows=50):
-    """A map between two spaces that are turned views of each other, with rows of both: ``(map, x, y)``."""
+    """A map between two spaces, one a rotation of the other, with rows of both: ``(map, x, y)``."""
     rng = np.random.default_rng(seed)
     W = semi_orthogonal(rng, d_x, d_y)
     mean_x, mean_y = 2 * rng.normal(size=d_x), 2 * rng.normal(size=d_y)
@@ -33,7 +33,7 @@ def test_target_frame_compares_with_raw_rows(d_x, d_y):
     linear_map, x, y = make(d_x, d_y)
     raw = np.asarray(apply(linear_map, x, frame="target"))
     np.testing.assert_allclose(raw, y, atol=1e-4)
-    # The mean matters to a raw cosine: centred rows would not find their partners as surely.
+    # The target's mean is part of raw rows: without it raw cosines would be lower.
     cosines = unit(raw) @ unit(y).T
     np.testing.assert_allclose(np.diagonal(cosines), 1, atol=1e-5)
 

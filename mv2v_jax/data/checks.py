@@ -52,7 +52,8 @@ def check_shape(array: Any, name: str, *, min_rows: int = 1) -> None:
     if array.dtype not in _DTYPES:
         raise InputError(f"{name} must hold floating-point embeddings, found dtype {array.dtype}")
     if array.shape[0] < min_rows:
-        raise InputError(f"{name} must have at least {min_rows} rows, found {array.shape[0]}")
+        expected = "1 row" if min_rows == 1 else f"{min_rows} rows"
+        raise InputError(f"{name} must have at least {expected}, found {array.shape[0]}")
     if array.shape[1] < 1:
         raise InputError(f"{name} must have at least one column, found shape {list(array.shape)}")
 

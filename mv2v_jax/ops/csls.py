@@ -61,9 +61,9 @@ def _bundle_maxima(similarity: jax.Array, axis: int = 1) -> jax.Array:
 def _candidate_density(candidates: Neighbors, is_spread: bool = False) -> jax.Array:
     """Density of each row, ``[n]``, from its candidates.
 
-    Up to 19 candidates are sorted, and the first ten count. More candidates are the nearest rows of groups, in no
-    order, and the nearest of each bundle counts. With ``is_spread``, each device has some of the candidates, and a
-    bundle is the union of the devices' bundles.
+    Up to 19 candidates are sorted, and the first ten count. Of more candidates the nearest of each bundle counts; they
+    are usually the nearest rows of groups, in no order. With ``is_spread``, each device has some of the candidates, and
+    a bundle is the union of the devices' bundles.
     """
     similarity = candidates.similarity
     num_candidates = similarity.shape[1]

@@ -1,5 +1,6 @@
 """Parts for training loops: losses without pairs, a map that follows an encoder, and a map trained on pseudo-pairs."""
 
+from mv2v_jax.ops.sinkhorn import sinkhorn_divergence
 from mv2v_jax.training.contrastive import (
     Contrastive,
     ContrastiveConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "preservation_loss",
     "refine_contrastive",
     "round_steps",
+    "sinkhorn_divergence",
     "soft_match",
     "soft_procrustes",
 ]

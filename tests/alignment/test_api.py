@@ -35,8 +35,8 @@ from mv2v_jax.data.padding import pad_rows
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 NUM = 3
-# Fewer stages, so that less is compiled; whitening, to show that only the best is whitened; and fewer directions than
-# either space has.
+# Fewer stages, so that less is compiled; whitening, because only the best is whitened; and fewer directions than either
+# space has.
 CONFIG = small_config(published_match_steps=0, published_cluster_steps=0, whitening_power=0.1, search_dims=4)
 
 
@@ -130,13 +130,13 @@ def test_a_consensus_is_the_average_of_what_the_best_were_settled_to():
     np.testing.assert_allclose(found.best.map.W, expected.map.W, atol=1e-8)
     assert_trees_close(found.best.trajectory, expected.trajectory, atol=1e-8)
     assert np.abs(found.best.map.W - restarts().best.map.W).max() > 1e-3
-    # What is chosen, and how sure that is, has nothing to do with it.
+    # The choice and its confidence do not depend on it.
     assert_trees_close(found.evidence, restarts().evidence, atol=1e-8)
     assert_trees_close(found.best.confidence, restarts().best.confidence, atol=1e-8)
 
 
 def choice_of(matrices, score):
-    """The `Choice` among searches of these matrices, which have nothing else to choose by than these scores."""
+    """The `Choice` among searches with these matrices and these scores."""
     evidence = Evidence(**{field.name: jnp.asarray(score) for field in dataclasses.fields(Evidence)})
     nothing = jnp.zeros(len(score))
     anchors = AnchorInfo(objective=nothing, agreement=nothing, kept=nothing)
@@ -159,7 +159,7 @@ def test_searches_that_disagree_or_failed_do_not_count():
     np.testing.assert_allclose(found.weights, [0, weight, 0, 1], atol=1e-12)
     mean = average(make_estimate(matrices[np.asarray(found.order)]), found.weights[found.order])
     np.testing.assert_allclose(mean.matrix, (off + weight * right) / (1 + weight), atol=1e-12)
-    # Where everything failed nothing is made up.
+    # Where every search failed the result is NaN.
     assert np.isnan(average(make_estimate(matrices[:1]), jnp.ones(1)).matrix).all()
 
 
@@ -222,7 +222,7 @@ def test_agreement_counts_directions_by_the_data_in_them(rng):
 )
 def test_the_largest_finite_score_is_selected(scores, expected):
     scores = jnp.array(scores)
-    # Nothing but the score decides, so the rest points elsewhere.
+    # Only the score decides: the other fields would choose another one.
     others = {field.name: -jnp.nan_to_num(scores) for field in dataclasses.fields(Evidence)}
     chosen = select(Evidence(**{**others, "score": scores}))
     assert int(chosen) == expected
@@ -238,7 +238,7 @@ def test_side_by_side_is_one_after_the_other():
 
 
 class Accelerator(NamedTuple):
-    """As much of a device as says what memory it has."""
+    """A device with memory statistics and nothing else."""
 
     memory: dict[str, int]
     platform: str = "gpu"
@@ -275,7 +275,7 @@ def test_same_shapes_compile_once():
 
 
 @pytest.mark.parametrize("num_restarts", [0, -3])
-def test_no_restart_is_named(num_restarts):
+def test_a_wrong_number_of_restarts_is_named(num_restarts):
     with pytest.raises(InputError, match=f"^num_restarts must be a whole number of at least 1, found {num_restarts}$"):
         align_restarts(root(), *clouds(), num_restarts, CONFIG)
 

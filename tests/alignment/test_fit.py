@@ -1,4 +1,4 @@
-"""The whole method: planted maps recovered without a pair, and every kind of legal input."""
+"""The whole method: planted maps are recovered without a known pair, and every kind of valid input is accepted."""
 
 import functools
 
@@ -79,7 +79,7 @@ def test_a_planted_map_is_recovered_from_different_rows(d_x, d_y):
     assert error < 0.3
     assert float(result.info.orthogonality) < 1e-4
     assert int(result.verdict) == Verdict.uncertain  # One search alone can claim no more.
-    # Raw rows of the target are found in the target frame, too.
+    # The target frame retrieves raw rows of the target as well.
     raw = np.asarray(apply(result.map, jnp.asarray(planted.x_eval), frame="target"))
     lengths = np.linalg.norm(raw, axis=1)[:, None] * np.linalg.norm(planted.y_eval, axis=1)[None]
     nearest = (raw @ planted.y_eval.T / lengths).argmax(1)
@@ -87,7 +87,7 @@ def test_a_planted_map_is_recovered_from_different_rows(d_x, d_y):
 
 
 def test_rows_without_partners_are_not_aligned():
-    """What is asserted above does not hold for a map of other data."""
+    """The assertions above do not hold for a map of other data."""
     planted, result = solved(12, 8)
     other = planted_clouds(12, 8, num_x=600, num_y=560, groups=10, seed=1)
     scores = evaluate(result.map, jnp.asarray(other.x_eval), jnp.asarray(other.y_eval))
@@ -139,7 +139,7 @@ def test_half_precision_is_computed_in_float32():
     result = align(jax.random.key(0), x, y, SMALL)
     assert_usable(result, 6, 5)
     assert apply(result.map, x).dtype == jnp.float16
-    # bfloat16 keeps eight bits: the remembered mean is that of the rows as they came.
+    # bfloat16 keeps eight bits: the mean is that of the rounded rows.
     np.testing.assert_allclose(result.map.target.mean, np.float32(y).mean(0), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(result.map.source.mean, planted.x.mean(0), rtol=1e-2, atol=1e-2)
 
@@ -195,7 +195,7 @@ def padded_space(rows):
 
 def test_the_evidence_is_that_of_the_searched_map_on_rows_it_has_not_seen():
     planted = small_clouds()
-    # Nothing to settle it with.
+    # No settling stage, so that the returned map is the searched one.
     key, config = jax.random.key(0), small_config(annealing_steps=0, settling_steps=0, settling_whole_steps=0)
     result = align(key, planted.x, planted.y, config)
     (fitted_x, held_x), (fitted_y, held_y) = (hold_out(padded_space(c).rows, 5) for c in (planted.x, planted.y))
@@ -208,7 +208,7 @@ def test_the_evidence_is_that_of_the_searched_map_on_rows_it_has_not_seen():
 
 def test_every_key_is_scored_on_the_same_rows():
     _, results = all_solved(12, 8)
-    # A rotation keeps the cosines within a space, so this differs only where the rows do, and by their rounding.
+    # A rotation keeps the cosines within a space, so with the same rows this differs by rounding only.
     np.testing.assert_allclose([result.evidence.within for result in results], results[0].evidence.within, rtol=5e-4)
     assert len({float(result.evidence.cross) for result in results}) > 1
 
@@ -253,7 +253,7 @@ def test_annealing_again_is_the_second_half():
 
 
 def unweighted(whitening_power, **changes):
-    """The map, weighted and whitened, of a fit in which nothing else is."""
+    """The result of a fit with this whitening power, and the rows of both spaces."""
     planted, key = small_clouds(), jax.random.key(0)
     config = small_config(whitening_power=whitening_power, **changes)
     return align(key, planted.x, planted.y, config), [padded_space(c).rows for c in (planted.x, planted.y)]
@@ -266,7 +266,7 @@ def test_a_published_map_is_whitened_last():
     both = [fit_whitening(cloud, 0.2) for cloud in rows]
     np.testing.assert_allclose(whitened.map.W, whiten_map(plain.map.W, *both), atol=1e-4)
     assert np.abs(whitened.map.W - plain.map.W).max() > 0.01
-    # What is said about the map is said about the rotation in it.
+    # Evidence and orthogonality are those of the rotation, before whitening.
     assert_trees_close(whitened.evidence, plain.evidence)
     assert float(whitened.info.orthogonality) < 1e-4
 
@@ -307,7 +307,7 @@ def test_fewer_rows_than_every_sample_and_an_average_of_maps():
     assert set(result.trajectory) == {"refine_matching", "refine_clusters"}
     gram = np.asarray(result.map.W @ result.map.W.T)
     np.testing.assert_allclose(result.info.orthogonality, np.linalg.norm(gram - np.eye(3)), rtol=1e-3, atol=1e-5)
-    # Too few to hold any out: nothing speaks for the map, nor against it.
+    # Too few rows to hold any out, so there is no evidence.
     assert int(result.verdict) == Verdict.uncertain
 
 
@@ -345,7 +345,7 @@ def test_a_search_sees_fitted_and_held_out_rows_in_the_directions_of_the_fitted(
     config = small_config(search_dims=search_dims)
 
     def prepared(clouds):
-        # With means of zero: they do not depend on the held-out rows.
+        # Means of zero are given, so that they do not depend on the held-out rows.
         return prepare(*(PaddedRows(rows=c, num_rows=len(c), mean=jnp.zeros(c.shape[1])) for c in clouds), config)
 
     with jax.enable_x64(True):
@@ -380,7 +380,7 @@ def test_a_search_sees_fitted_and_held_out_rows_in_the_directions_of_the_fitted(
 @pytest.mark.parametrize(("d_x", "d_y"), [pytest.param(12, 12, marks=pytest.mark.slow), (12, 8)])
 def test_a_planted_map_is_recovered_from_a_search_in_fewer_directions(d_x, d_y):
     planted = planted_clouds(d_x, d_y, num_x=600, num_y=560, groups=10, seed=0)
-    # Annealing again sees twice as many.
+    # The second annealed refinement sees twice as many directions.
     config = with_settings(SOLVING, search_dims=5)
     result = best_of(fits(planted.x, planted.y, config))
     scores = evaluate(result.map, jnp.asarray(planted.x_eval), jnp.asarray(planted.y_eval))

@@ -127,7 +127,7 @@ def test_keeping_the_variances_is_not_enough():
 
 
 def test_the_null_keeps_every_variance(rng):
-    """A cloud that is its own mirror image in every principal direction cannot tell a reflection from none."""
+    """A cloud that is its own mirror image in every principal direction looks the same after every reflection."""
     signs = np.array(list(itertools.product([-1, 1], repeat=4)))
     base = np.abs(rng.normal(size=(20, 4))) * [1.0, 0.7, 0.5, 0.3]
     turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]

@@ -71,7 +71,7 @@ def test_equivariance(rng):
 
 
 def numbered(num_rows, first=0):
-    """Rows that can be told apart."""
+    """Rows that are all different."""
     return jnp.arange(first, first + 2 * num_rows, dtype=jnp.float32).reshape(num_rows, 2)
 
 

@@ -130,7 +130,7 @@ def test_a_weighted_map_against_scipy(spaces, power):
     both = [fit_whitening(jnp.asarray(rows), 0.2) for rows in (x, y)]
     found = map_from_cross(jnp.asarray(cross), *both, power)
     np.testing.assert_allclose(found, expected * 2 / np.linalg.norm(expected), atol=1e-9)
-    # The length of the cross-covariance says nothing.
+    # The length of the cross-covariance has no influence.
     np.testing.assert_allclose(map_from_cross(7 * jnp.asarray(cross), *both, power), found, atol=1e-9)
 
 

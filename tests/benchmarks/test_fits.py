@@ -33,6 +33,7 @@ STAGES = ["preprocess", "anchors", "first estimate", "refine_annealed", "evidenc
 STAGES += ["refine_annealed_again", "refine_whole", "finish"]
 
 
+@pytest.mark.slow
 def test_quality_runs_on_the_bundled_rows(tiny, tmp_path, capsys):
     file = tmp_path / "quality.json"
     quality.main([*ROWS, "--seeds", "2", "--json", str(file)])

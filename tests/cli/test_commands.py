@@ -106,6 +106,7 @@ def test_a_single_restart_is_uncertain_which_warns_and_exits_with_0(folder):
     assert "a single restart has no other map to agree with" in info(folder / "one.safetensors")
 
 
+@pytest.mark.slow
 def test_a_folder_of_shards_gives_the_map_of_one_file(folder):
     for name in ("x", "y"):
         (folder / f"{name}_shards").mkdir()

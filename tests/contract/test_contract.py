@@ -103,7 +103,7 @@ def many_rows(rows):
 
 
 def match_many(key, config, x, y):
-    """`match_csls` of so many rows that they are searched in groups."""
+    """`match_csls` of enough rows to be searched in groups."""
     return match_csls(unit_rows(many_rows(x)), many_rows(y), num_neighbors=2)
 
 

@@ -101,7 +101,7 @@ def test_bad_input_is_refused_in_one_sentence_under_jit_as_well(rng, transform):
         (evaluate, (linear_map.W, x, y), "linear_map must be a LinearMap, found"),
         (oracle, (y, x, y), r"y_true must have 4 columns like y, found 6; were x and y swapped\?"),
         (oracle, (x, y[:3], y), "y_true must have a row for each of the 9 of x, found 3"),
-        (oracle, (x[:0], y[:0], y), "x must have at least 1 rows, found 0"),
+        (oracle, (x[:0], y[:0], y), "x must have at least 1 row, found 0"),
     ]:
         with pytest.raises(InputError, match=message):
             transform(fun)(*arguments)

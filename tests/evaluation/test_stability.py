@@ -1,4 +1,4 @@
-"""Comparison of maps against SciPy and against counting by hand."""
+"""Comparisons of maps against SciPy and against direct counting."""
 
 import functools
 from collections import Counter
@@ -104,6 +104,7 @@ def restarts(quick_compile):
     return planted, align_restarts(jax.random.key(0), planted.x, planted.y, 3, CONFIG, keep="all")
 
 
+@pytest.mark.slow
 def test_restarts_that_are_kept_can_be_compared(restarts):
     planted, kept = restarts
     assert kept.maps.W.shape == (3, 6, 5)
@@ -114,8 +115,8 @@ def test_restarts_that_are_kept_can_be_compared(restarts):
     np.testing.assert_allclose(found.agreement, kept.agreement, atol=0.1)
 
 
-def test_what_is_not_kept_is_not_returned(restarts):
-    planted, _ = restarts
+def test_what_is_not_kept_is_not_returned():
+    planted = planted_clouds(6, 5, num_x=61, num_y=53, groups=6)
     for keep in ("best", "summary"):
         fit = functools.partial(align_restarts, num_restarts=3, config=CONFIG, keep=keep)
         found = jax.eval_shape(fit, jax.random.key(0), planted.x, planted.y)

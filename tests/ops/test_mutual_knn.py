@@ -116,7 +116,7 @@ def test_similar_rows_side_by_side_are_found(monkeypatch):
     """Files are often sorted: near rows must not end in one group."""
     monkeypatch.setattr(mutual_knn, "_MIN_GROUPS", 64)
     angle = np.linspace(0, np.pi / 2, 1_024)
-    with jax.enable_x64(True):  # They are nearer than float32's product can tell.
+    with jax.enable_x64(True):  # Neighbours are closer together than the rounding of a float32 product.
         curve = jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], 1))
         for side, similarity, _ in find(curve, curve, 4):
             found = -np.sort(-at(similarity, side.index), axis=1)[:, :4]

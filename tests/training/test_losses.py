@@ -229,7 +229,7 @@ def test_bad_input_is_refused_in_one_sentence_under_jit_as_well(rng, fun, transf
         ((linear_map, x, x), r"y must have 5 columns for this map, found 6; were x and y swapped\?"),
         ((linear_map, x, y[:, :2]), "y must have 5 columns for this map, found 2"),
         ((linear_map, x[0], y), r"x must be two-dimensional, one embedding per row, found shape \[6\]"),
-        ((linear_map, x, y[:0]), "y must have at least 1 rows, found 0"),
+        ((linear_map, x, y[:0]), "y must have at least 1 row, found 0"),
         ((linear_map, x.astype(int), y), "x must hold floating-point embeddings, found dtype int32"),
         ((several, x, y), r"linear_map must hold W \[d_x, d_y\], one map, found shape \[1, 6, 5\]"),
         ((linear_map.W, x, y), "linear_map must be a LinearMap, found"),

@@ -230,7 +230,7 @@ def test_bad_input_is_refused(planted):
     for arguments, message in [
         ((linear_map, x), r"y must have 10 columns for this map, found 12; were x and y swapped\?"),
         ((linear_map, y[:, :2]), "y must have 10 columns for this map, found 2"),
-        ((linear_map, y[:0]), "y must have at least 1 rows, found 0"),
+        ((linear_map, y[:0]), "y must have at least 1 row, found 0"),
         ((linear_map, y[0]), r"y must be two-dimensional, one embedding per row, found shape \[10\]"),
         ((state, y), "linear_map must be a LinearMap, found OnlineState"),
         ((linear_map, y, LossConfig()), "config must be a OnlineConfig, found LossConfig"),
@@ -241,7 +241,7 @@ def test_bad_input_is_refused(planted):
         for arguments, message in [
             ((state, y, x), r"x must have 12 columns for this state, found 10; were x and y swapped\?"),
             ((state, x, y[:, :2]), "y must have 10 columns for this state, found 2"),
-            ((state, x[:0], y), "x must have at least 1 rows, found 0"),
+            ((state, x[:0], y), "x must have at least 1 row, found 0"),
             ((linear_map, x, y), "state must be an OnlineState, such as online_init returns, found LinearMap"),
             ((state, x, y, LossConfig()), "config must be a OnlineConfig, found LossConfig"),
         ]:

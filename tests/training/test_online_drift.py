@@ -1,6 +1,6 @@
 """`online_update` while the encoder drifts: the map follows, where a fixed map becomes useless."""
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from mv2v_jax.training.online import OnlineConfig, online_init, online_map, onli
 ANGLE, MOVED = 3.0, 0.5
 
 
-class Rows(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Rows:
     """Fitting rows of both spaces, the true partners of the source's rows, and evaluation rows."""
 
     x: np.ndarray
@@ -62,7 +63,7 @@ def follow(config, start, x, y, rotation_step, key, encode, num_steps, batch_row
 
 def run(config, rows, num_steps, batch_rows):
     """Final top-1 of the updated map, the fixed map and the oracle; and the `OnlineInfo` of all updates."""
-    x, y, y_true = (jnp.asarray(part) for part in rows[:3])
+    x, y, y_true = (jnp.asarray(part) for part in (rows.x, rows.y, rows.y_true))
     rng = np.random.default_rng(0)
     rotation_step = jnp.asarray(scipy.linalg.expm(skew(rng, x.shape[1]) * ANGLE / num_steps), jnp.float32)
     encode = make_encoder(rng, x.shape[1])
