@@ -85,7 +85,8 @@ def align(
     Example:
         >>> import jax, mv2v_jax
         >>> x = jax.random.normal(jax.random.key(0), (300, 8)) ** 3
-        >>> config = mv2v_jax.Config.fast().replace(anchors={"num_sets": 2}, annealing={"steps": 2})
+        >>> few_steps = {"anchors": {"num_sets": 2}, "annealing": {"steps": 1}, "settling": {"whole_steps": 0}}
+        >>> config = mv2v_jax.Config.fast().replace(**few_steps)  # So that this example compiles quickly.
         >>> result = mv2v_jax.align(jax.random.key(1), x[:150], x[150:, ::-1], config)
         >>> result.map.W.shape
         (8, 8)
@@ -200,7 +201,8 @@ def align_restarts(
     Example:
         >>> import jax, mv2v_jax
         >>> x = jax.random.normal(jax.random.key(0), (300, 8)) ** 3
-        >>> config = mv2v_jax.Config.fast().replace(anchors={"num_sets": 2}, annealing={"steps": 2})
+        >>> few_steps = {"anchors": {"num_sets": 2}, "annealing": {"steps": 1}, "settling": {"whole_steps": 0}}
+        >>> config = mv2v_jax.Config.fast().replace(**few_steps)  # So that this example compiles quickly.
         >>> fits = mv2v_jax.align_restarts(jax.random.key(1), x[:150], x[150:, ::-1], 2, config)
         >>> fits.agreement.shape
         (2, 2)

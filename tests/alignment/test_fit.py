@@ -133,6 +133,7 @@ def assert_usable(result, d_x, d_y, dtype=jnp.float32):
     assert bool(result.info.all_finite)
 
 
+@pytest.mark.slow
 def test_half_precision_is_computed_in_float32():
     planted = small_clouds()
     x, y = jnp.asarray(planted.x, jnp.float16), jnp.asarray(planted.y, jnp.bfloat16)

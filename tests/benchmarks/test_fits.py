@@ -48,6 +48,7 @@ def test_quality_runs_on_the_bundled_rows(tiny, tmp_path, capsys):
     assert out.count("default, worst") == 1
 
 
+@pytest.mark.slow
 def test_quality_draws_a_curve_over_sizes(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(quality, "CURVE_EVAL", 40)
     file = tmp_path / "sizes.json"

@@ -147,7 +147,7 @@ def test_quickstart(load, capsys):
 
 
 @pytest.mark.slow
-def test_training_loop(load):
+def test_training_loop(load, lenient_promotion):
     assert load("training_loop").main([]) > 0.5
 
 
@@ -159,7 +159,7 @@ def test_several_spaces(load):
 
 
 @pytest.mark.slow
-def test_train_encoder(load):
+def test_train_encoder(load, lenient_promotion):
     found = load("train_encoder").main([])
     distilled, with_loss = (found[f"encoder, {name}"] for name in ("distilled from the map", "with alignment_loss"))
     # Chance is 0.0005. The loss brings rows nearer to their partners.
@@ -168,7 +168,7 @@ def test_train_encoder(load):
 
 
 @pytest.mark.slow
-def test_follow_finetuning(load):
+def test_follow_finetuning(load, lenient_promotion):
     last = load("follow_finetuning").main([])[-1]
     assert last["accuracy"] > 0.8
     # Fine-tuning loses what both maps rely on; the one that follows loses less.

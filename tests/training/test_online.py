@@ -233,7 +233,7 @@ def test_bad_input_is_refused(planted):
         ((linear_map, y[:0]), "y must have at least 1 row, found 0"),
         ((linear_map, y[0]), r"y must be two-dimensional, one embedding per row, found shape \[10\]"),
         ((state, y), "linear_map must be a LinearMap, found OnlineState"),
-        ((linear_map, y, LossConfig()), "config must be a OnlineConfig, found LossConfig"),
+        ((linear_map, y, LossConfig()), "config must be an OnlineConfig, found LossConfig"),
     ]:
         with pytest.raises(InputError, match=message):
             online_init(*arguments)
@@ -243,7 +243,7 @@ def test_bad_input_is_refused(planted):
             ((state, x, y[:, :2]), "y must have 10 columns for this state, found 2"),
             ((state, x[:0], y), "x must have at least 1 row, found 0"),
             ((linear_map, x, y), "state must be an OnlineState, such as online_init returns, found LinearMap"),
-            ((state, x, y, LossConfig()), "config must be a OnlineConfig, found LossConfig"),
+            ((state, x, y, LossConfig()), "config must be an OnlineConfig, found LossConfig"),
         ]:
             with pytest.raises(InputError, match=message):
                 transform(online_update)(*arguments)
