@@ -17,7 +17,7 @@ from mv2v_jax.config import (
 from mv2v_jax.data.demo import DemoData, load_demo_data
 from mv2v_jax.data.formats import load_embeddings
 from mv2v_jax.data.map_file import load_map, save_map
-from mv2v_jax.data.npy_rows import RowFiles, open_rows
+from mv2v_jax.data.row_files import RowFiles, open_rows
 from mv2v_jax.errors import InputError
 from mv2v_jax.evaluation.metrics import Metrics, evaluate, oracle
 from mv2v_jax.evaluation.stability import Stability, measure_stability

@@ -31,7 +31,7 @@ class Restarts:
         best: `AlignResult` of the chosen restart; where several were settled its map is their average.
         chosen: int32 scalar, number of the chosen restart; its key was ``fold_in(key, chosen)``.
         evidence: `Evidence` of every restart, each field ``[r]``.
-        agreement: ``[r, r]``, cosine of the restarts' maps with each other on the directions of the data.
+        agreement: ``[r, r]``, cosine between the rows of X as mapped by every two restarts.
         trajectory: per stage of the search, its label-free objective, ``[r, steps]``; ``None`` unless kept.
         maps: `LinearMap` of every restart before it was settled, in the directions that were searched, each field
             ``[r, ...]``; ``None`` unless kept.
@@ -172,7 +172,7 @@ def align_restarts(
 
     A fit can end in a basin that is not the right one, more often where rows are few. Restarts differ in every draw;
     each search is scored on rows that no search has seen, and by how well its anchor sets agree. Only the best search
-    is settled, which is half of the work, or the best few, whose average is better than each of them.
+    is settled, or the best few. Settling is half of the work of a fit. The average of the best few is better than each.
 
     Args:
         key: random key; restart ``i`` is what `align` does with ``fold_in(key, i)``.
@@ -184,8 +184,8 @@ def align_restarts(
             finds to fit its memory. One after the other is faster on CPU.
         keep: what to return of every restart besides its evidence and its agreement with the others: ``"best"``
             nothing, ``"summary"`` its trajectory, ``"all"`` its trajectory and its map (``d_x * d_y`` numbers each).
-        num_settled: number of best restarts that are settled and averaged, as far as they agree with the best: a
-            consensus that is better than each of them, for half of a fit's time each. Capped at ``num_restarts``.
+        num_settled: number of best restarts that are settled and averaged, each weighted by its agreement with the
+            best. Each costs half of a fit's time. Capped at ``num_restarts``.
         mesh: from `make_mesh`, to spread restarts and rows over devices, of several processes as well. All processes
             call this with the same arguments, and each holds of ``x`` and ``y`` what its own devices need. The result
             is that of one device, up to rounding.
@@ -286,6 +286,7 @@ def check_restarts(num_restarts: int, num_rows: int, config: Config, num_settled
             raise InputError(f"{name} must be a whole number of at least 1, found {number!r}")
     if num_restarts > 1 and num_held_out(num_rows, config.held_out_rows) < 1:
         raise InputError(
-            "several restarts need held-out rows to choose by: held_out_rows of at least 1 and 10 rows per side, found "
+            "several restarts need held-out rows to choose the best one: set held_out_rows to at least 1 and pass at "
+            "least 10 rows per side, found "
             f"held_out_rows={config.held_out_rows} and {num_rows} rows"
         )

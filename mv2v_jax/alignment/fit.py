@@ -3,7 +3,7 @@
 `align`, `align_restarts`, the command line, the stability study and the benchmarks all run `fit`. They differ in the
 `Run` they pass: `Inline` traces everything into one program, `runs.compiled` compiles stage by stage and reports
 progress, `runs.chunked` keeps finished searches in files. A new stage is one more line in `SEARCH_STAGES` or
-`SETTLING_STAGES`.
+`SETTLING_STAGES`. A new way of matching rows goes beside `ops/csls.py`; a stage calls it.
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mv2v_jax.alignment.anchors import AnchorInfo, AnchorSets, match_anchor_sets, select_anchors
 from mv2v_jax.alignment.estimate import Estimate, Refined
+from mv2v_jax.alignment.match_relative import first_estimate
 from mv2v_jax.alignment.refine_annealed import (
     again_steps,
     annealing_length,
@@ -24,7 +25,6 @@ from mv2v_jax.alignment.refine_annealed import (
     refine_whole,
 )
 from mv2v_jax.alignment.refine_published import refine_clusters, refine_matching
-from mv2v_jax.alignment.relative import first_estimate
 from mv2v_jax.alignment.score import Evidence, Verdict, gather_evidence, judge
 from mv2v_jax.alignment.space import (
     Space,
@@ -127,9 +127,9 @@ class Choice:
     Attributes:
         chosen: int32 scalar, the search of the best score.
         order: ``[r]`` int32, all searches by their score, the chosen one first.
-        weights: ``[r]``, square of the agreement with the chosen one, 0 where that is negative: searches that found
-            another alignment hardly count.
-        agreement: ``[r, r]``, cosine of the restarts' maps with each other on the directions of the data.
+        weights: ``[r]``, square of the agreement of each search with the chosen one; 0 if that is negative. Searches
+            that found another alignment hardly count.
+        agreement: ``[r, r]``, cosine between the rows of X as mapped by every two restarts.
         with_others: scalar, median agreement of the chosen search with the others; ``None`` for a single search.
     """
 
@@ -334,7 +334,7 @@ def order_by_score(evidence: Evidence) -> jax.Array:
 
 
 def map_agreement(maps: jax.Array, x: jax.Array) -> jax.Array:
-    """Cosine of ``maps [r, d_x, d_y]`` with each other as they move the rows ``x [n, d_x]``: ``[r, r]``."""
+    """Cosine between the mapped rows ``x [n, d_x]`` of every two of ``maps [r, d_x, d_y]``: ``[r, r]``."""
     moved = jnp.einsum("ab,rbc->rac", x.T @ x / x.shape[0], maps)
     inner = jnp.einsum("rac,sac->rs", moved, maps)
     lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(inner), jnp.finfo(maps.dtype).tiny))
@@ -389,7 +389,7 @@ def _extend(estimate: Estimate, subspace: Subspace) -> Estimate:
 
 
 def average(estimates: Estimate, weights: jax.Array) -> Estimate:
-    """Weighted mean of the finite ones among cross-covariances ``[s, d_x, d_y]``, the first of which weighs 1.
+    """Weighted mean of cross-covariances ``[s, d_x, d_y]``, best first; the first has weight 1. NaN is left out.
 
     Maps that found the same alignment differ by the noise of their draws, which averages out.
     """
@@ -397,12 +397,12 @@ def average(estimates: Estimate, weights: jax.Array) -> Estimate:
     finite = jnp.isfinite(matrices).all(axis=(1, 2))
     weights = jnp.where(finite, weights, 0)
     mean = jnp.einsum("s,sab->ab", weights, jnp.nan_to_num(matrices)) / jnp.where(finite[0], weights.sum(), 1)
-    # Where the best is not finite nothing is made up.
+    # If the first is not finite, it is returned unchanged.
     return dataclasses.replace(estimates, matrix=jnp.where(finite[0], mean, matrices[0]))
 
 
 def num_averaged(num_settled: int, found: Searched) -> int:
-    """How many searches are settled: a published refinement ends in a map, which is not averaged with others."""
+    """Number of searches that are settled: 1 after a published refinement, because maps are not averaged."""
     return 1 if found.estimate.is_map else min(num_settled, found.estimate.matrix.shape[0])
 
 

@@ -27,8 +27,8 @@ from mv2v_jax.ops.sharding import ROW, psum, shard
 
 # The cross-covariance is averaged over steps, with a memory that grows as the matches become right.
 _FIRST_MOMENTUM, _LAST_MOMENTUM = 0.5, 0.9
-# Small samples take more steps, because fewer of their first matches are right and more of them must be averaged: by
-# the fourth power of the ratio of sample sizes, but at most this many times as many.
+# Small samples take more steps, because fewer of their first matches are right and more matches must be averaged. The
+# number of steps is multiplied by the fourth power of annealing.rows over the sample size, but by at most this factor.
 _MAX_LONGER = 4
 _MIN_SHARE = 0.5
 
@@ -102,7 +102,7 @@ def refine_annealed(
 
 
 def again_steps(num_rows: int, config: Config) -> int:
-    """Steps of `refine_annealed_again`: none where so few rows were held out that the fit cannot have missed them."""
+    """Steps of `refine_annealed_again`: 0 if less than a twentieth of the rows was held out, which a fit can spare."""
     many_held_out = 20 * num_held_out(num_rows, config.held_out_rows) >= num_rows
     return annealing_length(num_rows, config) // 2 if many_held_out else 0
 
@@ -125,7 +125,9 @@ def refine_annealed_again(
 
 
 def settle_neighbors(num_rows: int, config: Config) -> int:
-    """Nearest rows averaged by `refine_csls`: ``(ample_rows / num_rows)^1.5``, at most one row in fifty.
+    """Number of nearest rows that `refine_csls` averages: ``(ample_rows / num_rows)^1.5``, at most one row in fifty.
+
+    It is rounded up, and at least ``settling.min_neighbors``.
 
     The nearest rows are the best partners where rows are plenty. Where they are few, weak directions drown in the noise
     of few pairs, and a map can overfit the very pairs it was matched by. The exponent joins the best number at 3,000
@@ -139,9 +141,9 @@ def _settle(key, rows: TwoSpaces, estimate: Estimate, steps: jax.Array, sample_r
     x, y = rows.x, rows.y
     whitening_x, whitening_y = (fit_whitening(side, config.whitening.power) for side in (x, y))
     orders = order_rows(key, x, y)
-    # A sample counts in the average by its share of the data; all of the data replaces what was before. The share is at
-    # least a half, or the average would trail behind a map that still improves. The first sample replaces the start,
-    # because a search in fewer directions knows nothing of the others.
+    # The weight of a sample in the running average is its share of the data; a sample of all rows replaces the average.
+    # The weight is at least a half, because otherwise the average would lag behind a map that still improves. The first
+    # sample replaces the start, because a search in fewer directions has no entries in the others.
     least = max(_MIN_SHARE, min(1.0, sample_rows / rows.num_rows))
 
     def step(cross, index):

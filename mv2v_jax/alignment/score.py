@@ -2,9 +2,9 @@
 
 The objective of a fit cannot judge the map: with a few thousand rows a fit overfits the pairs it was matched by, and a
 wrong map can end with the higher objective. Therefore some rows of both spaces are held out. The score measures how
-close mapped held-out rows come to rows of the other space, on a scale that the data provides. The scale starts at 0,
-where the same rows come to lie after a reflection that keeps every variance and breaks the geometry (the null). It ends
-at 1, the closeness of rows of one space to each other, as if both encoders were the same.
+close mapped held-out rows come to rows of the other space, on a scale that the data provides. On this scale, 0 is the
+closeness of the same rows after a reflection (the null), which keeps every variance and breaks the geometry. 1 is the
+closeness of rows of one space to each other, as if both encoders were the same.
 
 In a space whose rows crowd into few directions any map comes close. But where two geometries have nothing in common,
 each anchor set is matched in a different way. Therefore the agreement of the anchor sets is a factor of the score.

@@ -1,9 +1,10 @@
 """Seeds: a few known pairs, and how each stage that pairs rows by itself uses them.
 
 Clusters of both spaces are matched with the seeds as fixed points among them (seeded graph matching, Fishkind et al.,
-Pattern Recognition 87, 2019): a linear term beside the quadratic one. A cross-covariance of pseudo-pairs gets that of
-the seeds added. Its weight grows with the number of seeds and with how badly a rotation from the pseudo-pairs alone
-retrieves them. A rotation that retrieves them all is left as it is; thousands of seeds decide alone.
+Pattern Recognition 87, 2019): a linear term beside the quadratic one. Each stage adds the cross-covariance of the seeds
+to that of the pseudo-pairs. The weight of the seeds grows with their number. It also grows the worse a rotation from
+the pseudo-pairs alone retrieves them. If that rotation retrieves all seeds, they hardly change it. If it does not,
+thousands of seeds decide alone.
 """
 
 import jax
@@ -44,7 +45,8 @@ def worth_in_pairs(rotation: jax.Array, seeds: Seeds) -> jax.Array:
     """Number of known pairs from which Procrustes would make a rotation as good as ``rotation [d_x, d_y]``: a scalar.
 
     It follows from the rotation's FOSCTTM among the seeds, in both directions: the share of other rows that are closer
-    than the true partner. Half a closer row out of one row is added, because few seeds are weak evidence.
+    than the true partner. The count of closer rows gets 0.5 added, and the count of compared rows 1, because few seeds
+    are weak evidence.
     """
     x, y = seeds.x[:_JUDGES], seeds.y[:_JUDGES]
     present = present_rows(x)
@@ -65,8 +67,8 @@ def add_seeds(
         cross: sum of the products of pseudo-pairs.
         num_pseudo: number of pseudo-pairs.
         seeds: `Seeds`.
-        rotation: ``[d_x, d_y]``, polar factor of ``cross`` or an approximation of it. The seeds weigh as much as the
-            pseudo-pairs when their number is what this rotation is worth (`worth_in_pairs`).
+        rotation: ``[d_x, d_y]``, polar factor of ``cross`` or an approximation of it. If the number of seeds equals
+            `worth_in_pairs` of this rotation, seeds and pseudo-pairs have equal weights (times ``pair_weight``).
         pair_weight: factor of that weight.
     """
     weight = jnp.asarray(pair_weight, cross.dtype) / worth_in_pairs(rotation, seeds)

@@ -104,9 +104,9 @@ def hold_out(rows: jax.Array, max_rows: int) -> tuple[jax.Array, jax.Array]:
     return shuffled[num_held:], shuffled[:num_held]
 
 
-# A search compares rows in the principal directions of both spaces. It matches clusters and the rough position of rows,
-# which the directions of largest variance hold: in 128 of them MiniLM and WordLlama are searched in less than half of
-# the time, and settling, in all directions, ends at the same map.
+# A search compares rows in the principal directions of both spaces. It needs only clusters and the rough position of
+# rows, which the directions of largest variance determine. On MiniLM and WordLlama, a search in 128 directions takes
+# less than half of the time. Settling uses all directions and ends at the same map.
 
 
 @pytree

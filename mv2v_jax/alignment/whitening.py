@@ -29,7 +29,7 @@ class Whitening:
 
     Attributes:
         covariance: ``[d, d]``.
-        whitener: ``[d, d]``, the covariance scaled to a largest variance of 1, to minus the whitening power.
+        whitener: ``[d, d]``, the covariance at a largest variance of 1, to the power of minus the whitening power.
     """
 
     covariance: jax.Array
@@ -101,7 +101,8 @@ def weigh_directions(
 def map_from_cross(cross: jax.Array, x: Whitening, y: Whitening, reliability_power: float | jax.Array) -> jax.Array:
     """The map ``[d_x, d_y]`` with the directions and weights of `weigh_directions`, scaled to the norm of a rotation.
 
-    Unlike there, directions without data keep their weight: with a power of 0 the map is a complete rotation.
+    Unlike `weigh_directions`, this function keeps directions with negligible singular values. With a power of 0 all
+    weights are 1, and the map before whitening is a complete rotation.
     """
     u, singular, vt = jnp.linalg.svd(cross, full_matrices=False)
     weights = _correlations(u, singular, vt.T, x, y) ** jnp.asarray(reliability_power, cross.dtype)

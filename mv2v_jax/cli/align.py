@@ -24,9 +24,9 @@ from mv2v_jax.cli.options import (
 )
 from mv2v_jax.cli.output import print_command, print_facts, print_text
 from mv2v_jax.cli.shared import device_name, lay_out, read_pairs, read_rows, run_fit
-from mv2v_jax.cli.verdict import describe_verdict, judge_fit, lacks_rows
+from mv2v_jax.cli.verdict_text import describe_verdict, judge_fit, lacks_rows
 from mv2v_jax.config import Config
-from mv2v_jax.data.files import check_writable
+from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.data.map_file import save_map
 from mv2v_jax.data.scan import RowStatistics, digest
 from mv2v_jax.ops.sharding import is_first

@@ -9,7 +9,7 @@ from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import flag, option, output_option
 from mv2v_jax.cli.output import print_text, progress_bar
 from mv2v_jax.cli.shared import load_rows
-from mv2v_jax.data.files import check_writable
+from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.data.formats import file_of
 from mv2v_jax.data.map_file import load_map
 from mv2v_jax.linear_map import Frame, invert

@@ -10,10 +10,10 @@ from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import json_option, option, restarts_option, seed_option
 from mv2v_jax.cli.output import print_command, print_table, print_text
 from mv2v_jax.cli.shared import device_name, make_folder, run_fit
-from mv2v_jax.cli.verdict import describe_verdict, judge_fit
+from mv2v_jax.cli.verdict_text import describe_verdict, judge_fit
 from mv2v_jax.config import Config
+from mv2v_jax.data.atomic_files import save_npy
 from mv2v_jax.data.demo import DemoData, load_demo_data
-from mv2v_jax.data.files import save_npy
 from mv2v_jax.evaluation.metrics import oracle
 
 

@@ -11,7 +11,7 @@ from mv2v_jax.alignment.space import num_held_out
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import json_option
 from mv2v_jax.cli.output import print_facts, print_table, print_text
-from mv2v_jax.cli.verdict import describe_verdict, list_reasons
+from mv2v_jax.cli.verdict_text import describe_verdict, list_reasons
 from mv2v_jax.data.map_file import load_map
 from mv2v_jax.data.padding import padded_size
 

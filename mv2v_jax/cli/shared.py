@@ -13,7 +13,7 @@ from mv2v_jax.cli.output import progress_bar
 from mv2v_jax.config import Config
 from mv2v_jax.data.checks import check_pairs, check_shape
 from mv2v_jax.data.formats import load_embeddings
-from mv2v_jax.data.npy_rows import RowFiles
+from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.data.scan import CheckedRows, RowStatistics
 from mv2v_jax.errors import InputError
 from mv2v_jax.ops.sharding import make_mesh

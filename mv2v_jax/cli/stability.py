@@ -25,7 +25,7 @@ from mv2v_jax.cli.options import (
 )
 from mv2v_jax.cli.output import print_command, print_table, print_text, progress_bar
 from mv2v_jax.cli.shared import lay_out, read_pairs, read_rows
-from mv2v_jax.cli.verdict import describe_verdict
+from mv2v_jax.cli.verdict_text import describe_verdict
 from mv2v_jax.config import Config
 from mv2v_jax.errors import InputError
 from mv2v_jax.ops.sharding import RESTART, is_first

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2v_jax.config import Config
-from mv2v_jax.data.npy_rows import RowFiles
+from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.data.scan import (
     Accumulator,
     CheckedRows,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from mv2v_jax.data.npy_rows import RowFiles, open_rows
+from mv2v_jax.data.row_files import RowFiles, open_rows
 from mv2v_jax.errors import InputError, first_line
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from mv2v_jax.data.atomic_files import atomic_path
 from mv2v_jax.data.checks import check_finite
-from mv2v_jax.data.files import atomic_path
 from mv2v_jax.errors import InputError, first_line
 from mv2v_jax.linear_map import Centering, LinearMap
 from mv2v_jax.version import __version__

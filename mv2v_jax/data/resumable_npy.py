@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from mv2v_jax.data.files import check_writable
+from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.errors import InputError
 
 try:

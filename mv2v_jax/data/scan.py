@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2v_jax.data.npy_rows import RowFiles
+from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.ops.masked import working_dtype
 
 # Size of a block as stored: small enough for the caches, large enough that threads hardly wait for each other.

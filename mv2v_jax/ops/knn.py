@@ -62,7 +62,7 @@ def rough_product(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def nearness(queries: jax.Array, bank: jax.Array, *, num_groups: int) -> jax.Array:
-    """Nearness of each query to a bank: the mean over groups of the bank of the largest inner product, ``[n]``.
+    """Nearness of each query to a bank, ``[n]``: the bank is split into groups, and the largest products are averaged.
 
     This approximates the mean of the ``num_groups`` largest inner products, without a sort.
 

@@ -83,8 +83,8 @@ class Candidates:
     Attributes:
         x_to_y: `Neighbors` of the rows of X, block by block; `all_of_x` restores the order of X.
         y_to_x: `Neighbors` of the rows of Y; rows of X on other devices have a similarity of minus infinity.
-        blocks: int32 numbers of the blocks of X on this device, -1 for none; ``None`` where rows are few and are in the
-            order of X.
+        blocks: int32 numbers of the blocks of X on this device; -1 is padding. ``None`` if there are few rows, and then
+            ``x_to_y`` is in the order of X already.
         num_blocks: number of blocks on all devices.
         num_x: number of rows of X.
     """

@@ -36,7 +36,7 @@ class _SearchState:
     permutation: jax.Array  # [c]
     permuted: jax.Array  # [c, c], ky[p][:, p]
     linear: jax.Array | None  # [c, c], the linear term with columns in the present order
-    forbidden_until: jax.Array  # [c, c], step until which row i may not return to the place now held by row j
+    forbidden_until: jax.Array  # [c, c], i, j: step until which row i may not take row j's present partner
     objective: jax.Array
     best: Assignment
 
@@ -76,7 +76,8 @@ def swap_gains(kx: jax.Array, permuted: jax.Array) -> jax.Array:
     kx_gap = kx_diag[:, None] - kx
     permuted_gap = permuted_diag[:, None] - permuted
     first_order = product + product.T - here[:, None] - here[None, :]
-    # The products treat the change of the pairs (r, r), (r, q), (q, q) as linear in the swap, which it is not.
+    # first_order treats the change of the entries (r, r), (r, q) and (q, q) as linear in the swap. It is not, and the
+    # next two terms correct this.
     twice_counted = kx_gap * permuted_gap + kx_gap.T * permuted_gap.T
     corner = (kx_diag[:, None] - kx_diag[None, :]) * (permuted_diag[None, :] - permuted_diag[:, None])
     return 2 * (first_order + twice_counted) + corner
@@ -102,7 +103,7 @@ def _swap_step(state: _SearchState, inputs: tuple[jax.Array, jax.Array], kx: jax
     forbidden = still_forbidden & still_forbidden.T
     leads_to_best = state.objective + gains > state.best.objective
     allowed = jnp.triu(leads_to_best | ~forbidden, k=1)
-    # Where every swap is forbidden the search pauses for a step, because gain[0, 0] is zero.
+    # If every swap is forbidden, entry (0, 0) is taken: it swaps row 0 with itself, and the search pauses for one step.
     choice = jnp.argmax(jnp.where(allowed, gains, -jnp.inf))
     r, q = choice // num_rows, choice % num_rows
     permutation = _exchange(state.permutation, r, q, 0)
@@ -174,7 +175,7 @@ def search_assignment(
 
     Args:
         key: random key; draws the noise of the starts and the tabu tenures.
-        kx: ``[c, c]``, symmetric. To minimise, negate it. Of two matrices one may be asymmetric: replace it by
+        kx: ``[c, c]``, symmetric. To minimise, negate it. One of the two matrices may be asymmetric: replace it by
             ``(a + a.T) / 2``, which leaves every objective as it is.
         ky: ``[c, c]``, symmetric.
         num_starts: number of starting permutations, searched side by side. They are linear assignments of the sorted

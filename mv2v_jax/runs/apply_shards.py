@@ -12,8 +12,8 @@ import numpy as np
 
 from mv2v_jax.data.checks import name_row
 from mv2v_jax.data.map_file import map_tensors
-from mv2v_jax.data.npy_rows import RowFiles
 from mv2v_jax.data.resumable_npy import SourceFile, resumable_npy
+from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.data.scan import read_blocks
 from mv2v_jax.errors import InputError
 from mv2v_jax.linear_map import Frame, LinearMap, apply

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mv2v_jax.data.files import atomic_path
+from mv2v_jax.data.atomic_files import atomic_path
 from mv2v_jax.errors import InputError, first_line
 
 _MANIFEST, _CHUNKS = "study.json", "chunks"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mv2v_jax.data.files import atomic_path
+from mv2v_jax.data.atomic_files import atomic_path
 from mv2v_jax.errors import InputError
 from mv2v_jax.runs.study import Study
 

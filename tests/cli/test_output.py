@@ -9,7 +9,7 @@ import pytest
 
 from mv2v_jax.alignment.score import AGREEMENT_MIDPOINT, MIN_HELD_OUT, SCORE_MIDPOINT
 from mv2v_jax.cli import output
-from mv2v_jax.cli.verdict import describe_verdict, list_reasons
+from mv2v_jax.cli.verdict_text import describe_verdict, list_reasons
 
 LONG_PATH = "/a/" + "long-folder/" * 9 + "map of two-spaces.safetensors"
 

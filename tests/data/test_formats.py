@@ -10,10 +10,10 @@ import safetensors.numpy
 from helpers import assert_trees_close
 
 from mv2v_jax import Centering, LinearMap, apply
-from mv2v_jax.data.files import atomic_path, check_writable, save_npy
+from mv2v_jax.data.atomic_files import atomic_path, check_writable, save_npy
 from mv2v_jax.data.formats import load_embeddings
 from mv2v_jax.data.map_file import load_map, map_tensors, save_map
-from mv2v_jax.data.npy_rows import RowFiles
+from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.data.scan import digest
 from mv2v_jax.errors import InputError
 

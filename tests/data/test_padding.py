@@ -12,8 +12,8 @@ from mv2v_jax.alignment.estimate import Estimate
 from mv2v_jax.alignment.refine_annealed import refine_csls, refine_whole
 from mv2v_jax.alignment.refine_published import refine_matching
 from mv2v_jax.alignment.space import TwoSpaces, fit_space, hold_out
-from mv2v_jax.data.npy_rows import RowFiles, open_rows
 from mv2v_jax.data.padding import pad_rows, padded_size
+from mv2v_jax.data.row_files import RowFiles, open_rows
 from mv2v_jax.data.scan import CheckedRows
 from mv2v_jax.ops.kmeans import kmeans
 from mv2v_jax.ops.sharding import make_mesh

@@ -10,7 +10,7 @@ import pytest
 
 from mv2v_jax.data import scan
 from mv2v_jax.data.checks import check_rows, describe_rows
-from mv2v_jax.data.npy_rows import open_rows
+from mv2v_jax.data.row_files import open_rows
 from mv2v_jax.data.scan import (
     CheckedRows,
     Difference,

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from helpers import make_spaces, semi_orthogonal, unit
 
-from mv2v_jax.alignment.relative import match_relative
+from mv2v_jax.alignment.match_relative import match_relative
 
 
 def test_a_rotated_space_finds_its_own_rows(rng):

@@ -33,8 +33,8 @@ def match_relative(x: jax.Array, y: jax.Array, anchors: TwoSpaces, *, num_neighb
     """
     x, unit_y = unit_rows(x), unit_rows(y)
     anchors_x, anchors_y = unit_rows(anchors.x), unit_rows(anchors.y)
-    # Two representations x A_x^T and y A_y^T have the inner product x (A_x^T A_y) y^T: d_y products per pair of rows,
-    # where the representations themselves would take a products, which is several times as many.
+    # Two representations x A_x^T and y A_y^T have the inner product x (A_x^T A_y) y^T. This takes d_y products per pair
+    # of rows. The representations themselves would take one product per anchor, which is several times as many.
     queries = x @ (anchors_x.T @ anchors_y) * _inverse_lengths(x @ anchors_x.T)
     bank = unit_y * _inverse_lengths(unit_y @ anchors_y.T)
     return neighbor_means(queries, bank, y, num_neighbors=num_neighbors)

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mv2v_jax.data import npy_rows
+from mv2v_jax.data import row_files
 from mv2v_jax.data.formats import load_embeddings
-from mv2v_jax.data.npy_rows import RowFiles, open_rows
+from mv2v_jax.data.row_files import RowFiles, open_rows
 from mv2v_jax.errors import InputError
 
 N = 41
@@ -88,9 +88,9 @@ def test_no_more_is_read_than_was_asked_for(tmp_path, whole, monkeypatch):
     np.save(tmp_path / "x.npy", whole)
     stored = open_rows(tmp_path / "x.npy")
     read = []
-    fill = npy_rows._fill
+    fill = row_files._fill
     monkeypatch.setattr(
-        "mv2v_jax.data.npy_rows._fill",
+        "mv2v_jax.data.row_files._fill",
         lambda file, start, out, path: read.append(out.nbytes) or fill(file, start, out, path),
     )
     np.testing.assert_array_equal(stored[[3, 4, 5, 20]], whole[[3, 4, 5, 20]])
