@@ -44,7 +44,6 @@ _STRONG_RESTARTS = 8
 # The stages of a search; the others settle its result.
 _SEARCH = ("anchors", "first estimate", "refine_matching", "refine_clusters", "refine_annealed", "evidence")
 _FITS = ("strong, restarts", "weak, restarts", "strong, rows", "weak, rows")
-_PARTS = ("seconds", "top1")
 _BITS = {"pred": 8, "s8": 8, "u8": 8, "bf16": 16, "f16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "f64": 64}
 _COLLECTIVE = re.compile(r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
@@ -156,12 +155,13 @@ def _child(task: str, num_devices: int, arguments: list[str]) -> dict[str, Any]:
 def show(fits: dict[int, Any], stages: dict[str, Any], bandwidth: float, latency: float) -> dict[str, Any]:
     """Print the measured times, the bytes sent and the predictions; returns the predictions."""
     rows = [
-        [str(devices), *(f"{fits[devices][name][part]:.3g}" for name in _FITS for part in _PARTS)] for devices in fits
+        [str(devices), *(f"{found[name]['seconds']:.3g} ({found[name]['top1']:.3f})" for name in _FITS)]
+        for devices, found in fits.items()
     ]
     print_table(
-        f"Measured. Strong: {_STRONG_RESTARTS} restarts, or one restart on all rows. Weak: one restart per device, or "
-        "one restart on rows in proportion to the devices",
-        ["CPU devices", *(f"{name}, {part}" for name in _FITS for part in _PARTS)],
+        f"Measured seconds (top-1). Strong: {_STRONG_RESTARTS} restarts, or one restart on all rows. Weak: one restart "
+        "per device, or one restart on rows in proportion to the devices",
+        ["CPU devices", *_FITS],
         rows,
     )
     restart = stages.pop("restart")

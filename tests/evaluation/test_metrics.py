@@ -160,7 +160,7 @@ def test_nothing_that_fits_selects_or_judges_imports_the_metrics():
         name: imported_modules(path, name if path.stem == "__init__" else name.rpartition(".")[0])
         for name, path in MODULES.items()
     }
-    stages = ("anchors", "relative", "refine_annealed", "refine_published", "score", "fit", "api")
+    stages = ("anchors", "match_relative", "refine_annealed", "refine_published", "score", "fit", "api")
     assert {"mv2v_jax", *(f"mv2v_jax.alignment.{stage}" for stage in stages)} <= set(imports)
     offenders = [name for name in set(imports) - MAY_SEE_PAIRS if METRICS in reachable(name, imports)]
     assert not offenders
