@@ -17,8 +17,9 @@ class Centering:
     """What turns raw rows of one space into centred unit rows, and back.
 
     Attributes:
-        mean: ``[d]``, mean of the fitting rows.
-        scale: scalar, mean length of the fitting rows after centring.
+        mean: ``[d]``, mean of the nonzero fitting rows. Rows of more than five times the median length count with the
+            median length.
+        scale: scalar, mean length of these rows after centring.
     """
 
     mean: jax.Array

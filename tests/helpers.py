@@ -155,6 +155,15 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
+def shortened(rows: np.ndarray) -> np.ndarray:
+    """Rows of more than five times the lower median length of the nonzero rows, scaled down to that length."""
+    rows = np.asarray(rows).astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1)
+    present = np.sort(lengths[lengths > 0])
+    median = present[(len(present) - 1) // 2]
+    return np.where((lengths > 5 * median)[:, None], rows * (median / np.maximum(lengths, median))[:, None], rows)
+
+
 def rough_error(x, y) -> np.ndarray:
     """Largest possible error of each inner product in `knn.rough_product`: ``[n, m]``, for the dtype of ``x``.
 

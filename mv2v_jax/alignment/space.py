@@ -6,7 +6,15 @@ import jax.numpy as jnp
 
 from mv2v_jax.alignment.seeds import Seeds, pair_seeds
 from mv2v_jax.linear_map import Centering
-from mv2v_jax.ops.masked import center_unit, present_rows, unit_rows, working_dtype
+from mv2v_jax.ops.masked import (
+    center_unit,
+    median_length,
+    present_rows,
+    row_lengths,
+    shorten_rows,
+    unit_rows,
+    working_dtype,
+)
 from mv2v_jax.ops.pytree import pytree
 from mv2v_jax.ops.sampling import order_rows
 from mv2v_jax.ops.sharding import ROW, all_gather, num_shards, psum
@@ -57,6 +65,9 @@ def fit_space(
 ) -> Space:
     """Preprocess the fitting rows ``x [n, d]`` of one space; half precision comes out as float32.
 
+    Rows that are much longer than the median row are shortened first (`shorten_rows`), so that no few rows determine
+    the mean and the scale of all.
+
     Args:
         x: raw rows. Over a mesh's row axis each device passes its share of them and gets all rows of the space.
         num_rows: number of rows of the data, where the last rows are padding (`padding.pad_rows`).
@@ -67,6 +78,8 @@ def fit_space(
     num_all = x.shape[0] * num_shards(ROW)
     num_rows = num_all if num_rows is None else num_rows
     x = x.astype(working_dtype(x.dtype))
+    median = median_length(all_gather(row_lengths(x), ROW, num_all))
+    x = shorten_rows(x, median)
     present = present_rows(x)
     # Zero rows add nothing to the sum, so only the count leaves them out.
     num_present, sums = psum((present.sum(), x.sum(axis=0)), ROW)
@@ -78,7 +91,7 @@ def fit_space(
         rows=rows,
         centering=Centering(mean=mean, scale=psum(lengths.sum(), ROW) / num_present),
         zero_rows=jnp.asarray(num_rows, jnp.int32) - present_rows(rows).sum(dtype=jnp.int32),
-        seeds=None if seeds is None else center_unit(seeds, mean),
+        seeds=None if seeds is None else center_unit(shorten_rows(seeds.astype(mean.dtype), median), mean),
     )
 
 

@@ -19,6 +19,7 @@ from mv2v_jax.data.scan import (
     RowStatistics,
     join_digest,
     length_range,
+    sampled_median_length,
     scan_rows,
 )
 from mv2v_jax.errors import InputError
@@ -159,7 +160,7 @@ def check_fitting_rows(x: Any, name: str, config: Config) -> Any:
 
 def _check_values(rows: Any, name: str, *accumulators: Accumulator, on_rows: OnRows | None = None) -> Moments:
     """Check that ``rows [n, d]`` are finite and in range; other accumulators see them in the same pass."""
-    moments = Moments()
+    moments = Moments(sampled_median_length(rows))
     scan_rows(rows, moments, *accumulators, on_rows=on_rows)
     refuse_not_finite(rows, name, moments)
     refuse_too_long(rows, name, moments)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mv2v_jax.data.scan import CheckedRows, Moments, scan_rows
+from mv2v_jax.data.scan import CheckedRows, Moments, sampled_median_length, scan_rows
 from mv2v_jax.errors import InputError
-from mv2v_jax.ops.masked import present_rows, working_dtype
+from mv2v_jax.ops.masked import median_length, present_rows, row_lengths, shorten_rows, working_dtype
 from mv2v_jax.ops.sharding import BY_ROWS, EVERYWHERE, ROW, make_sharded
 
 # Padding adds at most an eighth of the rows.
@@ -29,7 +29,8 @@ class PaddedRows(NamedTuple):
     Attributes:
         rows: ``[padded_size(num_rows), d]`` JAX array, zero rows last.
         num_rows: int32 scalar, number of rows without the padding.
-        mean: ``[d]``, mean of all nonzero rows of the data, if ``rows`` are a sample of it; ``None`` otherwise.
+        mean: ``[d]``, mean of all nonzero rows of the data (`scan.Moments`), if ``rows`` are a sample of it; ``None``
+            otherwise.
         seeds: ``[padded_size(p), d]``, this space's rows of the known pairs, zero rows last; ``None`` without pairs.
     """
 
@@ -59,14 +60,14 @@ def sampled_rows(num_rows: int, max_rows: int) -> np.ndarray | None:
 
 
 def _mean_of_all(x: Any) -> Any:
-    """Mean ``[d]`` of the nonzero rows of ``x [n, d]``."""
+    """Mean ``[d]`` of the nonzero rows of ``x [n, d]``, rows that are far too long shortened."""
     if isinstance(x, CheckedRows):
         return x.mean
     if not isinstance(x, jax.core.Tracer):
-        moments = Moments()
+        moments = Moments(sampled_median_length(x))
         scan_rows(x, moments)
         return moments.mean
-    values = x.astype(working_dtype(x.dtype))
+    values = shorten_rows(x.astype(working_dtype(x.dtype)), median_length(row_lengths(x)))
     blocks = jnp.pad(values, ((0, -len(values) % _SUM_ROWS), (0, 0))).reshape(-1, _SUM_ROWS, values.shape[1])
     num_present = jnp.maximum(present_rows(x).sum(), 1).astype(values.dtype)
     return blocks.sum(axis=1).sum(axis=0) / num_present

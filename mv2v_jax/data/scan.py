@@ -16,12 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2v_jax.data.row_files import RowFiles
-from mv2v_jax.ops.masked import working_dtype
+from mv2v_jax.ops.masked import MAX_TIMES_MEDIAN, working_dtype
 
 # Size of a block as stored: small enough for the caches, large enough that threads hardly wait for each other.
 _BLOCK_BYTES = 2**22
 # Rows per block of a digest.
 DIGEST_ROWS = 1024
+# Rows whose lengths stand for those of all: their median is right within a few percent.
+_LENGTH_ROWS = 1024
 
 # Called with the number of rows seen and the number of rows to see.
 OnRows = Callable[[int, int], None]
@@ -38,8 +40,8 @@ class RowStatistics(NamedTuple):
     """Facts about all rows of a space ``[n, d]``.
 
     Attributes:
-        mean: ``[d]`` float64, mean of the nonzero rows.
-        mean_norm: mean length of the nonzero rows.
+        mean: ``[d]`` float64, mean of the nonzero rows, where rows that are far too long count with the median length.
+        mean_norm: mean length of the nonzero rows, likewise.
         num_zero: number of zero rows.
         num_duplicates: number of rows that equal an earlier row, by a 64-bit fingerprint per row.
         digest: SHA-256 of dtype, shape and the SHA-256 of every 1,024 rows, in hexadecimal.
@@ -58,7 +60,7 @@ class CheckedRows:
 
     Attributes:
         rows: ``[n, d]``, an array, a memory map or `RowFiles`.
-        mean: ``[d]`` float64, mean of the nonzero rows.
+        mean: `RowStatistics.mean` of the rows.
         digest: `RowStatistics.digest` of the rows; ``None`` where it has not been computed.
     """
 
@@ -124,6 +126,12 @@ def read_blocks(
             yield start, block
 
 
+def _on_host(rows: Any) -> Any:
+    rows = rows.rows if isinstance(rows, CheckedRows) else rows
+    # For a JAX array this copies nothing on CPU, and one copy from a device is faster than one per block.
+    return rows if isinstance(rows, (np.ndarray, RowFiles)) else np.asarray(rows)
+
+
 def scan_rows(
     rows: Any, *accumulators: Accumulator, first: int = 0, last: int | None = None, on_rows: OnRows | None = None
 ) -> None:
@@ -136,9 +144,7 @@ def scan_rows(
         last: number after the last row; all rows by default.
         on_rows: called after every block with the number of rows seen and the number of rows to see.
     """
-    rows = rows.rows if isinstance(rows, CheckedRows) else rows
-    # For a JAX array this copies nothing on CPU, and one copy from a device is faster than one per block.
-    rows = rows if isinstance(rows, (np.ndarray, RowFiles)) else np.asarray(rows)
+    rows = _on_host(rows)
     last = rows.shape[0] if last is None else last
     row_bytes = math.prod(rows.shape[1:]) * rows.dtype.itemsize
     block_rows = max(1, _BLOCK_BYTES // max(row_bytes, 1))
@@ -160,8 +166,31 @@ def length_range(dtype: Any) -> tuple[float, float]:
     return 2_000 * float(numbers.tiny) ** 0.5 / float(numbers.eps) ** 0.5, float(numbers.max) ** 0.5 / 4
 
 
+def sampled_median_length(rows: Any) -> float:
+    """Median length of the nonzero ones among at most 1,024 rows of ``rows [n, d]``; infinity where all are zero.
+
+    It is needed before the pass over all rows. The sample depends on ``n`` alone, so that every process has the same.
+    """
+    rows = _on_host(rows)
+    num_rows = rows.shape[0]
+    if num_rows > _LENGTH_ROWS:
+        rows = rows[np.sort(np.random.default_rng(num_rows).choice(num_rows, _LENGTH_ROWS, replace=False))]
+    else:
+        rows = rows[:]
+    values = np.asarray(rows).astype(np.float64)
+    with np.errstate(all="ignore"):
+        lengths = np.sqrt(np.einsum("ij,ij->i", values, values))
+    # Rows that are not finite are refused later, by their number.
+    lengths = np.sort(lengths[(lengths > 0) & np.isfinite(lengths)])
+    return float(lengths[(len(lengths) - 1) // 2]) if len(lengths) else math.inf
+
+
 class Moments:
     """Mean and mean length of the nonzero rows, in float64; number of zero rows; rows that are not finite or too long.
+
+    Args:
+        median: median length of the rows. Rows of more than `MAX_TIMES_MEDIAN` times this length are scaled down to it
+            before they are averaged, as in `ops.masked.shorten_rows`. By default all rows keep their lengths.
 
     Attributes:
         num_rows: number of rows seen.
@@ -171,8 +200,9 @@ class Moments:
         first_too_long: number of the first row whose square overflows (`length_range`); ``None`` if there is none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, median: float = math.inf) -> None:
         self.num_rows = self.num_zero = self.num_not_finite = 0
+        self._median = median
         self.first_not_finite: int | None = None
         self.first_too_long: int | None = None
         self._sum: Any = 0.0
@@ -182,8 +212,11 @@ class Moments:
         values = block.astype(np.float64)
         with np.errstate(all="ignore"):
             squared = np.einsum("ij,ij->i", values, values)
-            self._sum = self._sum + values.sum(axis=0)
-            self._norms.append(float(np.sqrt(squared).sum()))
+            lengths = np.sqrt(squared)
+            long = np.flatnonzero(lengths > MAX_TIMES_MEDIAN * self._median)
+            self._sum = self._sum + self._shortened(values, lengths, long).sum(axis=0)
+            lengths[long] = self._median
+            self._norms.append(float(lengths.sum()))
         self.num_rows += len(block)
         # The sum of squares of a nonzero row can be 0, and that of a finite row infinite: look at these few again.
         tiny = np.flatnonzero(squared == 0)
@@ -197,6 +230,13 @@ class Moments:
         too_long = np.flatnonzero(squared > length_range(block.dtype)[1] ** 2)
         if too_long.size and self.first_too_long is None:
             self.first_too_long = start + int(too_long[0])
+
+    def _shortened(self, values: np.ndarray, lengths: np.ndarray, long: np.ndarray) -> np.ndarray:
+        if not long.size:
+            return values
+        shortened = values.copy()
+        shortened[long] *= (self._median / lengths[long])[:, None]
+        return shortened
 
     @property
     def num_present(self) -> int:

@@ -1,9 +1,12 @@
-"""Arrays of rows of which some are zero: unit length, means and masks that leave zero rows out."""
+"""Arrays of rows of which some are zero or far too long: unit length, means and masks."""
 
 import math
 
 import jax
 import jax.numpy as jnp
+
+# Static word vectors reach 4.4 times their median length; transformers hardly exceed it.
+MAX_TIMES_MEDIAN = 5.0
 
 
 def unit_rows(x: jax.Array) -> jax.Array:
@@ -30,6 +33,28 @@ def center_unit(x: jax.Array, mean: jax.Array) -> jax.Array:
 def present_rows(x: jax.Array) -> jax.Array:
     """Which rows of ``x [n, d]`` are not zero: ``[n]`` bool. Zero rows, such as padding, take no part in any stage."""
     return jnp.any(x != 0, axis=1)
+
+
+def row_lengths(x: jax.Array) -> jax.Array:
+    """Lengths ``[n]`` of rows ``x [n, d]``, in the working dtype."""
+    return jnp.linalg.norm(x.astype(working_dtype(x.dtype)), axis=1)
+
+
+def median_length(lengths: jax.Array) -> jax.Array:
+    """Median of the ``lengths [n]`` that are not zero, the lower one of two; infinity where all are zero."""
+    is_present = lengths > 0
+    ordered = jnp.sort(jnp.where(is_present, lengths, jnp.inf))
+    return ordered[(jnp.maximum(is_present.sum(), 1) - 1) // 2]
+
+
+def shorten_rows(x: jax.Array, median: jax.Array) -> jax.Array:
+    """Scale rows ``x [n, d]`` of more than `MAX_TIMES_MEDIAN` times the ``median`` length down to that length.
+
+    Without it a single row could determine the mean of all. Such rows get the median length and not the limit, because
+    together they could still move the mean. All other rows stay the same, bit for bit.
+    """
+    lengths = row_lengths(x)[:, None]
+    return jnp.where(lengths > MAX_TIMES_MEDIAN * median, x * (median / lengths).astype(x.dtype), x)
 
 
 def mean_present(values: jax.Array, present: jax.Array) -> jax.Array:

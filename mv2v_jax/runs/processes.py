@@ -30,6 +30,7 @@ from mv2v_jax.data.scan import (
     OnRows,
     RowStatistics,
     join_digest,
+    sampled_median_length,
     scan_rows,
 )
 from mv2v_jax.errors import InputError
@@ -170,7 +171,9 @@ def describe_shares(rows: Any, name: str, on_rows: OnRows | None = None) -> RowS
     bounds = [min(num_rows, DIGEST_ROWS * (num_blocks * share // num_shares)) for share in range(num_shares + 1)]
 
     def scan_share() -> tuple[np.ndarray, bytes]:
-        moments, difference, digest, duplicates = Moments(), Difference(), Digest(), Duplicates(rows)
+        # Every process draws the same rows from all, so that all shorten by the same length.
+        moments = Moments(sampled_median_length(rows))
+        difference, digest, duplicates = Difference(), Digest(), Duplicates(rows)
         first, last = bounds[number], bounds[number + 1]
         scan_rows(rows, moments, difference, digest, duplicates, first=first, last=last, on_rows=on_rows)
         refuse_not_finite(rows, name, moments)

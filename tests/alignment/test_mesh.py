@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import make_estimate, make_spaces, planted_clouds, small_config, unit
+from helpers import make_estimate, make_spaces, planted_clouds, shortened, small_config, unit
 
 from mv2v_jax import InputError, align_restarts, make_mesh
 from mv2v_jax.alignment.anchors import match_anchor_sets
@@ -75,6 +75,12 @@ def test_each_device_sums_its_own_rows_of_a_space():
         over = over_mesh(fit_space, make_mesh(1, row_devices=8), BY_ROWS)
         assert_same(jax.jit(over)(jnp.asarray(x)), expected)
         assert_same(expected.centering.mean, x[3:].mean(axis=0))
+        # The median is that of the rows of all devices.
+        x[:16] *= 1e-3
+        x[60] *= 1e6
+        expected = jax.jit(fit_space)(jnp.asarray(x))
+        assert_same(jax.jit(over)(jnp.asarray(x)), expected)
+        assert_same(expected.centering.mean, shortened(x)[3:].mean(axis=0))
 
 
 @pytest.fixture(scope="module")

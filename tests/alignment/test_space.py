@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import make_spaces, semi_orthogonal, unit
+from helpers import make_spaces, semi_orthogonal, shortened, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +21,8 @@ from mv2v_jax.alignment.space import Subspace, fit_space, hold_out, num_held_out
     seed=st.integers(0, 5),
 )
 def test_rows_are_centred_units_in_the_working_dtype(shape, dtype, seed):
-    rows = np.random.default_rng(seed).normal(size=shape) + 3
+    # No row is far too long, so that the mean is the plain one.
+    rows = np.random.default_rng(seed).normal(size=shape) / 2 + 3
     with jax.enable_x64(dtype == "float64"):
         x = jnp.asarray(rows, dtype)
         space = jax.jit(fit_space)(x)
@@ -45,6 +46,41 @@ def test_zero_rows_stay_zero_and_take_no_part(rng):
     np.testing.assert_allclose(np.delete(space.rows, [0, 5, 10], axis=0), expected.rows, atol=1e-6)
     np.testing.assert_array_equal(np.asarray(space.rows)[[0, 5, 10]], 0)
     assert int(space.zero_rows) == 3
+
+
+# The longest row is the longest that half precision can hold, or that can be squared in float32.
+@pytest.mark.parametrize(
+    ("dtype", "usual", "longest"),
+    [("float16", 0.05, 6e4), ("bfloat16", 1, 1e18), ("float32", 1, 4e18), ("float32", 1e-8, 1e-3)],
+)
+def test_few_long_rows_do_not_move_a_space(rng, dtype, usual, longest):
+    rows = usual * (rng.normal(size=(200, 6)) + 1)
+    rows[[5, 6]] = 0
+    rows[[0, 50, 199]] *= longest / np.abs(rows[[0, 50, 199]]).max(axis=1, keepdims=True)
+    x = jnp.asarray(rows, dtype)
+    space = jax.jit(fit_space)(jnp.pad(x, ((0, 56), (0, 0))), 200, seeds=x[:3])
+    expected = shortened(x)
+    present = expected.any(axis=1)
+    mean = expected[present].mean(0)
+    np.testing.assert_allclose(space.centering.mean, mean, rtol=1e-5)
+    lengths = np.linalg.norm(expected[present] - mean, axis=1)
+    np.testing.assert_allclose(space.centering.scale, lengths.mean(), rtol=1e-5)
+    np.testing.assert_allclose(space.rows[:200], np.where(present[:, None], unit(expected - mean), 0), atol=1e-5)
+    np.testing.assert_allclose(space.seeds, space.rows[:3], atol=1e-6)
+    assert int(space.zero_rows) == 2
+    # As good as without them.
+    others = np.delete(np.asarray(x).astype(np.float64), [0, 5, 6, 50, 199], axis=0)
+    assert np.linalg.norm(mean - others.mean(0)) < 0.02 * usual
+
+
+def test_a_sample_with_a_long_row_keeps_the_mean_it_is_given(rng):
+    rows = rng.normal(size=(50, 4)).astype(np.float32)
+    given_mean = jnp.full(4, 0.5)
+    plain = fit_space(jnp.asarray(rows), mean=given_mean)
+    rows[7] *= 1e5
+    space = fit_space(jnp.asarray(rows), mean=given_mean)
+    np.testing.assert_array_equal(space.centering.mean, given_mean)
+    np.testing.assert_allclose(space.centering.scale, plain.centering.scale, rtol=0.03)
 
 
 def test_a_row_at_the_mean_has_no_direction_and_is_counted():

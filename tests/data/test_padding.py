@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_trees_close, planted_clouds, small_config
+from helpers import assert_trees_close, planted_clouds, shortened, small_config
 
 from mv2v_jax import align, align_restarts
 from mv2v_jax.alignment.api import _align, fit_restarts
@@ -201,6 +201,15 @@ def test_the_mean_of_all_leaves_zero_rows_out_and_is_the_same_when_traced(rng):
     sample = np.asarray(pad_rows(x, 64).rows, np.float64)
     lengths = np.linalg.norm(sample[sample.any(1)] - np.float64(expected), axis=1)
     np.testing.assert_allclose(space.centering.scale, lengths.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_the_mean_of_all_is_not_moved_by_one_row(rng, dtype):
+    x = (0.01 * (rng.normal(size=(3_000, 4)) + 1)).astype(dtype)
+    x[7] = 6e4
+    expected = shortened(x).mean(0)
+    np.testing.assert_allclose(pad_rows(x, 64).mean, expected, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(lambda x: pad_rows(x, 64).mean)(x), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["file", "shards", "memory map"])

@@ -7,6 +7,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import shortened, unit
 
 from mv2v_jax.data import scan
 from mv2v_jax.data.checks import check_rows, describe_rows
@@ -20,6 +21,7 @@ from mv2v_jax.data.scan import (
     digest,
     join_digest,
     read_blocks,
+    sampled_median_length,
     scan_rows,
 )
 from mv2v_jax.errors import InputError
@@ -63,6 +65,43 @@ def test_statistics_of_a_few_rows(rng, few_a_block, tmp_path, dtype):
         again = describe_rows(write_shards(tmp_path / "x", rows, 6), "x")
         np.testing.assert_allclose(again.mean, found.mean, rtol=1e-14)
         assert again[2:] == found[2:]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32, np.float64])
+def test_few_long_rows_do_not_move_the_statistics(rng, few_a_block, tmp_path, dtype):
+    rows = (0.1 * (1 + rng.normal(size=(60, 5)))).astype(np.dtype(dtype))
+    rows[[3, 4]] = 0
+    long = unit(rows[[0, 31]].astype(np.float64))
+    rows[[0, 31]] = ((6e4 if dtype is np.float16 else 1e18) * long).astype(rows.dtype)
+    before = rows.copy()
+    expected = np.delete(shortened(rows), [3, 4], axis=0)
+    for stored in [rows] if dtype is jnp.bfloat16 else [rows, write_shards(tmp_path / "x", rows, 6)]:
+        found = describe_rows(stored, "x")
+        np.testing.assert_allclose(found.mean, expected.mean(0), rtol=1e-14)
+        np.testing.assert_allclose(found.mean_norm, np.linalg.norm(expected, axis=1).mean(), rtol=1e-14)
+        np.testing.assert_array_equal(check_rows(stored, "x").mean, found.mean)
+    np.testing.assert_array_equal(rows, before)
+
+
+def test_one_long_row_does_not_hide_that_the_others_are_too_short(rng):
+    rows = 1e-25 * rng.normal(size=(40, 3)).astype(np.float32)
+    rows[0] = 1
+    with pytest.raises(InputError, match=r"found a mean length of \d\.\de-25"):
+        check_rows(rows, "x")
+
+
+@pytest.mark.parametrize("num_rows", [1_024, 5_000])
+def test_the_median_length_is_that_of_a_sample(rng, tmp_path, num_rows):
+    rows = rng.lognormal(size=(num_rows, 1)) * np.ones(4)
+    rows[::7] = 0
+    rows[5, 2] = np.nan
+    lengths = np.sort(np.linalg.norm(rows[(rows != 0).any(1) & np.isfinite(rows).all(1)], axis=1))
+    found = sampled_median_length(rows)
+    exact = lengths[(len(lengths) - 1) // 2]
+    assert found == pytest.approx(exact, rel=1e-12 if num_rows == 1_024 else 0.15)
+    assert sampled_median_length(write_shards(tmp_path / "x", rows, 3)) == found
+    assert sampled_median_length(jnp.asarray(rows)) == pytest.approx(found, rel=1e-6)
+    assert sampled_median_length(np.zeros((5, 2))) == math.inf
 
 
 # 2 * 10^6 rows take a second; 10^7 rows take ten.

@@ -1,11 +1,21 @@
-"""Unit length, centring and means where some rows are zero."""
+"""Unit length, centring and means where some rows are zero or far too long."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from helpers import unit
+import pytest
+from helpers import shortened, unit
 
-from mv2v_jax.ops.masked import center_unit, mean_present, present_rows, unit_rows, working_dtype
+from mv2v_jax.ops.masked import (
+    center_unit,
+    mean_present,
+    median_length,
+    present_rows,
+    row_lengths,
+    shorten_rows,
+    unit_rows,
+    working_dtype,
+)
 
 
 def test_new_rows_use_the_remembered_mean(rng):
@@ -39,3 +49,30 @@ def test_zero_rows_stay_zero_and_are_not_present():
 def test_only_half_precision_is_computed_in_another_dtype():
     expected = {"float16": "float32", "bfloat16": "float32", "float32": "float32", "float64": "float64"}
     assert {name: jnp.dtype(working_dtype(jnp.dtype(name))).name for name in expected} == expected
+
+
+@pytest.mark.parametrize("num_zero", [0, 3, 20])
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 8])
+def test_the_median_length_leaves_zero_rows_out(rng, num_rows, num_zero):
+    x = np.insert(rng.normal(size=(num_rows, 3)), rng.integers(num_rows + 1, size=num_zero), 0, axis=0)
+    expected = np.sort(np.linalg.norm(x, axis=1))[num_zero:][(num_rows - 1) // 2]
+    np.testing.assert_allclose(jax.jit(median_length)(row_lengths(jnp.float32(x))), expected, rtol=1e-6)
+
+
+def test_only_rows_that_are_far_too_long_are_shortened(rng):
+    x = unit(rng.normal(size=(20, 3))) * np.linspace(0.5, 1.5, 20)[:, None]
+    x[[2, 9]] = 0
+    x[4] *= 4
+    plain = jnp.float32(x)
+    np.testing.assert_array_equal(shorten_rows(plain, median_length(row_lengths(plain))), plain)
+    x[[0, 7, 19]] *= np.array([6, 50, 1e15])[:, None] / np.linalg.norm(x[[0, 7, 19]], axis=1, keepdims=True)
+    long = jnp.float32(x)
+    found = shorten_rows(long, median_length(row_lengths(long)))
+    np.testing.assert_allclose(found, shortened(x), rtol=1e-5)
+    np.testing.assert_array_equal(np.delete(found, [0, 7, 19], axis=0), np.delete(long, [0, 7, 19], axis=0))
+
+
+def test_zero_rows_have_no_median_and_are_not_shortened():
+    zeros = jnp.zeros((4, 3))
+    assert median_length(row_lengths(zeros)) == jnp.inf
+    np.testing.assert_array_equal(shorten_rows(zeros, median_length(row_lengths(zeros))), zeros)
