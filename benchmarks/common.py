@@ -25,6 +25,8 @@ from mv2v_jax.data.demo import load_encoder
 from mv2v_jax.evaluation import metrics
 
 BUNDLED_ENCODERS = ("minilm", "wordllama")
+# Numbers of rows.
+Rows = slice | np.ndarray
 METRICS = ("top1", "top5", "top10", "mean_rank", "mrr", "foscttm", "cosine")
 
 
@@ -55,14 +57,18 @@ def split_rows(source: np.ndarray, target: np.ndarray, num_eval: int) -> Split:
     n = source.shape[0] - num_eval
     if num_eval < 1 or n < 2 or source.shape[0] != target.shape[0]:
         raise SystemExit(f"cannot evaluate on {num_eval} of {source.shape[0]} source and {target.shape[0]} target rows")
-    half = n // 2
-    return Split(
-        x=source[:half],
-        y=target[half:n],
-        y_true=target[:half],
-        x_eval=source[n:],
-        y_eval=target[n:],
-    )
+    return pick_rows(source, target, slice(n // 2), slice(n // 2, n), slice(n, None))
+
+
+def pick_rows(source: np.ndarray, target: np.ndarray, x: Rows, y: Rows, evaluation: Rows) -> Split:
+    """Rows ``x`` of the source, rows ``y`` of the target and the rows to evaluate on, by their numbers in the files."""
+    return Split(x=source[x], y=target[y], y_true=target[x], x_eval=source[evaluation], y_eval=target[evaluation])
+
+
+def to_float32(split: Split) -> Split:
+    """The same rows in memory, in float32."""
+    fields = [field.name for field in dataclasses.fields(split)]
+    return Split(**{name: np.asarray(getattr(split, name), dtype=np.float32) for name in fields})
 
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
@@ -153,10 +159,18 @@ def read_rows(folder: Path | None, name: str) -> tuple[np.ndarray, int]:
         if name not in BUNDLED_ENCODERS:
             raise SystemExit(f"the bundled encoders are {' and '.join(BUNDLED_ENCODERS)}, found {name}")
         return load_encoder(name)
-    path = folder / f"wordnet.{name}.npy"
+    try:
+        return read_file(folder, f"wordnet.{name}"), 8_192
+    except FileNotFoundError as error:
+        raise SystemExit(f"--data: {error}") from error
+
+
+def read_file(folder: Path, name: str) -> np.ndarray:
+    """A memory map of ``NAME.npy``, rows ``[n, d]``."""
+    path = folder / f"{name}.npy"
     if not path.exists():
-        raise SystemExit(f"--data: {folder} has no {path.name}")
-    return np.load(path, mmap_mode="r"), 8_192
+        raise FileNotFoundError(f"{folder} has no {path.name}")
+    return np.load(path, mmap_mode="r")
 
 
 def load_split(options: argparse.Namespace) -> tuple[Split, dict[str, Any]]:
@@ -170,8 +184,7 @@ def load_split(options: argparse.Namespace) -> tuple[Split, dict[str, Any]]:
     elif rows < source.shape[0]:
         # The default for all rows could be more than the rows that are used, so the proportion is kept.
         num_eval = max(1, rows * num_eval // source.shape[0])
-    split = split_rows(np.asarray(source[:rows]), np.asarray(target[:rows]), num_eval)
-    split = dataclasses.replace(split, **{f.name: _to_float32(split, f.name) for f in dataclasses.fields(split)})
+    split = to_float32(split_rows(np.asarray(source[:rows]), np.asarray(target[:rows]), num_eval))
     kind = "bundled" if folder is None else "given"
     print(
         f"data: {kind}{'' if folder is None else f' ({folder})'}, {options.source} to {options.target}, "
@@ -180,10 +193,6 @@ def load_split(options: argparse.Namespace) -> tuple[Split, dict[str, Any]]:
     )
     record = {"data": kind, "source": options.source, "target": options.target, "rows": rows, "eval": num_eval}
     return split, record
-
-
-def _to_float32(split: Split, name: str) -> np.ndarray:
-    return np.asarray(getattr(split, name), dtype=np.float32)
 
 
 def evaluate(linear_map: LinearMap, split: Split) -> dict[str, float]:
