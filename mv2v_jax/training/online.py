@@ -26,7 +26,16 @@ from mv2v_jax.errors import InputError
 from mv2v_jax.linear_map import Centering, LinearMap
 from mv2v_jax.ops.csls import dense_csls
 from mv2v_jax.ops.linalg import polar, polar_step, scale_to_norm
-from mv2v_jax.ops.masked import center_unit, mean_present, present_rows, unit_rows, working_dtype
+from mv2v_jax.ops.masked import (
+    center_unit,
+    mean_present,
+    median_length,
+    present_rows,
+    row_lengths,
+    shorten_rows,
+    unit_rows,
+    working_dtype,
+)
 from mv2v_jax.ops.pytree import pytree
 
 
@@ -260,12 +269,17 @@ def online_update(
     def average(tree):
         return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
-    if axis_name is not None:
-        y = jax.lax.all_gather(y, axis_name, tiled=True)
+    def gather(rows):
+        return rows if axis_name is None else jax.lax.all_gather(rows, axis_name, tiled=True)
+
+    y = gather(y)
+    # One row that is far too long would move the mean for many updates.
+    x = shorten_rows(x, median_length(gather(row_lengths(x))))
     source, x = _track(x, state.source, decay, average)
     target, queue, compared, head = state.target, state.queue, state.compared, state.head
     if y.shape[0]:
         # All devices have the same rows of the target here, so there is nothing to average over devices.
+        y = shorten_rows(y, median_length(row_lengths(y)))
         target, y = _track(y, target, decay, lambda tree: tree)
         y = y[-q:]
         queue = _enqueue(queue, y, head)

@@ -86,6 +86,21 @@ def test_a_planted_map_is_recovered_from_different_rows(d_x, d_y):
     assert (nearest == np.arange(len(raw))).mean() > 0.6
 
 
+@pytest.mark.parametrize(("num_long", "times"), [(1, 1e5), (6, 100)])
+def test_few_long_rows_do_not_change_how_good_a_map_is(num_long, times):
+    planted, expected = solved(12, 8)
+    x, y = planted.x.copy(), planted.y.copy()
+    x[10 : 10 + num_long] *= np.float32(times)
+    y[-num_long:] *= np.float32(times)
+    result = best_of(fits(x, y))
+    found, usual = (
+        evaluate(fitted.map, jnp.asarray(planted.x_eval), jnp.asarray(planted.y_eval)) for fitted in (result, expected)
+    )
+    # One of 200 rows is 0.005.
+    assert float(found.top1) > float(usual.top1) - 0.011
+    np.testing.assert_allclose(result.map.target.scale, expected.map.target.scale, rtol=0.01)
+
+
 def test_rows_without_partners_are_not_aligned():
     """The assertions above do not hold for a map of other data."""
     planted, result = solved(12, 8)

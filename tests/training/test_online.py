@@ -172,6 +172,18 @@ def test_a_batch_of_zero_rows_changes_no_average(planted):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((same, info)))
 
 
+def test_one_long_row_does_not_move_the_averages(planted):
+    x, y = batches(planted, 1, 64)
+    state = online_init(true_map(planted), y[0], SMALL)
+    update = jax.jit(online_update)
+    usual, _ = update(state, x[0], y[0], SMALL)
+    long, _ = update(state, x[0].at[5].mul(1e5), y[0].at[9].mul(1e5), SMALL)
+    for found, expected in ((long.source, usual.source), (long.target, usual.target)):
+        np.testing.assert_allclose(found.mean, expected.mean, atol=0.01 * float(expected.scale))
+        np.testing.assert_allclose(found.scale, expected.scale, rtol=0.01)
+    assert float(jnp.sum(long.cross * usual.cross)) / float(jnp.sum(usual.cross**2)) > 0.98
+
+
 def test_half_precision_batches_leave_the_state_float32(planted):
     dtype = jnp.bfloat16
     x, y = batches(planted, 1, 64, dtype)
