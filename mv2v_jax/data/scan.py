@@ -169,7 +169,8 @@ def length_range(dtype: Any) -> tuple[float, float]:
 def sampled_median_length(rows: Any) -> float:
     """Median length of the nonzero ones among at most 1,024 rows of ``rows [n, d]``; infinity where all are zero.
 
-    It is needed before the pass over all rows. The sample depends on ``n`` alone, so that every process has the same.
+    It is needed before the pass over all rows, and reads few of them; only files in Fortran order are read as a whole.
+    The sample depends on ``n`` alone, so that every process has the same.
     """
     rows = _on_host(rows)
     num_rows = rows.shape[0]
