@@ -82,6 +82,20 @@ class RelativeConfig(Settings):
 
 
 @pytree
+class ComponentsConfig(Settings):
+    """The second search, from independent components, for data on which the first one falls short."""
+
+    num_runs: int = count(18, "Runs of independent component analysis; 0 leaves the second search out.")
+    ica_steps: int = count(50, "Steps of each independent component analysis.", low=1)
+    num_starts: int = count(12, "Starts of the matching of axes per run.", low=1)
+    match_steps: int = count(60, "Steps per start of the matching of axes.", low=1)
+    rounds: int = count(3, "Number of times that every run is matched again from the sum of the others.")
+    likeness: float = number(
+        0.006, "Weight of what makes two axes alike by themselves, beside their relations to other axes."
+    )
+
+
+@pytree
 class PublishedConfig(Settings):
     """The two refinements of the mini-vec2vec paper. A refinement with zero steps is left out."""
 
@@ -158,6 +172,7 @@ class Config(Settings):
     )
     anchors: AnchorConfig = part(AnchorConfig, "Anchor sets.")
     relative: RelativeConfig = part(RelativeConfig, "First matching, by relative representations.")
+    components: ComponentsConfig = part(ComponentsConfig, "Second search, from independent components.")
     published: PublishedConfig = part(PublishedConfig, "Refinements of the mini-vec2vec paper.")
     annealing: AnnealingConfig = part(AnnealingConfig, "Annealed refinement.")
     settling: SettlingConfig = part(SettlingConfig, "CSLS refinement of the chosen map.")
@@ -180,6 +195,7 @@ class Config(Settings):
             search_dims=0,
             anchors={"num_clusters": 20, "rows": 10_000, "num_starts": 30, "kept_sets": 30},
             relative={"rows": 0},
+            components={"num_runs": 0},
             published={"match_steps": 100, "cluster_steps": 1, "project": False},
             annealing={"steps": 0},
             settling={"steps": 0, "whole_steps": 0},
