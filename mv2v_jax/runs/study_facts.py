@@ -47,8 +47,7 @@ def list_restarts(searched: Search, basins: np.ndarray | None = None) -> list[di
     judged = _judge_all(evidence, choice.agreement)
     columns = {
         "score": evidence.score,
-        "closeness": evidence.closeness,
-        "anchor_agreement": evidence.anchor_agreement,
+        "coarse_closeness": evidence.closeness[:, 0],
         "confidence": judged.confidence,
         "agreement_with_chosen": choice.agreement[choice.chosen],
     }
