@@ -1,12 +1,13 @@
-"""Fits of which it is known whether they are right, on which `benchmarks.verdict` and `benchmarks.selection` test scores.
+"""Fits that are known to be right or wrong, on which `benchmarks.verdict` and `benchmarks.selection` test scores.
 
     python -m benchmarks.population --data FOLDER [--cache FOLDER] [--only TEXT] [--json FILE]
 
-The population holds real pairs of encoders of four corpora at several sizes, views of one encoder, unlike and mismatched
-parts of corpora, real rows whose geometry was destroyed, and the artificial clouds of `benchmarks.planted_kinds`. Each
-condition names its corpus and its encoders, so that constants can be fitted without some of them and reported on them.
-Real rows are reduced to 256 dimensions and 3,000 rows per space where a condition does not say otherwise, so that most
-fits share their compiled programs.
+The population holds real pairs of encoders of three corpora at several sizes, views of one encoder, unlike and
+mismatched parts of corpora, real rows whose geometry was destroyed, and the artificial clouds of
+`benchmarks.planted_kinds`. Each condition names its corpora and its encoders, so that constants can be fitted without
+some of them and reported on them. Real rows are reduced to 256 dimensions and 3,000 rows per space where a condition
+does not say otherwise, so that most fits share their compiled programs. Conditions whose files are missing are left
+out; wordnet.lsa.npy is made from the texts.
 
 --cache keeps the maps of every fit in a folder, so that a later run only computes the evidence and the verdict again.
 """
@@ -18,22 +19,39 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 
-from benchmarks.common import Split, add_folder_option, add_json_option, check_folder, evaluate, make_parser, write_json
+from benchmarks.common import (
+    Split,
+    add_folder_option,
+    add_json_option,
+    check_folder,
+    evaluate,
+    evaluate_oracle,
+    make_parser,
+    write_json,
+)
 from benchmarks.planted_kinds import ALIGNABLE, AMBIGUOUS, WRONG, Kind, rotation
-from mv2v_jax import Config, LinearMap, align_restarts
-from mv2v_jax.evaluation import metrics
+from mv2v_jax import Centering, Config, Evidence, LinearMap, align_restarts
+from mv2v_jax.alignment.fit import order_by_score, prepare
+from mv2v_jax.alignment.score import fine_agreement, gather_evidence
+from mv2v_jax.data.inputs import prepare_inputs
+from mv2v_jax.data.padding import PaddedRows
 
 NUM_EVAL = 2_000
 # The default of the command line: a verdict also rests on the agreement of restarts.
 NUM_RESTARTS = 2
 ROWS = 3_000
 MAX_DIMS = 256
+# A map is right if its FOSCTTM is below this and its top-1 is at least half of that of the oracle.
+SUCCESS_FOSCTTM = 0.05
+# Below this top-1 a map is of no use, whatever the oracle reaches.
+LOWEST_TOP1 = 0.05
 
 # Corpus and encoder of every file.
 FILES = {
@@ -59,8 +77,8 @@ class Condition:
         kind: group of the tables.
         load: returns the rows.
         corpora, encoders: what the rows come from.
-        truth: ``"pairs"``: true pairs of the evaluation rows decide whether a map is right. ``"ambiguous"``: another map
-            is as good, so that no map may be called aligned. ``"none"``: there is no right map.
+        truth: ``"pairs"``: true pairs of the evaluation rows decide whether a map is right. ``"ambiguous"``: another
+            map is as good, so that no map may be called aligned. ``"none"``: there is no right map.
         seeds: number of fits.
     """
 
@@ -78,7 +96,7 @@ class Condition:
 
 @functools.cache
 def read(folder: Path, name: str) -> np.ndarray:
-    """Rows of one file as float32; LSA may be in the working folder, since it is made from the texts."""
+    """Rows of one file as float32."""
     return np.load(folder / f"{name}.npy").astype(np.float32)
 
 
@@ -105,7 +123,9 @@ def unlike(source, target, parts, judged, max_dims: int = MAX_DIMS) -> Split:
     )
 
 
-def pair(source: str, target: str, rows: int = ROWS, offset: int = 0, max_dims: int = MAX_DIMS, eval_rows=NUM_EVAL) -> Load:
+def pair(
+    source: str, target: str, rows: int = ROWS, offset: int = 0, max_dims: int = MAX_DIMS, eval_rows=NUM_EVAL
+) -> Load:
     """Two encoders of the same texts."""
 
     def load(folder):
@@ -160,7 +180,9 @@ def mirrored(source: str, target: str) -> Load:
     def load(folder):
         part = slice(0, 2 * ROWS + NUM_EVAL)
         signs = np.random.default_rng(5).choice([-1, 1], size=(2 * ROWS + NUM_EVAL, 1))
-        return protocol(*(signs * (rows - rows.mean(0)) for rows in (read(folder, name)[part] for name in (source, target))))
+        return protocol(
+            *(signs * (rows - rows.mean(0)) for rows in (read(folder, name)[part] for name in (source, target)))
+        )
 
     return load
 
@@ -197,7 +219,7 @@ def cluster(rows: np.ndarray, num: int, rng: np.random.Generator, steps: int = 1
 
 
 def topics(source: str, target: str, concentration: float | None, seed: int, num_rows: int = ROWS) -> Load:
-    """Both sides draw texts with topic proportions of their own; without a concentration half of the topics are shared."""
+    """Both sides draw topics in proportions of their own; without a concentration they share 6 topics of 12 each."""
 
     def load(folder):
         rng = np.random.default_rng(seed)
@@ -287,7 +309,11 @@ def real_conditions() -> list[Condition]:
             if files == words:
                 found.append(_real(f"{name}, overlap {seed}", "overlap", topics(*files, None, seed), files))
         found.append(_real(f"{name}, narrow", "narrow topic", narrow(*files, 0), files))
-    for files in (("wordnet.minilm", "wordnet.lsa"), ("wordnet.lsa", "wordnet.wordllama"), ("wordnet.wordllama", "wordnet.lsa")):
+    for files in (
+        ("wordnet.minilm", "wordnet.lsa"),
+        ("wordnet.lsa", "wordnet.wordllama"),
+        ("wordnet.wordllama", "wordnet.lsa"),
+    ):
         for rows in (3_000, 6_000):
             found.append(_real(f"{files[0]} > {files[1]}, {rows:,}", "LSA", pair(*files, rows=rows), files))
     for files in (
@@ -299,7 +325,11 @@ def real_conditions() -> list[Condition]:
         ("captions_de.e5", "wordnet.minilm"),
     ):
         found.append(_real(f"{files[0]} > {files[1]}", "other domain", mismatched(*files), files, truth="none"))
-    for files in (("captions_en.minilm", "wordnet.minilm"), ("web.e5", "captions_de.e5"), ("web.minilm", "wordnet.minilm")):
+    for files in (
+        ("captions_en.minilm", "wordnet.minilm"),
+        ("web.e5", "captions_de.e5"),
+        ("web.minilm", "wordnet.minilm"),
+    ):
         found.append(_real(f"{files[0]} > {files[1]}", "other domain, one encoder", same_encoder(*files), files))
     for name in ("wordnet.minilm", "wordnet.wordllama", "web.e5", "captions_en.minilm"):
         found.append(_real(f"{name}, permuted", "permuted", changed(name, permute_coordinates), (name,), "none"))
@@ -336,24 +366,156 @@ def conditions() -> list[Condition]:
 # ---------------------------------------------------------------------------------------------------------------- fits
 
 
-@functools.partial(jax.jit, static_argnames="num_restarts")
-def _fit(key, x, y, num_restarts):
-    return align_restarts(key, x, y, num_restarts, Config(), keep="all")
+class Maps(NamedTuple):
+    """The maps of one fit.
+
+    Attributes:
+        best: the map that the fit returns.
+        searched: ``[r, d_x, d_y]``, maps of all restarts before they are settled.
+    """
+
+    best: LinearMap
+    searched: np.ndarray
 
 
-def cached_maps(cache: Path | None, condition: Condition, seed: int, split: Split) -> dict[str, np.ndarray]:
+def fit_maps(cache: Path | None, condition: Condition, seed: int, split: Split) -> Maps:
     """The maps of a fit and of its searches, from the cache if they are there."""
     name = hashlib.sha256(f"{condition.name}, seed {seed}".encode()).hexdigest()[:16]
     path = None if cache is None else cache / f"{name}.npz"
     if path is not None and path.exists():
-        return dict(np.load(path))
+        stored = dict(np.load(path))
+        source, target = (Centering(mean=stored[f"mean_{side}"], scale=stored[f"scale_{side}"]) for side in "xy")
+        return Maps(LinearMap(W=jnp.asarray(stored["W"]), source=source, target=target), stored["searched"])
     # Real pairs are fitted as users fit them. The others need no better maps than those of the fast preset.
     config = Config() if condition.kind.startswith("pairs") else Config.fast()
     restarts = align_restarts(jax.random.key(seed), split.x, split.y, NUM_RESTARTS, config, keep="all")
-    maps = {"W": restarts.best.map.W, "searched": restarts.maps.W, "chosen": restarts.chosen}
-    maps |= {"mean_x": restarts.best.map.source.mean, "mean_y": restarts.best.map.target.mean}
-    maps |= {"scale_x": restarts.best.map.source.scale, "scale_y": restarts.best.map.target.scale}
-    maps = {name: np.asarray(value) for name, value in maps.items()}
+    best, searched = restarts.best.map, np.asarray(restarts.maps.W)
     if path is not None:
-        np.savez(path, **maps)
-    return maps
+        sides = {
+            f"{name}_{side}": getattr(centering, name)
+            for side, centering in (("x", best.source), ("y", best.target))
+            for name in ("mean", "scale")
+        }
+        np.savez(path, W=best.W, searched=searched, **sides)
+    return Maps(best, searched)
+
+
+@jax.jit
+def gather(x: PaddedRows, y: PaddedRows, searched: jax.Array) -> tuple[Evidence, jax.Array]:
+    """Evidence of every search, each field ``[r, ...]``, and the agreement of all searches, ``[r, r]``."""
+    prepared = prepare(x, y, Config())
+    maps = jax.vmap(prepared.subspace.restrict)(searched)
+    evidence = jax.lax.map(lambda W: gather_evidence(jax.random.key(0), prepared.fitted, prepared.held_out, W), maps)
+    return evidence, fine_agreement(maps, prepared.fitted.x)
+
+
+def true_recalls(linear_map: LinearMap, split: Split) -> list[dict[str, Any]]:
+    """Recall on true pairs at several index sizes, expected over random indexes, from X to Y and back."""
+    x, y = (np.asarray(rows, np.float32) for rows in (split.x_eval, split.y_eval))
+    mapped = (x - linear_map.source.mean) @ np.asarray(linear_map.W)
+    mapped, target = (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (mapped, y - linear_map.target.mean)
+    )
+    similarity = mapped @ target.T
+    own, num_eval = np.diag(similarity), len(similarity)
+    nearer = (similarity > own[:, None]).sum(1), (similarity > own[None]).sum(0)
+    return [
+        {
+            "num_found": num_found,
+            "index_size": size,
+            # Of the other rows of a random index, fewer than num_found may be nearer than the partner.
+            "recall": [
+                float(scipy.stats.hypergeom.cdf(num_found - 1, num_eval - 1, ranks, size - 1).mean())
+                for ranks in nearer
+            ],
+        }
+        for size in (250, 500, 1_000, 2_000, 4_000)
+        if size <= num_eval
+        for num_found in (1, 10)
+    ]
+
+
+def truth_of(condition: Condition, truth: dict[str, float], oracle: dict[str, float]) -> str:
+    """``"right"``, ``"half"``, ``"wrong"`` or ``"ambiguous"``, by the true pairs and the oracle."""
+    if condition.truth != "pairs":
+        return "wrong" if condition.truth == "none" else condition.truth
+    if truth["foscttm"] >= SUCCESS_FOSCTTM or truth["top1"] < LOWEST_TOP1:
+        return "wrong"
+    return "right" if truth["top1"] >= oracle["top1"] / 2 else "half"
+
+
+def run(folder: Path, listed: list[Condition], cache: Path | None = None) -> Iterator[dict[str, Any]]:
+    """Fit every condition; yields one record per fit."""
+    for condition in listed:
+        split = condition.load(folder)
+        oracle = evaluate_oracle(split)
+        for seed in range(condition.seeds):
+            maps = fit_maps(cache, condition, seed, split)
+            x, y = prepare_inputs(jax.random.key(0), split.x, split.y, Config())
+            evidence, agreement = gather(x, y, jnp.asarray(maps.searched))
+            chosen = int(order_by_score(evidence)[0])
+            truth = evaluate(maps.best, split)
+            fields = {f.name: np.asarray(getattr(evidence, f.name)).tolist() for f in dataclasses.fields(evidence)}
+            yield {
+                "condition": condition.name,
+                "kind": condition.kind,
+                "corpora": sorted(condition.corpora),
+                "encoders": sorted(condition.encoders),
+                "rows": len(split.x),
+                "seed": seed,
+                "truth": truth,
+                "oracle": oracle,
+                "is": truth_of(condition, truth, oracle),
+                "chosen": chosen,
+                # Of all restarts.
+                "evidence": fields,
+                "agreement": float(agreement[0, 1]),
+                "searched_top1": [
+                    evaluate(dataclasses.replace(maps.best, W=jnp.asarray(W)), split)["top1"] for W in maps.searched
+                ],
+                "recalls": true_recalls(maps.best, split),
+            }
+
+
+def collect(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """All fits, or the fits of an earlier run if ``--fits`` names its file."""
+    if options.fits is not None:
+        return json.loads(options.fits.read_text(encoding="utf-8"))["fits"]
+    folder = check_folder(options.data)
+    if folder is None:
+        raise SystemExit("the population needs embeddings of several corpora: name their folder with --data")
+    listed = [condition for condition in conditions() if options.only in f"{condition.kind}: {condition.name}"]
+    missing = {name for name in FILES if not (folder / f"{name}.npy").exists()}
+    listed = [condition for condition in listed if not any(name in condition.name for name in missing)]
+    fits = []
+    for fit in run(folder, listed, options.cache):
+        fits.append(fit)
+        truth, closeness = fit["truth"], fit["evidence"]["closeness"][fit["chosen"]]
+        print(
+            f"{fit['kind']}: {fit['condition']}, seed {fit['seed']}: top-1 {truth['top1']:.3f}, FOSCTTM "
+            f"{truth['foscttm']:.4f}, {fit['is']}; closeness {' '.join(f'{value:.2f}' for value in closeness)}, "
+            f"agreement {fit['agreement']:.2f}",
+            flush=True,
+        )
+    return fits
+
+
+def population_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options of every benchmark on the population."""
+    parser = make_parser(description)
+    add_folder_option(parser)
+    add_json_option(parser)
+    parser.add_argument("--fits", type=Path, metavar="FILE", help="fits of an earlier run, as --json wrote them")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="folder that keeps the maps of all fits")
+    parser.add_argument("--only", default="", metavar="TEXT", help="fit only conditions whose kind and name have it")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fit the population and write its fits."""
+    options = population_parser(__doc__).parse_args(arguments)
+    write_json(options.json, {"fits": collect(options)})
+
+
+if __name__ == "__main__":
+    main()

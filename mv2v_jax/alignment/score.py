@@ -16,6 +16,7 @@ disagree about the directions that carry the texts.
 """
 
 import enum
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -264,11 +265,43 @@ class Reason(enum.IntEnum):
     one_restart_only = 6
 
 
-# Logistic curves of success, in the closeness of the finest scale and in the agreement of restarts beyond the first
-# quarter of the directions: benchmarks/verdict.py prints how far right and wrong maps are from the midpoints. Restarts
-# that found the truth agree with each other; wrong ones differ, even where they score well.
-SCORE_MIDPOINT, _SCORE_SLOPE = 0.16, 50.0
-AGREEMENT_MIDPOINT, _AGREEMENT_SLOPE = 0.45, 20.0
+class Calibration(NamedTuple):
+    """Constants of `judge` and `estimate_recall`, which `benchmarks.verdict --calibrate` fits on its population.
+
+    Attributes:
+        score_midpoint: closeness of the weakest scale at which half of the maps are right.
+        agreement_midpoint: the same for the agreement of restarts.
+        recall_offset, recall_closeness, recall_agreement: logistic curve of recall among 2,000 rows, over right maps.
+        recall_density: what a query that lies closer to the rows of the index than the average loses.
+        recall_log_size: what a larger index loses, by the logarithm of its size.
+        recall_log_found: what more rows found gain, by the logarithm of their number.
+    """
+
+    score_midpoint: float
+    agreement_midpoint: float
+    recall_offset: float
+    recall_closeness: float
+    recall_agreement: float
+    recall_density: float
+    recall_log_size: float
+    recall_log_found: float
+
+
+CALIBRATION = Calibration(
+    score_midpoint=0.16,
+    agreement_midpoint=0.4,
+    recall_offset=-5.0,
+    recall_closeness=8.0,
+    recall_agreement=1.0,
+    recall_density=-20.0,
+    recall_log_size=0.48,
+    recall_log_found=0.7,
+)
+# Slopes of the logistic curves of success. Right and wrong maps can be separated nearly without error, so that no
+# slope would be steep enough: these leave some room around the midpoints to `Verdict.uncertain`.
+_SCORE_SLOPE, _AGREEMENT_SLOPE = 50.0, 20.0
+# Maps that score well and agree by less than this are different maps.
+_DIFFERENT = 0.2
 # Clouds below these values are symmetric, and have no structure among neighbours; see `Evidence`.
 MIN_SYMMETRY, MIN_LOCAL_STRUCTURE = 0.5, 4.0
 # Without fine structure, the closeness of the two coarsest scales is the reason: below the first value the geometries
@@ -299,23 +332,27 @@ class Judgement:
     estimated_top1: jax.Array
 
 
-def judge(evidence: Evidence, agreement: jax.Array | None = None) -> Judgement:
+def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: Calibration = CALIBRATION) -> Judgement:
     """Turn evidence into a verdict. The weakest evidence decides.
 
     Args:
         evidence: `Evidence` of the fit.
         agreement: scalar from -1 to 1, agreement of the map with those of other restarts, see `fine_agreement`. Without
             it the verdict is at best `Verdict.uncertain`.
+        calibration: `Calibration`.
     """
-    fine = jax.nn.sigmoid(_SCORE_SLOPE * (evidence.closeness.min(axis=-1) - SCORE_MIDPOINT))
+    weakest = evidence.closeness.min(axis=-1)
+    # NaN is no evidence.
+    fine = jax.nn.sigmoid(_SCORE_SLOPE * (jnp.nan_to_num(weakest, nan=-1.0) - calibration.score_midpoint))
     agreeing = jnp.ones_like(fine)
     if agreement is not None:
-        agreeing = jax.nn.sigmoid(_AGREEMENT_SLOPE * (agreement - AGREEMENT_MIDPOINT))
+        agreeing = jax.nn.sigmoid(_AGREEMENT_SLOPE * (agreement - calibration.agreement_midpoint))
     success = fine * agreeing
     coarse = evidence.closeness[..., :2].max(axis=-1)
     is_fine, is_coarse = fine >= ALIGNED, coarse >= _SAME_DISTRIBUTION
     is_symmetric = evidence.symmetry < MIN_SYMMETRY
     is_round = evidence.local_structure < MIN_LOCAL_STRUCTURE
+    are_different = jnp.zeros_like(is_round) if agreement is None else agreement < _DIFFERENT
     too_few = (evidence.num_rows < MIN_HELD_OUT) | (evidence.distinct < MIN_DISTINCT)
     # The first of these that holds is the reason.
     cases = [
@@ -327,7 +364,8 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None) -> Judgement:
         (~is_fine, Reason.only_coarse_structure),
         (jnp.full_like(is_fine, agreement is None), Reason.one_restart_only),
         # Maps that are all as good at the finest scale and differ there.
-        (success < ALIGNED, Reason.ambiguous),
+        (are_different, Reason.ambiguous),
+        (success < ALIGNED, Reason.only_coarse_structure),
     ]
     reason = jnp.select(
         [case for case, _ in cases],
@@ -345,22 +383,23 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None) -> Judgement:
         Verdict.aligned.value,
         jnp.where(confidence <= NOT_ALIGNED, Verdict.not_aligned.value, Verdict.uncertain.value),
     )
+    top1 = estimate_recall(evidence, agreement, num_found=1, index_size=INDEX_SIZE, calibration=calibration)[..., 0]
     return Judgement(
         verdict=verdict.astype(jnp.int32),
         reason=reason.astype(jnp.int32),
         confidence=confidence,
         # The curve was fitted on fits that found the truth.
-        estimated_top1=success * estimate_recall(evidence, agreement, num_found=1, index_size=INDEX_SIZE)[..., 0],
+        estimated_top1=success * top1,
     )
 
 
-# Logistic curve of recall over fits that are called aligned. benchmarks/verdict.py --calibrate prints these constants.
-_RECALL_OFFSET, _RECALL_CLOSENESS, _RECALL_AGREEMENT = 0.0, 4.0, 2.0
-_RECALL_DENSITY, _RECALL_LOG_SIZE, _RECALL_LOG_FOUND = 0.0, 0.45, 0.8
-
-
 def estimate_recall(
-    evidence: Evidence, agreement: jax.Array | None, *, num_found: int, index_size: int | jax.Array
+    evidence: Evidence,
+    agreement: jax.Array | None,
+    *,
+    num_found: int,
+    index_size: int | jax.Array,
+    calibration: Calibration = CALIBRATION,
 ) -> jax.Array:
     """Estimate, without a label, how many rows find their true partner among the nearest rows of an index: ``[2]``.
 
@@ -369,6 +408,7 @@ def estimate_recall(
         agreement: scalar, agreement of the map with those of other restarts, see `fine_agreement`.
         num_found: number of nearest rows among which the partner must be, 1 or 10.
         index_size: number of rows of the index.
+        calibration: `Calibration`.
 
     Returns:
         ``[2]``: for rows of X that look for their partner in an index of rows of Y, and for rows of Y in an index of
@@ -378,13 +418,13 @@ def estimate_recall(
     # The denser the rows of the index around a query, the harder it is to be the nearest.
     density = evidence.cross_each - evidence.cross[..., None]
     logit = (
-        _RECALL_OFFSET
-        + _RECALL_CLOSENESS * evidence.closeness[..., 2]
-        + _RECALL_AGREEMENT * agreement
-        + _RECALL_LOG_FOUND * jnp.log(jnp.asarray(num_found, evidence.score.dtype))
-        - _RECALL_LOG_SIZE * jnp.log(jnp.asarray(index_size, evidence.score.dtype) / INDEX_SIZE)
+        calibration.recall_offset
+        + calibration.recall_closeness * evidence.closeness[..., 2]
+        + calibration.recall_agreement * agreement
+        + calibration.recall_log_found * jnp.log(jnp.asarray(num_found, evidence.score.dtype))
+        - calibration.recall_log_size * jnp.log(jnp.asarray(index_size, evidence.score.dtype) / INDEX_SIZE)
     )
-    return jax.nn.sigmoid(logit[..., None] + _RECALL_DENSITY * density)
+    return jax.nn.sigmoid(logit[..., None] + calibration.recall_density * density)
 
 
 def fine_agreement(maps: jax.Array, x: jax.Array) -> jax.Array:
