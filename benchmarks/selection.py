@@ -100,8 +100,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     figures = compare_scores(fits)
     counts = {truth: sum(fit["is"] == truth for fit in fits) for truth in ("right", "wrong")}
     print_table(
-        f"{counts['right']} right and {counts['wrong']} wrong maps: AUROC for right ones, Spearman correlation with the "
-        "top-1 of right ones",
+        f"{counts['right']} right and {counts['wrong']} wrong maps: AUROC for right ones, Spearman correlation "
+        "with the top-1 of right ones",
         ["score", "AUROC", "top-1"],
         [[name, *(shown(value) for value in row.values())] for name, row in figures.items()],
     )

@@ -260,8 +260,10 @@ def print_summary(title: str, summaries: dict[str, dict[str, Any]]) -> None:
     """Print one table with a line per part."""
     print_table(
         title,
-        ["part", "fits", "wrong or ambiguous: aligned", "half: aligned", "right: aligned"]
-        + [f"estimates within {WITHIN}", "lowest error", "highest error"],
+        [
+            *("part", "fits", "wrong or ambiguous: aligned", "half: aligned", "right: aligned"),
+            *(f"estimates within {WITHIN}", "lowest error", "highest error"),
+        ],
         [
             [
                 name,
@@ -285,8 +287,10 @@ def print_fits(fits: Fits) -> None:
     """Print every fit."""
     print_table(
         "every fit (conf.: confidence, est.: estimated top-1)",
-        ["condition", "seed", "truth", "top-1", "FOSCTTM", "closeness", "agreement", "conf.", "verdict", "reason"]
-        + ["est."],
+        [
+            *("condition", "seed", "truth", "top-1", "FOSCTTM", "closeness", "agreement", "conf.", "verdict"),
+            *("reason", "est."),
+        ],
         [
             [
                 fit["condition"],

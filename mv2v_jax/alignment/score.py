@@ -40,9 +40,9 @@ class Evidence:
         null_deviation: ``[s]``, standard deviation of ``cross`` over these reflections.
         closeness: ``[s]``, ``(cross - null) / (within - null)``: 0 for a map that found nothing at this scale, 1 where
             mapped rows look like rows of the target. The denominator is at least five times ``null_deviation``.
-        local_structure: t-statistic of the structure of rows among their neighbours: how much closer they are to each
-            other than after reflections, once the mean of the neighbours is subtracted. About 0 in round blobs. The
-            larger one of the two spaces, because noise in one of them hides it.
+        local_structure: structure of rows among their neighbours: how much closer rows are to each other than after
+            reflections, once the mean of their neighbours is subtracted, in standard deviations. About 0 in round
+            blobs, more than 0.3 in text embeddings. The larger one of the two spaces, because noise hides it.
         symmetry: share of its closeness that a cloud loses under the best of several simple transformations (x to -x,
             flips of one principal direction, exchanges of two), per share of the variance that is moved. About 0 where
             the cloud is symmetric; text embeddings lose more than 1. The smaller one of the two spaces.
@@ -76,10 +76,10 @@ _NUM_NULLS = 4
 # otherwise be as short as chance makes it.
 _MIN_ROOM = 5
 # Symmetries and neighbourhoods are properties of the cloud, for which fewer rows are enough.
-_SYMMETRY_ROWS, _SYMMETRY_BANK_ROWS, _LOCAL_ROWS = 512, 4_096, 2_048
+_SYMMETRY_ROWS, _SYMMETRY_BANK_ROWS, _LOCAL_ROWS = 512, 4_096, 4_096
 # Flips and exchanges that are tried, of the directions of largest variance.
 _NUM_FLIPS = 8
-_NUM_NEIGHBORS = 10
+_NUM_NEIGHBORS = 4
 # Directions with less than this share of the mean variance are not used: they hold rounding and noise.
 _MIN_VARIANCE = 0.01
 # Two unit rows of a larger cosine are copies of each other.
@@ -150,7 +150,7 @@ def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: j
         null=null,
         null_deviation=deviation,
         closeness=closeness,
-        local_structure=jnp.maximum(*[_local_structure(keys[0], *sides) for sides in spaces]),
+        local_structure=jnp.maximum(*[_local_structure(keys[0], rows) for _, rows in spaces]),
         symmetry=jnp.minimum(*[_symmetry(keys[0], *sides) for sides in spaces]),
         distinct=1 - jnp.maximum(*[_has_copy(*sides).mean() for sides in spaces]),
         num_rows=num_rows,
@@ -174,28 +174,26 @@ def _has_copy(queries: jax.Array, bank: jax.Array) -> jax.Array:
     return (nearest.similarity[:, 0] > _COPY).astype(queries.dtype)
 
 
-def _local_structure(key: jax.Array, queries: jax.Array, rows: jax.Array) -> jax.Array:
-    """t-statistic of how much closer rows are to each other than after reflections, among their neighbours.
+def _local_structure(key: jax.Array, rows: jax.Array) -> jax.Array:
+    """How much closer rows are to each other than after reflections, among their neighbours, in standard deviations.
 
     The mean of its nearest neighbours is subtracted from each row. In round blobs, whatever is left points anywhere.
     """
     rows = rows[:_LOCAL_ROWS]
-
-    def leave(queries, num_left_out):
-        # A row of the bank is its own nearest neighbour, which is left out.
-        nearest = top_neighbors(queries, rows, num_neighbors=_NUM_NEIGHBORS + num_left_out)
-        means = rows[nearest.index[:, num_left_out:]].mean(axis=1)
-        return unit_rows(queries - means)
-
-    queries, bank = leave(queries, 0), leave(rows, 1)
+    # A row is its own nearest neighbour, which is left out.
+    nearest = top_neighbors(rows, rows, num_neighbors=_NUM_NEIGHBORS + 1)
+    means = rows[nearest.index[:, 1:]].mean(axis=1)
+    present = jnp.square(rows).sum(axis=1, keepdims=True) > 0
+    left = jnp.where(present, unit_rows(rows - means), 0)
+    queries, bank = left[::2], left[1::2]
     directions = jnp.linalg.eigh(bank.T @ bank)[1]
+    queries, bank = queries @ directions, bank @ directions
 
     def reflected(key):
-        signs = jax.random.rademacher(key, (directions.shape[0],), dtype=queries.dtype)
-        return _nearness((queries @ directions * signs[None]) @ directions.T, bank)
+        return _nearness(queries * jax.random.rademacher(key, (1, queries.shape[1]), dtype=queries.dtype), bank)
 
     gained = _nearness(queries, bank) - jax.lax.map(reflected, jax.random.split(key, _NUM_NULLS)).mean(axis=0)
-    return gained.mean() / (gained.std() / jnp.sqrt(gained.shape[0]) + jnp.finfo(queries.dtype).eps)
+    return gained.mean() / (gained.std() + jnp.finfo(queries.dtype).eps)
 
 
 def _symmetry(key: jax.Array, queries: jax.Array, bank: jax.Array) -> jax.Array:
@@ -303,7 +301,7 @@ _SCORE_SLOPE, _AGREEMENT_SLOPE = 50.0, 20.0
 # Maps that score well and agree by less than this are different maps.
 _DIFFERENT = 0.2
 # Clouds below these values are symmetric, and have no structure among neighbours; see `Evidence`.
-MIN_SYMMETRY, MIN_LOCAL_STRUCTURE = 0.5, 4.0
+MIN_SYMMETRY, MIN_LOCAL_STRUCTURE = 0.5, 0.12
 # Without fine structure, the closeness of the two coarsest scales is the reason: below the first value the geometries
 # differ, below the second one the distributions do.
 _SAME_GEOMETRY, _SAME_DISTRIBUTION = 0.3, 0.45
@@ -373,11 +371,10 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
         jnp.full_like(evidence.num_rows, Reason.restarts_agree_at_every_scale.value),
     )
     # These reasons leave it open whether the map is right.
-    is_open = (too_few | is_symmetric | is_round | (reason == Reason.ambiguous.value)) & (
-        reason != Reason.geometries_differ.value
-    )
-    confidence = jnp.minimum(success, 0.5) if agreement is None else success
-    confidence = jnp.where(is_open, 0.5, confidence)
+    is_open = (reason == Reason.too_few_rows.value) | (reason == Reason.ambiguous.value) | is_round
+    is_open &= reason != Reason.geometries_differ.value
+    is_confirmed = reason == Reason.restarts_agree_at_every_scale.value
+    confidence = jnp.where(is_open, 0.5, jnp.where(is_confirmed, success, jnp.minimum(success, 0.5)))
     verdict = jnp.where(
         confidence >= ALIGNED,
         Verdict.aligned.value,

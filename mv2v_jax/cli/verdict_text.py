@@ -139,8 +139,8 @@ def list_reasons(judged: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
         (
             "score",
             judged.get("score"),
-            "how close mapped held-out rows come to those of the other space at the finest scale: 0 by chance, 1 at best; "
-            f"most maps that score above {CALIBRATION.score_midpoint} are right",
+            "how close mapped held-out rows come to those of the other space at the finest scale: 0 by chance, 1 at "
+            f"best; most maps that score above {CALIBRATION.score_midpoint} are right",
         ),
         (
             "closeness",
@@ -166,7 +166,7 @@ def list_reasons(judged: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
         (
             "local_structure",
             judged.get("local_structure"),
-            f"below {MIN_LOCAL_STRUCTURE:.0f} rows differ from their neighbours by noise alone, and the verdict is "
+            f"below {MIN_LOCAL_STRUCTURE} rows differ from their neighbours by noise alone, and the verdict is "
             "uncertain",
         ),
         ("distinct", judged.get("distinct"), "share of held-out rows that are no copy of another row"),
