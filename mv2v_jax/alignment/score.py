@@ -76,7 +76,7 @@ _NUM_NULLS = 4
 # otherwise be as short as chance makes it.
 _MIN_ROOM = 5
 # Symmetries and neighbourhoods are properties of the cloud, for which fewer rows are enough.
-_SYMMETRY_ROWS, _SYMMETRY_BANK_ROWS, _LOCAL_ROWS = 512, 4_096, 4_096
+_SYMMETRY_ROWS, _SYMMETRY_BANK_ROWS, _LOCAL_ROWS = 512, 2_048, 4_096
 # Flips and exchanges that are tried, of the directions of largest variance.
 _NUM_FLIPS = 8
 _NUM_NEIGHBORS = 4
@@ -125,12 +125,12 @@ def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: j
         return jnp.stack([_nearness(queries_x, bank_y).mean(), _nearness(queries_y, bank_x).mean()])
 
     directions, num_used = _principal_directions(bank_y)
-    kept = (jnp.asarray(SCALES, W.dtype) * num_used).astype(jnp.int32)
+    kept = (jnp.asarray(SCALES, W.dtype) * num_used.astype(W.dtype)).astype(jnp.int32)
 
     def reflected(inputs):
         key, num_kept = inputs
         signs = jax.random.rademacher(key, (directions.shape[0],), dtype=W.dtype)
-        signs = jnp.where(jnp.arange(directions.shape[0]) < num_kept, 1, signs)
+        signs = jnp.where(jnp.arange(directions.shape[0], dtype=jnp.int32) < num_kept, 1, signs)
         reflection = (directions * signs[None]) @ directions.T
         return crossing(queries_x @ reflection, queries_y @ reflection).mean()
 
@@ -151,7 +151,7 @@ def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: j
         null_deviation=deviation,
         closeness=closeness,
         local_structure=jnp.maximum(*[_local_structure(keys[0], rows) for _, rows in spaces]),
-        symmetry=jnp.minimum(*[_symmetry(keys[0], *sides) for sides in spaces]),
+        symmetry=jnp.minimum(*[_symmetry(keys[0], rows) for _, rows in spaces]),
         distinct=1 - jnp.maximum(*[_has_copy(*sides).mean() for sides in spaces]),
         num_rows=num_rows,
         score=closeness[-1],
@@ -161,7 +161,7 @@ def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: j
 def _principal_directions(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Principal directions of ``rows [n, d]``, largest variance first, ``[d, d]``; and how many of them are used."""
     spectrum, directions = jnp.linalg.eigh(rows.T @ rows)
-    return directions[:, ::-1], jnp.sum(spectrum > _MIN_VARIANCE * spectrum.mean())
+    return directions[:, ::-1], jnp.sum(spectrum > _MIN_VARIANCE * spectrum.mean(), dtype=jnp.int32)
 
 
 def _nearness(queries: jax.Array, bank: jax.Array) -> jax.Array:
@@ -196,9 +196,9 @@ def _local_structure(key: jax.Array, rows: jax.Array) -> jax.Array:
     return gained.mean() / (gained.std() + jnp.finfo(queries.dtype).eps)
 
 
-def _symmetry(key: jax.Array, queries: jax.Array, bank: jax.Array) -> jax.Array:
+def _symmetry(key: jax.Array, rows: jax.Array) -> jax.Array:
     """Smallest loss of closeness under simple transformations, per moved variance; see `Evidence.symmetry`."""
-    queries, bank = queries[:_SYMMETRY_ROWS], bank[:_SYMMETRY_BANK_ROWS]
+    queries, bank = rows[::2][:_SYMMETRY_ROWS], rows[1::2][:_SYMMETRY_BANK_ROWS]
     spectrum, directions = jnp.linalg.eigh(bank.T @ bank)
     queries, bank, spectrum = queries @ directions[:, ::-1], bank @ directions[:, ::-1], spectrum[::-1]
     variance = spectrum / (spectrum.sum() + jnp.finfo(bank.dtype).tiny)
@@ -339,14 +339,14 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
             it the verdict is at best `Verdict.uncertain`.
         calibration: `Calibration`.
     """
-    weakest = evidence.closeness.min(axis=-1)
     # NaN is no evidence.
-    fine = jax.nn.sigmoid(_SCORE_SLOPE * (jnp.nan_to_num(weakest, nan=-1.0) - calibration.score_midpoint))
+    closeness = jnp.nan_to_num(evidence.closeness, nan=-1.0)
+    fine = jax.nn.sigmoid(_SCORE_SLOPE * (closeness.min(axis=-1) - calibration.score_midpoint))
     agreeing = jnp.ones_like(fine)
     if agreement is not None:
         agreeing = jax.nn.sigmoid(_AGREEMENT_SLOPE * (agreement - calibration.agreement_midpoint))
     success = fine * agreeing
-    coarse = evidence.closeness[..., :2].max(axis=-1)
+    coarse = closeness[..., :2].max(axis=-1)
     is_fine, is_coarse = fine >= ALIGNED, coarse >= _SAME_DISTRIBUTION
     is_symmetric = evidence.symmetry < MIN_SYMMETRY
     is_round = evidence.local_structure < MIN_LOCAL_STRUCTURE
@@ -431,9 +431,9 @@ def fine_agreement(maps: jax.Array, x: jax.Array) -> jax.Array:
     has the same weight. Maps that match the same topics and not the same texts agree in the first directions only.
     """
     directions, num_used = _principal_directions(x)
-    place = jnp.arange(directions.shape[1])
+    place = jnp.arange(directions.shape[1], dtype=jnp.int32)
     is_finer = (place >= num_used // 4) & (place < num_used)
-    finer = jnp.einsum("ab,rac->rbc", directions * is_finer[None], maps)
+    finer = jnp.einsum("ab,rac->rbc", jnp.where(is_finer[None], directions, 0), maps)
     inner = jnp.einsum("rbc,sbc->rs", finer, finer)
     lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(inner), jnp.finfo(maps.dtype).tiny))
     return inner / (lengths[:, None] * lengths[None])
