@@ -1,18 +1,22 @@
 """Can the verdict on a fit be trusted? Verdicts without labels, compared with the truth over `benchmarks.population`.
 
-    python -m benchmarks.verdict --data FOLDER [--calibrate] [--plot FILE.png] [--json FILE]
+    python -m benchmarks.verdict --data FOLDER [--cache FOLDER] [--calibrate] [--plot FILE.png] [--json FILE]
     python -m benchmarks.verdict --fits FILE [--calibrate] [--plot FILE.png] [--json FILE]
 
-Every verdict is computed again from the evidence of its fit and the present constants of `mv2v_jax.alignment.score`, so
---fits can read fits of an earlier version. --calibrate fits these constants on the calibration part of the population
-and prints them. --plot draws confidence against the share of successes, with matplotlib.
+Every verdict is computed from the evidence of its fit and the present constants of `mv2v_jax.alignment.score`, so
+--fits can read fits of an earlier run. Tables show verdicts by kind of data, what separates right maps from wrong ones,
+and what constants that were fitted without one corpus, or without one encoder, say about that corpus or encoder.
+--calibrate prints the constants that fit the whole population. --plot draws confidence against the share of right maps,
+with matplotlib.
 """
 
 import importlib
-import itertools
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
@@ -20,15 +24,24 @@ from scipy.special import expit
 
 from benchmarks.common import print_environment, print_table, write_json
 from benchmarks.population import collect, population_parser
-from benchmarks.selection import SUCCESS_FOSCTTM, Fits, auroc, shown, succeeded
-from mv2v_jax import Evidence, Verdict
-from mv2v_jax.alignment.score import ALIGNED, judge
+from mv2v_jax import Evidence, Reason, Verdict
+from mv2v_jax.alignment.score import (
+    _AGREEMENT_SLOPE,
+    _SCORE_SLOPE,
+    CALIBRATION,
+    MIN_DISTINCT,
+    MIN_LOCAL_STRUCTURE,
+    MIN_SYMMETRY,
+    Calibration,
+    estimate_recall,
+    judge,
+)
 
-PARTS = ("calibrate", "report")
-NULLS = ("permuted", "Gaussian")
 # An estimated top-1 that differs from the true one by at most this much counts as near.
 WITHIN = 0.1
 NUM_BINS = 5
+
+Fits = list[dict[str, Any]]
 
 
 class Bin(NamedTuple):
@@ -37,187 +50,281 @@ class Bin(NamedTuple):
     low: float
     high: float
     confidence: float | None
-    success: float | None
+    right: float | None
     fits: int
 
 
-class Constants(NamedTuple):
-    """What `calibrate` finds: constants of `mv2v_jax.alignment.score`."""
-
-    score_midpoint: float
-    score_slope: float
-    agreement_midpoint: float
-    agreement_slope: float
-    top1_offset: float
-    top1_closeness: float
-    top1_log_rows: float
+# ------------------------------------------------------------------------------------------------------------- judging
 
 
-def judge_again(fits: Fits) -> Fits:
-    """The same fits, with verdict, confidence and estimate computed from their evidence by the present constants."""
-    names = fits[0]["evidence"]
-    evidence = Evidence(**{name: jnp.asarray([fit["evidence"][name] for fit in fits]) for name in names})
-    judgement = judge(evidence, jnp.asarray([fit["agreement"] for fit in fits]))
-    fields = {name: np.asarray(getattr(judgement, name)) for name in ("verdict", "confidence", "estimated_top1")}
+def evidence_of(fits: Fits) -> Evidence:
+    """Evidence of the chosen search of every fit, each field ``[number of fits, ...]``."""
+    chosen = [{name: values[fit["chosen"]] for name, values in fit["evidence"].items()} for fit in fits]
+    return Evidence(**{name: jnp.asarray([record[name] for record in chosen]) for name in chosen[0]})
+
+
+def judge_again(fits: Fits, calibration: Calibration = CALIBRATION) -> Fits:
+    """The same fits, with what their evidence says by these constants: verdict, reason, confidence and estimate."""
+    judged = judge(evidence_of(fits), jnp.asarray([fit["agreement"] for fit in fits]), calibration)
+    fields = {name: np.asarray(getattr(judged, name)) for name in ("verdict", "reason", "confidence", "estimated_top1")}
     return [{**fit, **{name: values[i].item() for name, values in fields.items()}} for i, fit in enumerate(fits)]
 
 
-def is_null(fit: dict[str, Any]) -> bool:
-    """Whether the data of the fit cannot be aligned."""
-    return any(name in fit["condition"] for name in NULLS)
+def weakest(fits: Fits) -> np.ndarray:
+    """Closeness of the weakest scale of every fit."""
+    return np.array([np.nan_to_num(min(fit["evidence"]["closeness"][fit["chosen"]])) for fit in fits])
 
 
-def calibrate(fits: Fits) -> Constants:
-    """Constants of `mv2v_jax.alignment.score`, from the calibration part of the fits alone.
+def is_judged(fit: dict[str, Any]) -> bool:
+    """Whether the cloud lets a verdict depend on closeness and agreement."""
+    values = {name: values[fit["chosen"]] for name, values in fit["evidence"].items()}
+    return (
+        values["symmetry"] >= MIN_SYMMETRY
+        and values["local_structure"] >= MIN_LOCAL_STRUCTURE
+        and values["distinct"] >= MIN_DISTINCT
+    )
 
-    Confidence is the product of two logistic curves, of the score and of the agreement, fitted by maximum likelihood.
-    The estimate of top-1 is a third one, of the closeness and the number of rows, fitted by least squares over the fits
-    that are called aligned.
+
+# --------------------------------------------------------------------------------------------------------- calibration
+
+
+def calibrate(fits: Fits) -> Calibration:
+    """Constants of `mv2v_jax.alignment.score`.
+
+    The midpoints of closeness and agreement by maximum likelihood over right and wrong maps; the curve of recall by
+    least squares over right maps that are called aligned, all index sizes, both directions, recall@1 and recall@10.
     """
-    fits = [fit for fit in fits if fit["part"] == "calibrate"]
-    score = np.array([fit["evidence"]["score"] for fit in fits])
-    agreement = np.array([fit["agreement"] for fit in fits])
-    success = np.array([succeeded(fit) for fit in fits], dtype=bool)
-    if success.sum() < 2 or success.all():
-        raise SystemExit(f"cannot calibrate on {success.sum()} successes and {(~success).sum()} failures")
+    known = [fit for fit in fits if fit["is"] in ("right", "wrong") and is_judged(fit)]
+    right = np.array([fit["is"] == "right" for fit in known])
+    if right.sum() < 2 or right.all():
+        raise SystemExit(f"cannot calibrate on {right.sum()} right and {(~right).sum()} wrong maps")
+    score, agreement = weakest(known), np.array([fit["agreement"] for fit in known])
 
-    def confidence(constants):
-        score_midpoint, score_slope, agreement_midpoint, agreement_slope = constants
-        return expit(score_slope * (score - score_midpoint)) * expit(agreement_slope * (agreement - agreement_midpoint))
+    def surprise(midpoints):
+        found = expit(_SCORE_SLOPE * (score - midpoints[0])) * expit(_AGREEMENT_SLOPE * (agreement - midpoints[1]))
+        return -np.mean(np.log(np.where(right, found, 1 - found).clip(1e-9)))
 
-    def surprise(constants):
-        found = confidence(constants)
-        return -np.mean(np.log(np.where(success, found, 1 - found).clip(1e-9)))
-
-    # Bounds of midpoints and slopes. A few dozen fits can be separated nearly without error, so that no slope would be
-    # steep enough; and under a slope that is too flat no fit would get a clear verdict.
-    bounds = ((0, 1), (20, 100), (0, 1), (5, 40))
-    starts = itertools.product((0.25, 0.32, 0.4), (50,), (0.2, 0.4), (10, 30))
-    found = [scipy.optimize.minimize(surprise, start, bounds=bounds, method="Nelder-Mead") for start in starts]
-    fitted = min(found, key=lambda result: result.fun).x
-    top1 = np.array([fit["truth"]["top1"] for fit in fits])
-    found_confidence = confidence(fitted)
-    aligned = found_confidence >= ALIGNED
-    closeness, num_rows = (np.array([fit["evidence"][name] for fit in fits]) for name in ("closeness", "num_rows"))
-    known = np.stack([np.ones_like(closeness), closeness, np.log(num_rows)], axis=1)[aligned]
-
-    def errors(weights):
-        return expit(known @ weights) * found_confidence[aligned] - top1[aligned]
-
-    estimate = scipy.optimize.least_squares(errors, (-6.0, 10.0, 0.1), x_scale=(10.0, 10.0, 1.0)).x
-    return Constants(*(float(value) for value in (*fitted, *estimate)))
+    starts = [(0.1, 0.3), (0.2, 0.5)]
+    found = [scipy.optimize.minimize(surprise, start, method="Nelder-Mead") for start in starts]
+    midpoints = min(found, key=lambda result: result.fun).x
+    calibration = CALIBRATION._replace(score_midpoint=float(midpoints[0]), agreement_midpoint=float(midpoints[1]))
+    return calibration._replace(**_calibrate_recall(judge_again(fits, calibration)))
 
 
-def print_constants(found: Constants) -> None:
-    """Print the constants as lines of `mv2v_jax.alignment.score`."""
-    print("\ncalibrated on the calibration part alone:")
-    print(f"SCORE_MIDPOINT, _SCORE_SLOPE = {found.score_midpoint:.3f}, {found.score_slope:.1f}")
-    print(f"AGREEMENT_MIDPOINT, _AGREEMENT_SLOPE = {found.agreement_midpoint:.3f}, {found.agreement_slope:.1f}")
-    top1 = f"{found.top1_offset:.2f}, {found.top1_closeness:.2f}, {found.top1_log_rows:.2f}"
-    print(f"_TOP1_OFFSET, _TOP1_CLOSENESS, _TOP1_LOG_ROWS = {top1}")
+def _calibrate_recall(judged: Fits) -> dict[str, float]:
+    used = [fit for fit in judged if fit["is"] == "right" and fit["verdict"] == Verdict.aligned]
+    evidence = evidence_of(used)
+    closeness = np.asarray(evidence.closeness[:, 2])
+    density = np.asarray(evidence.cross_each - evidence.cross[:, None])
+    rows, truth = [], []
+    for i, fit in enumerate(used):
+        for recall in fit["recalls"]:
+            size, found = np.log(recall["index_size"] / 2_000), np.log(recall["num_found"])
+            for direction in range(2):
+                rows.append([1, closeness[i], fit["agreement"], density[i, direction], -size, found])
+                truth.append(recall["recall"][direction])
+    rows, truth = np.array(rows), np.array(truth)
+    start = [-4.0, 8.0, 2.0, -20.0, 0.48, 0.7]
+    # Kept near the start, because some of the terms say the same about few fits.
+    weights = scipy.optimize.least_squares(
+        lambda weights: np.append(expit(rows @ weights) - truth, 0.02 * (weights - start) / np.abs(start)), start
+    ).x
+    names = ("offset", "closeness", "agreement", "density", "log_size", "log_found")
+    return {f"recall_{name}": float(value) for name, value in zip(names, weights, strict=True)}
+
+
+def leave_out(fits: Fits, field: str) -> Fits:
+    """Every fit on real rows, judged by constants that were fitted without its corpora, or without its encoders."""
+    judged = []
+    for name in sorted({name for fit in fits for name in fit[field]}):
+        inside = [fit for fit in fits if name in fit[field]]
+        outside = [fit for fit in fits if name not in fit[field]]
+        judged += [{**fit, "left_out": name} for fit in judge_again(inside, calibrate(outside))]
+    return judged
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
 
 
 def bin_reliability(fits: Fits) -> list[Bin]:
-    """Mean confidence and share of successes, in bins of equal width over the confidence."""
+    """Mean confidence and share of right maps, in bins of equal width over the confidence."""
     edges = np.linspace(0, 1, NUM_BINS + 1)
     confidence = np.array([fit["confidence"] for fit in fits])
-    success = np.array([succeeded(fit) for fit in fits])
+    right = np.array([fit["is"] == "right" for fit in fits])
     place = np.clip(np.digitize(confidence, edges) - 1, 0, NUM_BINS - 1)
     bins = []
     for i in range(NUM_BINS):
         inside = place == i
-        means = [float(values[inside].mean()) if inside.any() else None for values in (confidence, success)]
+        means = [float(values[inside].mean()) if inside.any() else None for values in (confidence, right)]
         bins.append(Bin(float(edges[i]), float(edges[i + 1]), means[0], means[1], int(inside.sum())))
     return bins
 
 
 def summarise(fits: Fits) -> dict[str, Any]:
-    """All figures of one part."""
-    success = [succeeded(fit) for fit in fits]
-    confidence = [fit["confidence"] for fit in fits]
+    """Counts of verdicts by truth, and how near the estimates of aligned fits are."""
     aligned = [fit for fit in fits if fit["verdict"] == Verdict.aligned]
-    # Rounded, so that float noise at the bound does not change the count.
-    near = [round(abs(fit["estimated_top1"] - fit["truth"]["top1"]), 6) <= WITHIN for fit in aligned]
+    errors = np.array([fit["estimated_top1"] - fit["truth"]["top1"] for fit in aligned if fit["is"] == "right"])
     return {
         "fits": len(fits),
-        "conditions": len({fit["number"] for fit in fits}),
-        "successes": sum(success),
-        "auroc": auroc(confidence, success),
-        "brier": float(np.mean((np.array(confidence) - success) ** 2)),
-        "nulls": sum(map(is_null, fits)),
-        "nulls_aligned": sum(map(is_null, aligned)),
-        "aligned": len(aligned),
-        "estimate_within": float(np.mean(near)) if near else None,
         "counts": {
-            verdict.name: {
-                name: sum(fit["verdict"] == verdict and succeeded(fit) == wanted for fit in fits)
-                for name, wanted in (("success", True), ("failure", False))
-            }
-            for verdict in Verdict
+            truth: {verdict.name: _count(fits, truth, verdict) for verdict in Verdict}
+            for truth in ("right", "half", "wrong", "ambiguous")
         },
+        # Rounded, so that float noise at the bound does not change the count.
+        "estimate_within": float((np.round(np.abs(errors), 6) <= WITHIN).mean()) if len(errors) else None,
+        "estimate_highest": float(errors.max()) if len(errors) else None,
+        "estimate_lowest": float(errors.min()) if len(errors) else None,
         "reliability": [found._asdict() for found in bin_reliability(fits)],
     }
 
 
-def print_part(part: str, fits: Fits, figures: dict[str, Any]) -> None:
-    """Print the tables of one part: every fit, verdicts by success, reliability."""
+def _count(fits: Fits, truth: str, verdict: Verdict) -> int:
+    return sum(fit["is"] == truth and fit["verdict"] == verdict for fit in fits)
+
+
+def recall_errors(
+    fits: Fits, calibration: Callable[[dict[str, Any]], Calibration]
+) -> dict[tuple[int, int], np.ndarray]:
+    """Estimated minus true recall of right, aligned fits, by the number found and the size of the index."""
+    errors: dict[tuple[int, int], list[float]] = {}
+    for fit in fits:
+        if fit["is"] != "right" or fit["verdict"] != Verdict.aligned:
+            continue
+        evidence = jax.tree.map(lambda leaf: leaf[0], evidence_of([fit]))
+        for recall in fit["recalls"]:
+            found, size = recall["num_found"], recall["index_size"]
+            estimate = estimate_recall(
+                evidence,
+                jnp.asarray(fit["agreement"]),
+                num_found=found,
+                index_size=size,
+                calibration=calibration(fit),
+            )
+            errors.setdefault((found, size), []).extend(np.asarray(estimate) - np.asarray(recall["recall"]))
+    return {key: np.array(values) for key, values in sorted(errors.items())}
+
+
+# ------------------------------------------------------------------------------------------------------------ printing
+
+
+def shown(value: float | None) -> str:
+    """A figure as the tables show it; empty for ``None``."""
+    return "" if value is None else f"{value:.3f}"
+
+
+def print_kinds(fits: Fits) -> None:
+    """Print one line per kind of data: the verdicts on right and on wrong maps, and the reasons."""
+    rows = []
+    for kind in dict.fromkeys(fit["kind"] for fit in fits):
+        members = [fit for fit in fits if fit["kind"] == kind]
+        cells = []
+        for truth in ("right", "half", "wrong", "ambiguous"):
+            counts = [_count(members, truth, verdict) for verdict in reversed(Verdict)]
+            cells.append(" / ".join(map(str, counts)) if sum(counts) else "")
+        reasons = Counter(Reason(fit["reason"]).name.replace("_", " ") for fit in members)
+        cells.append(", ".join(f"{name} {count}" for name, count in reasons.most_common()))
+        rows.append([kind, str(len(members)), *cells])
     print_table(
-        f"{part}: every fit (conf.: confidence, est.: estimated top-1)",
-        ["condition", "offset", "seed", "top-1", "FOSCTTM", "score", "conf.", "verdict", "est."],
+        "verdicts by kind: aligned / uncertain / not aligned, among maps that are right, half right, wrong, and right "
+        "in a cloud that has another map as good",
+        ["kind", "fits", "right", "half", "wrong", "ambiguous", "reasons"],
+        rows,
+    )
+
+
+def print_margins(fits: Fits) -> None:
+    """Print how far right and wrong maps are apart, where the cloud lets closeness and agreement decide."""
+    judged = [fit for fit in fits if is_judged(fit)]
+    rows = []
+    for truth, percents in (("right", (0, 5, 10, 50)), ("half", (0, 50, 100)), ("wrong", (50, 90, 95, 100))):
+        members = [fit for fit in judged if fit["is"] == truth]
+        if not members:
+            continue
+        values = weakest(members), np.array([fit["agreement"] for fit in members])
+        both = np.minimum(values[0] / CALIBRATION.score_midpoint, values[1] / CALIBRATION.agreement_midpoint)
+        for percent in percents:
+            rows.append(
+                [
+                    f"{truth}, percentile {percent}",
+                    *(f"{np.percentile(column, percent):.3f}" for column in (*values, both)),
+                ]
+            )
+    print_table(
+        "margins: closeness of the weakest scale, agreement, and the smaller one of both per midpoint",
+        ["maps", "closeness", "agreement", "smaller of both"],
+        rows,
+    )
+
+
+def print_summary(title: str, summaries: dict[str, dict[str, Any]]) -> None:
+    """Print one table with a line per part."""
+    print_table(
+        title,
+        [
+            *("part", "fits", "wrong or ambiguous: aligned", "half: aligned", "right: aligned"),
+            *(f"estimates within {WITHIN}", "lowest error", "highest error"),
+        ],
+        [
+            [
+                name,
+                str(figures["fits"]),
+                _share(figures, ("wrong", "ambiguous")),
+                _share(figures, ("half",)),
+                _share(figures, ("right",)),
+                *(shown(figures[f"estimate_{name}"]) for name in ("within", "lowest", "highest")),
+            ]
+            for name, figures in summaries.items()
+        ],
+    )
+
+
+def _share(figures: dict[str, Any], truths: tuple[str, ...]) -> str:
+    aligned = sum(figures["counts"][truth]["aligned"] for truth in truths)
+    return f"{aligned} of {sum(sum(figures['counts'][truth].values()) for truth in truths)}"
+
+
+def print_fits(fits: Fits) -> None:
+    """Print every fit."""
+    print_table(
+        "every fit (conf.: confidence, est.: estimated top-1)",
+        [
+            *("condition", "seed", "truth", "top-1", "FOSCTTM", "closeness", "agreement", "conf.", "verdict"),
+            *("reason", "est."),
+        ],
         [
             [
                 fit["condition"],
-                f"{fit['offset']:,}",
                 str(fit["seed"]),
+                fit["is"],
                 f"{fit['truth']['top1']:.3f}",
                 f"{fit['truth']['foscttm']:.4f}",
-                f"{fit['evidence']['score']:.3f}",
+                f"{value:.3f}",
+                f"{fit['agreement']:.3f}",
                 f"{fit['confidence']:.3f}",
                 Verdict(fit["verdict"]).name.replace("_", " "),
+                Reason(fit["reason"]).name.replace("_", " "),
                 f"{fit['estimated_top1']:.3f}",
             ]
-            for fit in fits
+            for fit, value in zip(fits, weakest(fits), strict=True)
         ],
     )
+
+
+def print_recalls(errors: dict[tuple[int, int], np.ndarray]) -> None:
+    """Print how near the estimates of recall are at several index sizes."""
     print_table(
-        f"{part}: number of fits by verdict and truth (success: FOSCTTM < {SUCCESS_FOSCTTM})",
-        ["verdict", "success", "failure"],
-        [
-            [name.replace("_", " "), str(counts["success"]), str(counts["failure"])]
-            for name, counts in figures["counts"].items()
-        ],
-    )
-    print_table(
-        f"{part}: reliability of the confidence",
-        ["confidence", "mean confidence", "share of successes", "fits"],
+        "estimated minus true recall of right, aligned fits, both directions; constants fitted without the corpus",
+        ["recall@k, index size", f"within {WITHIN}", "median", "lowest", "highest"],
         [
             [
-                f"{row['low']:.1f} to {row['high']:.1f}",
-                shown(row["confidence"]),
-                shown(row["success"]),
-                str(row["fits"]),
+                f"{found}, {size:,}",
+                *(
+                    f"{value:.3f}"
+                    for value in ((np.abs(values) <= WITHIN).mean(), np.median(values), values.min(), values.max())
+                ),
             ]
-            for row in figures["reliability"]
+            for (found, size), values in errors.items()
         ],
-    )
-
-
-def print_summary(summaries: dict[str, dict[str, Any]]) -> None:
-    """Print one table with a column per part."""
-    rows = {
-        "fits": lambda figures: str(figures["fits"]),
-        "conditions": lambda figures: str(figures["conditions"]),
-        f"successes, FOSCTTM < {SUCCESS_FOSCTTM}": lambda figures: str(figures["successes"]),
-        "AUROC of confidence for success": lambda figures: shown(figures["auroc"]),
-        "Brier score of confidence": lambda figures: shown(figures["brier"]),
-        "nulls called aligned": lambda figures: f"{figures['nulls_aligned']} of {figures['nulls']}",
-        "fits called aligned": lambda figures: str(figures["aligned"]),
-        f"of these, share with estimated top-1 within {WITHIN}": lambda figures: shown(figures["estimate_within"]),
-    }
-    print_table(
-        "verdicts without labels, compared with the truth",
-        ["", *summaries],
-        [[name, *(show(figures) for figures in summaries.values())] for name, show in rows.items()],
     )
 
 
@@ -230,21 +337,18 @@ def load_figure() -> Any:
 
 
 def plot_reliability(path: Path, summaries: dict[str, dict[str, Any]]) -> None:
-    """Draw mean confidence against the share of successes, each point with its number of fits."""
+    """Draw mean confidence against the share of right maps, each point with its number of fits."""
     figure = load_figure()(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
     style = {"textcoords": "offset points", "fontsize": 8}
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", label="perfect calibration")
-    # Numbers of the first part go above its points, those of the second below.
-    for (part, figures), offset in zip(summaries.items(), (8, -14), strict=True):
+    for (part, figures), offset in zip(summaries.items(), (8, -14, 20), strict=False):
         rows = [row for row in figures["reliability"] if row["fits"]]
-        confidence, success = ([row[name] for row in rows] for name in ("confidence", "success"))
-        (line,) = axes.plot(confidence, success, marker="o", label=f"{part}, {figures['fits']} fits")
-        for x, y, row in zip(confidence, success, rows, strict=True):
+        confidence, right = ([row[name] for row in rows] for name in ("confidence", "right"))
+        (line,) = axes.plot(confidence, right, marker="o", label=f"{part}, {figures['fits']} fits")
+        for x, y, row in zip(confidence, right, rows, strict=True):
             axes.annotate(str(row["fits"]), (x, y), xytext=(0, offset), ha="center", color=line.get_color(), **style)
-    axes.set(
-        xlabel="mean confidence", ylabel=f"share with FOSCTTM < {SUCCESS_FOSCTTM}", aspect="equal", ylim=(-0.08, 1.08)
-    )
+    axes.set(xlabel="mean confidence", ylabel="share of right maps", aspect="equal", ylim=(-0.08, 1.08))
     figure.legend(loc="outside lower center", ncols=2)
     try:
         figure.savefig(path, dpi=150)
@@ -256,29 +360,42 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Judge every fit again and print the tables; returns the figures."""
     parser = population_parser(__doc__)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="picture to draw, such as reliability.png")
-    parser.add_argument("--calibrate", action="store_true", help="also fit the constants of the verdict")
+    parser.add_argument("--calibrate", action="store_true", help="also fit the constants to the whole population")
     options = parser.parse_args(arguments)
     if options.plot is not None:
-        # Checked before the hours that the population can take.
+        # Checked before the hour that the population can take.
         load_figure()
     environment = print_environment()
     fits = judge_again(collect(options))
-    parts = {part: [fit for fit in fits if fit["part"] == part] for part in PARTS}
-    if not all(parts.values()):
-        raise SystemExit(f"both parts need fits, found {', '.join(f'{len(parts[part])} to {part}' for part in PARTS)}")
-    summaries = {part: summarise(members) for part, members in parts.items()}
-    for part in PARTS:
-        print_part(part, parts[part], summaries[part])
-    print_summary(summaries)
-    record: dict[str, Any] = {"environment": environment, "parts": summaries, "fits": fits}
+    print_fits(fits)
+    print_kinds(fits)
+    print_margins(fits)
+    summaries = {"all fits": summarise(fits)}
+    record: dict[str, Any] = {"environment": environment}
+    left_out = {field: leave_out(fits, field) for field in ("corpora", "encoders")}
+    for field, judged in left_out.items():
+        for name in sorted({fit["left_out"] for fit in judged}):
+            summaries[f"without {name}"] = summarise([fit for fit in judged if fit["left_out"] == name])
+        summaries[f"left out, all {field}"] = summarise(judged)
+    print_summary("verdicts compared with the truth; constants fitted without the corpus or encoder", summaries)
+    without = {name: calibrate([fit for fit in fits if name not in fit["corpora"]]) for name in _corpora(fits)}
+    errors = recall_errors(left_out["corpora"], lambda fit: without[fit["left_out"]])
+    print_recalls(errors)
     if options.calibrate:
         constants = calibrate(fits)
-        print_constants(constants)
+        print("\nfitted to the whole population:")
+        print("\n".join(f"    {name}={value:.3f}," for name, value in constants._asdict().items()))
         record["calibrated"] = constants._asdict()
     if options.plot is not None:
-        plot_reliability(options.plot, summaries)
+        names = ("all fits", "left out, all corpora", "left out, all encoders")
+        plot_reliability(options.plot, {name: summaries[name] for name in names})
+    record |= {"summaries": summaries, "fits": fits}
     write_json(options.json, record)
     return record
+
+
+def _corpora(fits: Fits) -> list[str]:
+    return sorted({name for fit in fits for name in fit["corpora"]})
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from mv2v_jax.alignment.anchors import AnchorInfo
 from mv2v_jax.alignment.api import Restarts, align, align_restarts, select
 from mv2v_jax.alignment.fit import AlignInfo, AlignResult
-from mv2v_jax.alignment.score import Evidence, Verdict
+from mv2v_jax.alignment.score import Evidence, Reason, Verdict, estimate_recall
 from mv2v_jax.alignment.several_spaces import SyncConfig, Synchronized, synchronize
 from mv2v_jax.config import (
     AnchorConfig,
@@ -39,6 +39,7 @@ __all__ = [
     "LinearMap",
     "Metrics",
     "PublishedConfig",
+    "Reason",
     "RelativeConfig",
     "Restarts",
     "RowFiles",
@@ -52,6 +53,7 @@ __all__ = [
     "align",
     "align_restarts",
     "apply",
+    "estimate_recall",
     "evaluate",
     "invert",
     "load_demo_data",

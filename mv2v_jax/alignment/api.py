@@ -31,7 +31,7 @@ class Restarts:
         best: `AlignResult` of the chosen restart; where several were settled its map is their average.
         chosen: int32 scalar, number of the chosen restart; its key was ``fold_in(key, chosen)``.
         evidence: `Evidence` of every restart, each field ``[r]``.
-        agreement: ``[r, r]``, cosine between the rows of X as mapped by every two restarts.
+        agreement: ``[r, r]``, agreement of every two restarts in the finer directions, see `score.fine_agreement`.
         trajectory: per stage of the search, its label-free objective, ``[r, steps]``; ``None`` unless kept.
         maps: `LinearMap` of every restart before it was settled, in the directions that were searched, each field
             ``[r, ...]``; ``None`` unless kept.
@@ -171,7 +171,7 @@ def align_restarts(
     """Search several times from different draws, and settle the best search by its `Evidence`, or the best few.
 
     A fit can end in a basin that is not the right one, more often where rows are few. Restarts differ in every draw;
-    each search is scored on rows that no search has seen, and by how well its anchor sets agree. Only the best search
+    each search is scored on rows that no search has seen. Only the best search
     is settled, or the best few. Settling is half of the work of a fit. The average of the best few is better than each.
 
     Args:

@@ -25,7 +25,7 @@ from mv2v_jax.alignment.refine_annealed import (
     refine_whole,
 )
 from mv2v_jax.alignment.refine_published import refine_clusters, refine_matching
-from mv2v_jax.alignment.score import Evidence, Verdict, gather_evidence, judge
+from mv2v_jax.alignment.score import Evidence, Reason, Verdict, fine_agreement, gather_evidence, judge
 from mv2v_jax.alignment.space import (
     Space,
     Subspace,
@@ -72,8 +72,11 @@ class AlignResult:
     Attributes:
         map: the `LinearMap`.
         verdict: int32 scalar, a `Verdict`.
+        reason: int32 scalar, a `Reason`: what decided the verdict.
         confidence: calibrated probability, from 0 to 1, that true pairs would have a FOSCTTM below 0.05.
-        estimated_top1: estimate of the top-1 that true pairs would give, among a few thousand rows.
+        estimated_top1: estimate of the top-1 that true pairs would give among 2,000 rows; `estimate_recall` estimates
+            others.
+        agreement: median agreement of the map with those of other restarts, see `fine_agreement`; 0 without others.
         evidence: `Evidence` from held-out rows; its score is comparable between runs on the same data, whatever their
             config, and higher is better.
         trajectory: per stage name, the stage's own label-free objective at every step: mean similarity of the rows
@@ -83,8 +86,10 @@ class AlignResult:
 
     map: LinearMap
     verdict: jax.Array
+    reason: jax.Array
     confidence: jax.Array
     estimated_top1: jax.Array
+    agreement: jax.Array
     evidence: Evidence
     trajectory: dict[str, jax.Array]
     info: AlignInfo
@@ -97,6 +102,7 @@ class AlignResult:
         return (
             f"AlignResult: {Verdict(int(self.verdict)).name}, confidence {float(self.confidence):.2f}, "
             f"estimated top-1 {float(self.estimated_top1):.2f}\n"
+            f"  reason: {Reason(int(self.reason)).name.replace('_', ' ')}\n"
             f"  map: {d_x} to {d_y} dimensions\n"
             f"  score: {float(self.evidence.score):.3f} on {int(self.evidence.num_rows):,} held-out rows per side\n"
             f"  steps: {steps or 'none'}"
@@ -129,7 +135,7 @@ class Choice:
         order: ``[r]`` int32, all searches by their score, the chosen one first.
         weights: ``[r]``, square of the agreement of each search with the chosen one; 0 if that is negative. Searches
             that found another alignment hardly count.
-        agreement: ``[r, r]``, cosine between the rows of X as mapped by every two restarts.
+        agreement: ``[r, r]``, `fine_agreement` of every two restarts.
         with_others: scalar, median agreement of the chosen search with the others; ``None`` for a single search.
     """
 
@@ -293,9 +299,9 @@ def _first_estimate(key: jax.Array, rows: TwoSpaces, sets: AnchorSets, config: C
     return first_estimate(key, rows, anchors, config=config), info
 
 
-def _gather_evidence(key, prepared: Prepared, estimate: Estimate, anchors: AnchorInfo, config: Config) -> Evidence:
+def _gather_evidence(key, prepared: Prepared, estimate: Estimate, config: Config) -> Evidence:
     W = estimate.as_map(project=config.published.project)
-    return gather_evidence(key, prepared.fitted, prepared.held_out, W, anchors.agreement)
+    return gather_evidence(key, prepared.fitted, prepared.held_out, W)
 
 
 # -------------------------------------------------------------------------------------------------------------- driver
@@ -323,7 +329,7 @@ def search_once(run: Run, key: jax.Array, prepared: Prepared, config: Config) ->
     _, sets = run.scan("anchors", _some_sets, None, config.anchors.num_sets, keys["anchors"], rows, config)
     estimate, anchors = run.call("first estimate", _first_estimate, keys["relative"], rows, sets, config)
     estimate, trajectory = refine(run, key, SEARCH_STAGES, rows, estimate, config)
-    evidence = run.call("evidence", _gather_evidence, keys["evidence"], prepared, estimate, anchors, config)
+    evidence = run.call("evidence", _gather_evidence, keys["evidence"], prepared, estimate, config)
     return Searched(estimate=estimate, evidence=evidence, trajectory=trajectory, anchors=anchors)
 
 
@@ -358,7 +364,7 @@ def choose(found: Searched, prepared: Prepared, config: Config) -> Choice:
     """Choose among searches, whose leaves are ``[r, ...]``, by their evidence from held-out rows."""
     order = order_by_score(found.evidence)
     chosen = order[0]
-    agreement = map_agreement(searched_maps(found, config), prepared.fitted.x)
+    agreement = fine_agreement(searched_maps(found, config), prepared.fitted.x)
     return Choice(
         chosen=chosen,
         order=order,
@@ -427,8 +433,10 @@ def finish(searched: Search, estimate: Estimate, trajectory: dict[str, jax.Array
     return AlignResult(
         map=LinearMap(W=W, source=source.centering, target=target.centering),
         verdict=judgement.verdict,
+        reason=judgement.reason,
         confidence=judgement.confidence,
         estimated_top1=judgement.estimated_top1,
+        agreement=jnp.zeros_like(judgement.confidence) if choice.with_others is None else choice.with_others,
         evidence=chosen.evidence,
         trajectory={**chosen.trajectory, **trajectory},
         info=AlignInfo(

@@ -6,61 +6,87 @@ close mapped held-out rows come to rows of the other space, on a scale that the 
 closeness of the same rows after a reflection (the null), which keeps every variance and breaks the geometry. 1 is the
 closeness of rows of one space to each other, as if both encoders were the same.
 
-In a space whose rows crowd into few directions any map comes close. But where two geometries have nothing in common,
-each anchor set is matched in a different way. Therefore the agreement of the anchor sets is a factor of the score.
+A map that matches topics and not texts scores well against reflections of all directions, because these break the
+topics as well. Therefore closeness is measured at several scales: a null of a finer scale keeps the first principal
+directions and reflects the others. The finest scale is the score.
+
+Three things make a verdict impossible however good the score is. Rows may have no structure among their neighbours, so
+that nothing ties one row to another. The cloud may be symmetric, so that a second map is as good. And restarts may
+disagree about the directions that carry the texts.
 """
 
 import enum
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mv2v_jax.alignment.space import TwoSpaces
-from mv2v_jax.ops.knn import nearness
+from mv2v_jax.ops.knn import nearness, top_neighbors
 from mv2v_jax.ops.masked import unit_rows
 from mv2v_jax.ops.pytree import pytree
 
 
 @pytree
 class Evidence:
-    """Label-free evidence for a map, from held-out rows and from its anchor sets. Scalars.
+    """Label-free evidence for a map, from held-out rows. Scalars, except for the scales.
 
     Attributes:
         cross: mean cosine of mapped held-out rows with their nearest fitted rows of the other space, both directions.
+        cross_each: ``[2]``, ``cross`` of the rows of X alone and of the rows of Y alone; close rows are dense.
         within: the same with the nearest fitted rows of their own space.
-        null: mean of ``cross`` over several reflections that keep every variance.
-        null_deviation: standard deviation of ``cross`` over these reflections.
-        num_rows: int32, number of held-out rows of the smaller space. Without held-out rows all other fields are 0,
-            except ``anchor_agreement``.
-        closeness: ``(cross - null) / (within - null)``: 0 for a map that found nothing, 1 where mapped rows look like
-            rows of the target. The denominator is at least five times ``null_deviation``.
-        anchor_agreement: median of `AnchorInfo.agreement`: 1 where all anchor sets are matched alike.
-        score: ``closeness`` times ``anchor_agreement``; a negative agreement counts as 0.
+        null: ``[s]``, per scale the mean of ``cross`` over several reflections that keep every variance. The first
+            scale reflects all principal directions of Y, the others all but the first `SCALES` of them.
+        null_deviation: ``[s]``, standard deviation of ``cross`` over these reflections.
+        closeness: ``[s]``, ``(cross - null) / (within - null)``: 0 for a map that found nothing at this scale, 1 where
+            mapped rows look like rows of the target. The denominator is at least five times ``null_deviation``.
+        local_structure: structure of rows among their neighbours: how much closer rows are to each other than after
+            reflections, once the mean of their neighbours is subtracted, in standard deviations. About 0 in round
+            blobs, more than 0.3 in text embeddings. The larger one of the two spaces, because noise hides it.
+        symmetry: share of its closeness that a cloud loses under the best of several simple transformations (x to -x,
+            flips of one principal direction, exchanges of two), per share of the variance that is moved. About 0 where
+            the cloud is symmetric; text embeddings lose more than 1. The smaller one of the two spaces.
+        distinct: share of the held-out rows of the less varied space that have no exact copy among the fitted rows.
+        num_rows: int32, number of held-out rows of the smaller space. Without held-out rows all other fields are 0.
+        score: ``closeness`` of the finest scale. Higher is better; comparable between maps of the same data.
     """
 
     cross: jax.Array
+    cross_each: jax.Array
     within: jax.Array
     null: jax.Array
     null_deviation: jax.Array
-    num_rows: jax.Array
     closeness: jax.Array
-    anchor_agreement: jax.Array
+    local_structure: jax.Array
+    symmetry: jax.Array
+    distinct: jax.Array
+    num_rows: jax.Array
     score: jax.Array
 
 
+# Share of the principal directions that the nulls of a scale keep.
+SCALES = (0.0, 1 / 16, 1 / 4, 1 / 2)
 # Number of fitted rows that held-out rows are compared with; more would cost more and change little.
 _BANK_ROWS = 8_192
 # Nearness is the mean over this many groups of fitted rows.
 _NUM_GROUPS = 10
-_NUM_NULLS = 8
+# Reflections per scale.
+_NUM_NULLS = 4
 # The scale from null to within is at least this many deviations of the nulls long. In a cloud without geometry it would
 # otherwise be as short as chance makes it.
 _MIN_ROOM = 5
+# Symmetries and neighbourhoods are properties of the cloud, for which fewer rows are enough.
+_SYMMETRY_ROWS, _SYMMETRY_BANK_ROWS, _LOCAL_ROWS = 512, 2_048, 4_096
+# Flips and exchanges that are tried, of the directions of largest variance.
+_NUM_FLIPS = 8
+_NUM_NEIGHBORS = 4
+# Directions with less than this share of the mean variance are not used: they hold rounding and noise.
+_MIN_VARIANCE = 0.01
+# Two unit rows of a larger cosine are copies of each other.
+_COPY = 1 - 1e-5
 
 
-def gather_evidence(
-    key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: jax.Array, set_agreement: jax.Array
-) -> Evidence:
+def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: jax.Array) -> Evidence:
     """Score the map ``W [d_x, d_y]`` on held-out rows.
 
     Args:
@@ -68,51 +94,141 @@ def gather_evidence(
         fitted: centred unit rows that the map was fitted on.
         held_out: centred unit rows that the map was not fitted on.
         W: ``[d_x, d_y]``, the map before directions are weighted.
-        set_agreement: ``[s]``, agreement of the anchor sets it comes from, see `anchors.set_agreement`.
+
+    Example:
+        >>> import jax
+        >>> x = unit_rows(jax.random.laplace(jax.random.key(0), (200, 8)))
+        >>> spaces = [TwoSpaces(x=x[part], y=x[part]) for part in (slice(20, 200), slice(20))]
+        >>> gather_evidence(jax.random.key(1), *spaces, jax.numpy.eye(8)).closeness.shape
+        (4,)
     """
-    # A single set has no other set to agree with.
-    agreement = jnp.median(set_agreement) if set_agreement.shape[0] > 1 else jnp.ones((), W.dtype)
     num_rows = jnp.asarray(held_out.num_rows, jnp.int32)
     if not held_out.num_rows:
-        nothing = jnp.zeros((), W.dtype)
+        nothing, scales = jnp.zeros((), W.dtype), jnp.zeros(len(SCALES), W.dtype)
         return Evidence(
             cross=nothing,
+            cross_each=jnp.zeros(2, W.dtype),
             within=nothing,
-            null=nothing,
-            null_deviation=nothing,
+            null=scales,
+            null_deviation=scales,
+            closeness=scales,
+            local_structure=nothing,
+            symmetry=nothing,
+            distinct=nothing,
             num_rows=num_rows,
-            closeness=nothing,
-            anchor_agreement=agreement,
             score=nothing,
         )
     queries_x, bank_x = unit_rows(held_out.x @ W), unit_rows(fitted.x[:_BANK_ROWS] @ W)
     queries_y, bank_y = held_out.y, fitted.y[:_BANK_ROWS]
 
-    def nearness_of(queries, bank):
-        return nearness(queries, bank, num_groups=_NUM_GROUPS).mean()
+    def crossing(queries_x, queries_y):
+        return jnp.stack([_nearness(queries_x, bank_y).mean(), _nearness(queries_y, bank_x).mean()])
 
-    directions = jnp.linalg.eigh(bank_y.T @ bank_y)[1]
+    directions, num_used = _principal_directions(bank_y)
+    kept = (jnp.asarray(SCALES, W.dtype) * num_used.astype(W.dtype)).astype(jnp.int32)
 
-    def reflected(key):
+    def reflected(inputs):
+        key, num_kept = inputs
         signs = jax.random.rademacher(key, (directions.shape[0],), dtype=W.dtype)
+        signs = jnp.where(jnp.arange(directions.shape[0], dtype=jnp.int32) < num_kept, 1, signs)
         reflection = (directions * signs[None]) @ directions.T
-        return (nearness_of(queries_x @ reflection, bank_y) + nearness_of(queries_y @ reflection, bank_x)) / 2
+        return crossing(queries_x @ reflection, queries_y @ reflection).mean()
 
-    nulls = jax.lax.map(reflected, jax.random.split(key, _NUM_NULLS))
-    cross = (nearness_of(queries_x, bank_y) + nearness_of(queries_y, bank_x)) / 2
-    within = (nearness_of(queries_x, bank_x) + nearness_of(queries_y, bank_y)) / 2
-    null = nulls.mean()
-    closeness = (cross - null) / jnp.maximum(within - null, _MIN_ROOM * (nulls.std() + jnp.finfo(W.dtype).eps))
+    keys = jax.random.split(key, len(SCALES) * _NUM_NULLS + 1)
+    nulls = jax.lax.map(reflected, (keys[1:], jnp.repeat(kept, _NUM_NULLS))).reshape(len(SCALES), _NUM_NULLS)
+    cross_each = crossing(queries_x, queries_y)
+    cross = cross_each.mean()
+    near_x, near_y = _nearness(queries_x, bank_x), _nearness(queries_y, bank_y)
+    within = (near_x.mean() + near_y.mean()) / 2
+    null, deviation = nulls.mean(axis=1), nulls.std(axis=1)
+    closeness = (cross - null) / jnp.maximum(within - null, _MIN_ROOM * (deviation + jnp.finfo(W.dtype).eps))
+    spaces = (held_out.x, fitted.x), (held_out.y, fitted.y)
     return Evidence(
         cross=cross,
+        cross_each=cross_each,
         within=within,
         null=null,
-        null_deviation=nulls.std(),
-        num_rows=num_rows,
+        null_deviation=deviation,
         closeness=closeness,
-        anchor_agreement=agreement,
-        score=closeness * jnp.maximum(agreement, 0),
+        local_structure=jnp.maximum(*[_local_structure(keys[0], rows) for _, rows in spaces]),
+        symmetry=jnp.minimum(*[_symmetry(keys[0], rows) for _, rows in spaces]),
+        distinct=1 - jnp.maximum(*[_has_copy(*sides).mean() for sides in spaces]),
+        num_rows=num_rows,
+        score=closeness[-1],
     )
+
+
+def _principal_directions(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Principal directions of ``rows [n, d]``, largest variance first, ``[d, d]``; and how many of them are used."""
+    spectrum, directions = jnp.linalg.eigh(rows.T @ rows)
+    return directions[:, ::-1], jnp.sum(spectrum > _MIN_VARIANCE * spectrum.mean(), dtype=jnp.int32)
+
+
+def _nearness(queries: jax.Array, bank: jax.Array) -> jax.Array:
+    return nearness(queries, bank, num_groups=_NUM_GROUPS)
+
+
+def _has_copy(queries: jax.Array, bank: jax.Array) -> jax.Array:
+    """Whether each query has a copy in the bank: ``[n]``, 0 or 1. Zero rows have none."""
+    nearest = top_neighbors(queries, bank[:_BANK_ROWS], num_neighbors=1)
+    return (nearest.similarity[:, 0] > _COPY).astype(queries.dtype)
+
+
+def _local_structure(key: jax.Array, rows: jax.Array) -> jax.Array:
+    """How much closer rows are to each other than after reflections, among their neighbours, in standard deviations.
+
+    The mean of its nearest neighbours is subtracted from each row. In round blobs, whatever is left points anywhere.
+    """
+    rows = rows[:_LOCAL_ROWS]
+    # A row is its own nearest neighbour, which is left out.
+    nearest = top_neighbors(rows, rows, num_neighbors=_NUM_NEIGHBORS + 1)
+    means = rows[nearest.index[:, 1:]].mean(axis=1)
+    present = jnp.square(rows).sum(axis=1, keepdims=True) > 0
+    left = jnp.where(present, unit_rows(rows - means), 0)
+    queries, bank = left[::2], left[1::2]
+    directions = jnp.linalg.eigh(bank.T @ bank)[1]
+    queries, bank = queries @ directions, bank @ directions
+
+    def reflected(key):
+        return _nearness(queries * jax.random.rademacher(key, (1, queries.shape[1]), dtype=queries.dtype), bank)
+
+    gained = _nearness(queries, bank) - jax.lax.map(reflected, jax.random.split(key, _NUM_NULLS)).mean(axis=0)
+    return gained.mean() / (gained.std() + jnp.finfo(queries.dtype).eps)
+
+
+def _symmetry(key: jax.Array, rows: jax.Array) -> jax.Array:
+    """Smallest loss of closeness under simple transformations, per moved variance; see `Evidence.symmetry`."""
+    queries, bank = rows[::2][:_SYMMETRY_ROWS], rows[1::2][:_SYMMETRY_BANK_ROWS]
+    spectrum, directions = jnp.linalg.eigh(bank.T @ bank)
+    queries, bank, spectrum = queries @ directions[:, ::-1], bank @ directions[:, ::-1], spectrum[::-1]
+    variance = spectrum / (spectrum.sum() + jnp.finfo(bank.dtype).tiny)
+    num_dims = queries.shape[1]
+    numbers = jnp.arange(min(_NUM_FLIPS, num_dims))
+    place = jnp.arange(num_dims)
+    ones = jnp.ones(num_dims, queries.dtype)
+
+    def reflected(key):
+        return _nearness(queries * jax.random.rademacher(key, (num_dims,), dtype=queries.dtype)[None], bank).mean()
+
+    def flipped(number):
+        return _nearness(queries * jnp.where(place == number, -ones, ones)[None], bank), variance[number]
+
+    def exchanged(number):
+        # A turn by a right angle, which is no reflection.
+        after = (number + 1) % num_dims
+        order = jnp.where(place == number, after, jnp.where(place == after, number, place))
+        turned = queries[:, order] * jnp.where(place == after, -ones, ones)[None]
+        return _nearness(turned, bank), variance[number] + variance[after]
+
+    before = _nearness(queries, bank)
+    room = before.mean() - jax.lax.map(reflected, jax.random.split(key, _NUM_NULLS)).mean()
+    moved = [(_nearness(-queries, bank)[None], ones[:1])]
+    moved += [jax.lax.map(transform, numbers) for transform in (flipped, exchanged)]
+    after, variances = (jnp.concatenate(parts) for parts in zip(*moved, strict=True))
+    lost = before[None] - after
+    # An upper bound, so that noise in a direction of little variance does not look like a symmetry.
+    bound = lost.mean(axis=1) + lost.std(axis=1) / jnp.sqrt(lost.shape[1])
+    return (bound / (jnp.maximum(room, 0) * variances + jnp.finfo(room.dtype).eps)).min()
 
 
 class Verdict(enum.IntEnum):
@@ -123,57 +239,201 @@ class Verdict(enum.IntEnum):
     aligned = 2
 
 
-# Logistic calibration of success (FOSCTTM below 0.05) by the score and by the agreement of restarts:
-# benchmarks/verdict.py --calibrate fits these constants on some of its conditions. Restarts that found the truth agree
-# with each other; wrong ones differ, even where they score well.
-SCORE_MIDPOINT, _SCORE_SLOPE = 0.329, 65.6
-AGREEMENT_MIDPOINT, _AGREEMENT_SLOPE = 0.137, 40.0
-# Logistic calibration of top-1 over fits that are called aligned: by the closeness and by the logarithm of the number
-# of held-out rows, because being the nearest of more rows is harder.
-_TOP1_OFFSET, _TOP1_CLOSENESS, _TOP1_LOG_ROWS = -11.91, 13.34, 0.88
+class Reason(enum.IntEnum):
+    """What decided the verdict; `AlignResult.reason` holds the number.
+
+    Attributes:
+        restarts_agree_at_every_scale: the map is ``aligned``.
+        only_coarse_structure: topics may match, but the directions that tell texts of a topic apart do not, or texts
+            have no structure within their topics.
+        ambiguous: another map is as good: the cloud is symmetric, or restarts found different maps that score well.
+        too_few_rows: there are too few held-out rows, or most rows are copies of others.
+        unlike_distributions: rows come nearer than by chance, but no restart found a consistent map. Both sides may
+            hold other topics, or the same topics in other proportions.
+        geometries_differ: mapped rows come hardly nearer to rows of the other space than after a reflection.
+        one_restart_only: no other restart confirms the map.
+    """
+
+    restarts_agree_at_every_scale = 0
+    only_coarse_structure = 1
+    ambiguous = 2
+    too_few_rows = 3
+    unlike_distributions = 4
+    geometries_differ = 5
+    one_restart_only = 6
+
+
+class Calibration(NamedTuple):
+    """Constants of `judge` and `estimate_recall`, which `benchmarks.verdict --calibrate` fits on its population.
+
+    Attributes:
+        score_midpoint: closeness of the weakest scale at which half of the maps are right.
+        agreement_midpoint: the same for the agreement of restarts.
+        recall_offset, recall_closeness, recall_agreement: logistic curve of recall among 2,000 rows, over right maps.
+        recall_density: what a query that lies closer to the rows of the index than the average loses.
+        recall_log_size: what a larger index loses, by the logarithm of its size.
+        recall_log_found: what more rows found gain, by the logarithm of their number.
+    """
+
+    score_midpoint: float
+    agreement_midpoint: float
+    recall_offset: float
+    recall_closeness: float
+    recall_agreement: float
+    recall_density: float
+    recall_log_size: float
+    recall_log_found: float
+
+
+CALIBRATION = Calibration(
+    score_midpoint=0.16,
+    agreement_midpoint=0.4,
+    recall_offset=-5.0,
+    recall_closeness=8.0,
+    recall_agreement=1.0,
+    recall_density=-20.0,
+    recall_log_size=0.48,
+    recall_log_found=0.7,
+)
+# Slopes of the logistic curves of success. Right and wrong maps can be separated nearly without error, so that no
+# slope would be steep enough: these leave some room around the midpoints to `Verdict.uncertain`.
+_SCORE_SLOPE, _AGREEMENT_SLOPE = 50.0, 20.0
+# Maps that score well and agree by less than this are different maps.
+_DIFFERENT = 0.2
+# Clouds below these values are symmetric, and have no structure among neighbours; see `Evidence`.
+MIN_SYMMETRY, MIN_LOCAL_STRUCTURE = 0.5, 0.12
+# Without fine structure, the closeness of the two coarsest scales is the reason: below the first value the geometries
+# differ, below the second one the distributions do.
+_SAME_GEOMETRY, _SAME_DISTRIBUTION = 0.3, 0.45
 ALIGNED, NOT_ALIGNED = 0.85, 0.15
-# Fewer held-out rows than this are too few for a verdict.
-MIN_HELD_OUT = 50
+# Fewer held-out rows than this are too few for a verdict, and so is a smaller share of distinct rows.
+MIN_HELD_OUT, MIN_DISTINCT = 50, 0.5
+# The size of the index that `Judgement.estimated_top1` is meant for.
+INDEX_SIZE = 2_000
 
 
 @pytree
 class Judgement:
-    """A verdict, its confidence and an estimate of quality. Scalars.
+    """A verdict, the reason for it, its confidence and an estimate of quality. Scalars.
 
     Attributes:
         verdict: int32, a `Verdict`.
-        confidence: calibrated probability, from 0 to 1, that true pairs would have a FOSCTTM below 0.05.
-        estimated_top1: estimate of the top-1 that true pairs would give, among a few thousand rows.
+        reason: int32, a `Reason`.
+        confidence: calibrated probability, from 0 to 1, that the map is right: that true pairs would have a FOSCTTM
+            below 0.05.
+        estimated_top1: estimate of the top-1 that true pairs would give among 2,000 rows, see `estimate_recall`.
     """
 
     verdict: jax.Array
+    reason: jax.Array
     confidence: jax.Array
     estimated_top1: jax.Array
 
 
-def judge(evidence: Evidence, agreement: jax.Array | None = None) -> Judgement:
-    """Turn evidence into a verdict.
+def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: Calibration = CALIBRATION) -> Judgement:
+    """Turn evidence into a verdict. The weakest evidence decides.
 
     Args:
         evidence: `Evidence` of the fit.
-        agreement: scalar from -1 to 1, agreement of the map with those of other restarts. Without it, or with few
-            held-out rows, the verdict is at best `Verdict.uncertain`.
+        agreement: scalar from -1 to 1, agreement of the map with those of other restarts, see `fine_agreement`. Without
+            it the verdict is at best `Verdict.uncertain`.
+        calibration: `Calibration`.
     """
-    success = jax.nn.sigmoid(_SCORE_SLOPE * (evidence.score - SCORE_MIDPOINT))
+    # NaN is no evidence.
+    closeness = jnp.nan_to_num(evidence.closeness, nan=-1.0)
+    fine = jax.nn.sigmoid(_SCORE_SLOPE * (closeness.min(axis=-1) - calibration.score_midpoint))
+    agreeing = jnp.ones_like(fine)
     if agreement is not None:
-        success *= jax.nn.sigmoid(_AGREEMENT_SLOPE * (agreement - AGREEMENT_MIDPOINT))
-    log_rows = jnp.log(jnp.maximum(evidence.num_rows, 1).astype(evidence.score.dtype))
-    top1 = jax.nn.sigmoid(_TOP1_OFFSET + _TOP1_CLOSENESS * evidence.closeness + _TOP1_LOG_ROWS * log_rows)
-    confidence = jnp.minimum(success, 0.5) if agreement is None else success
-    confidence = jnp.where(evidence.num_rows >= MIN_HELD_OUT, confidence, 0.5)
+        agreeing = jax.nn.sigmoid(_AGREEMENT_SLOPE * (agreement - calibration.agreement_midpoint))
+    success = fine * agreeing
+    coarse = closeness[..., :2].max(axis=-1)
+    is_fine, is_coarse = fine >= ALIGNED, coarse >= _SAME_DISTRIBUTION
+    is_symmetric = evidence.symmetry < MIN_SYMMETRY
+    is_round = evidence.local_structure < MIN_LOCAL_STRUCTURE
+    are_different = jnp.zeros_like(is_round) if agreement is None else agreement < _DIFFERENT
+    too_few = (evidence.num_rows < MIN_HELD_OUT) | (evidence.distinct < MIN_DISTINCT)
+    # The first of these that holds is the reason.
+    cases = [
+        (too_few, Reason.too_few_rows),
+        (coarse < _SAME_GEOMETRY, Reason.geometries_differ),
+        (is_symmetric, Reason.ambiguous),
+        (is_round, Reason.only_coarse_structure),
+        (~is_fine & ~is_coarse, Reason.unlike_distributions),
+        (~is_fine, Reason.only_coarse_structure),
+        (jnp.full_like(is_fine, agreement is None), Reason.one_restart_only),
+        # Maps that are all as good at the finest scale and differ there.
+        (are_different, Reason.ambiguous),
+        (success < ALIGNED, Reason.only_coarse_structure),
+    ]
+    reason = jnp.select(
+        [case for case, _ in cases],
+        [jnp.full_like(evidence.num_rows, number.value) for _, number in cases],
+        jnp.full_like(evidence.num_rows, Reason.restarts_agree_at_every_scale.value),
+    )
+    # These reasons leave it open whether the map is right.
+    is_open = (reason == Reason.too_few_rows.value) | (reason == Reason.ambiguous.value) | is_round
+    is_open &= reason != Reason.geometries_differ.value
+    is_confirmed = reason == Reason.restarts_agree_at_every_scale.value
+    confidence = jnp.where(is_open, 0.5, jnp.where(is_confirmed, success, jnp.minimum(success, 0.5)))
     verdict = jnp.where(
         confidence >= ALIGNED,
         Verdict.aligned.value,
         jnp.where(confidence <= NOT_ALIGNED, Verdict.not_aligned.value, Verdict.uncertain.value),
     )
+    top1 = estimate_recall(evidence, agreement, num_found=1, index_size=INDEX_SIZE, calibration=calibration)[..., 0]
     return Judgement(
         verdict=verdict.astype(jnp.int32),
+        reason=reason.astype(jnp.int32),
         confidence=confidence,
         # The curve was fitted on fits that found the truth.
-        estimated_top1=top1 * success,
+        estimated_top1=success * top1,
     )
+
+
+def estimate_recall(
+    evidence: Evidence,
+    agreement: jax.Array | None,
+    *,
+    num_found: int,
+    index_size: int | jax.Array,
+    calibration: Calibration = CALIBRATION,
+) -> jax.Array:
+    """Estimate, without a label, how many rows find their true partner among the nearest rows of an index: ``[2]``.
+
+    Args:
+        evidence: `Evidence` of the fit.
+        agreement: scalar, agreement of the map with those of other restarts, see `fine_agreement`.
+        num_found: number of nearest rows among which the partner must be, 1 or 10.
+        index_size: number of rows of the index.
+        calibration: `Calibration`.
+
+    Returns:
+        ``[2]``: for rows of X that look for their partner in an index of rows of Y, and for rows of Y in an index of
+        mapped rows of X. Meant for maps that are ``aligned``.
+    """
+    agreement = jnp.zeros_like(evidence.score) if agreement is None else agreement
+    # The denser the rows of the index around a query, the harder it is to be the nearest.
+    density = evidence.cross_each - evidence.cross[..., None]
+    logit = (
+        calibration.recall_offset
+        + calibration.recall_closeness * evidence.closeness[..., 2]
+        + calibration.recall_agreement * agreement
+        + calibration.recall_log_found * jnp.log(jnp.asarray(num_found, evidence.score.dtype))
+        - calibration.recall_log_size * jnp.log(jnp.asarray(index_size, evidence.score.dtype) / INDEX_SIZE)
+    )
+    return jax.nn.sigmoid(logit[..., None] + calibration.recall_density * density)
+
+
+def fine_agreement(maps: jax.Array, x: jax.Array) -> jax.Array:
+    """Agreement of every two of ``maps [r, d_x, d_y]`` in the finer directions of the rows ``x [n, d_x]``: ``[r, r]``.
+
+    The cosine of two maps without the first quarter of the principal directions of X, in which every other direction
+    has the same weight. Maps that match the same topics and not the same texts agree in the first directions only.
+    """
+    directions, num_used = _principal_directions(x)
+    place = jnp.arange(directions.shape[1], dtype=jnp.int32)
+    is_finer = (place >= num_used // 4) & (place < num_used)
+    finer = jnp.einsum("ab,rac->rbc", jnp.where(is_finer[None], directions, 0), maps)
+    inner = jnp.einsum("rbc,sbc->rs", finer, finer)
+    lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(inner), jnp.finfo(maps.dtype).tiny))
+    return inner / (lengths[:, None] * lengths[None])

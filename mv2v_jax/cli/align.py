@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from mv2v_jax.alignment.score import MIN_HELD_OUT, Verdict
+from mv2v_jax.alignment.score import MIN_HELD_OUT, Reason, Verdict
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import (
     Devices,
+    count,
     flag,
     json_option,
     output_option,
@@ -56,6 +57,12 @@ NOT_ALIGNED_EXIT = 3
 @restarts_option
 @settled_option(1)
 @pairs_option
+@count(
+    "--index-size",
+    type=click.IntRange(1),
+    help="Number of rows of the index that the map is meant for. Recall@1 and recall@10 at this size are estimated, in "
+    "both directions.",
+)
 @flag("--accept", help="Accept the map whatever its verdict: no warning is printed and the exit code is 0.")
 @json_option()
 @with_devices
@@ -70,14 +77,15 @@ def align_command(
     restarts: int,
     settled: int,
     pairs: tuple[str, str] | None,
+    index_size: int | None,
     devices: Devices,
     accept: bool,
     as_json: bool,
 ) -> int:
     """Learn the map from the space of X to the space of Y.
 
-    No known pair is needed; a few of them help. The map is written with a verdict: aligned, uncertain or not_aligned.
-    The verdict uses no known pair either. The exit code is 3 if it is not_aligned.
+    No known pair is needed; a few of them help. The map is written with a verdict: aligned, uncertain or not_aligned,
+    and with the reason for it. The verdict uses no known pair either. The exit code is 3 if it is not_aligned.
     """
     mesh = lay_out(restarts, devices)
     all_or_none(lambda: check_writable(output) if is_first() else None)
@@ -85,7 +93,7 @@ def align_command(
     (x, of_x), (y, of_y) = (read_rows(file, config) for file in (x_file, y_file))
     known = read_pairs(pairs, x, y)
     fit = run_fit(x, y, config, seed, restarts, settled, mesh, known)
-    judged = judge_fit(fit)
+    judged = judge_fit(fit, index_size)
     shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
     run = {"preset": preset, "seed": seed, **judged, "settled": min(settled, restarts), "device": device_name()}
     provenance: dict[str, Any] = {
@@ -130,9 +138,12 @@ def _print_next_steps(judged: dict[str, Any], x_file: str, y_file: str, output: 
     if judged["verdict"] == Verdict.aligned.name:
         print_text("Next, map rows of X into the space of Y:")
         print_command("mv2v", "apply", output, x_file, "-o", "mapped.npy")
-    elif lacks_rows(judged):
+    elif lacks_rows(judged) or judged["reason"] == Reason.too_few_rows.name:
         print_text(f"Next, fit again with at least {10 * MIN_HELD_OUT} rows in X and in Y:")
         print_command("mv2v", "align", "MORE_X", "MORE_Y", "-o", output)
+    elif judged["reason"] in (Reason.ambiguous.name, Reason.unlike_distributions.name):
+        print_text("Next, fit again with known pairs, PX and PY, if you have some:")
+        print_command("mv2v", "align", x_file, y_file, "-o", output, "--pairs", "PX", "PY")
     else:
         print_text("Next, search more often; more rows, or known pairs by --pairs PX PY, help as well:")
         more = min(10_000, max(8, 4 * judged["restarts"]))

@@ -1,35 +1,97 @@
-"""The verdict on a fit for people: what it means, why it was given, and the facts that it rests on."""
+"""The verdict on a fit for people: what it means, why it was given, what to do, and the facts that it rests on."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mv2v_jax.alignment.score import AGREEMENT_MIDPOINT, MIN_HELD_OUT, SCORE_MIDPOINT, Verdict
+from mv2v_jax.alignment.score import (
+    CALIBRATION,
+    INDEX_SIZE,
+    MIN_HELD_OUT,
+    MIN_LOCAL_STRUCTURE,
+    MIN_SYMMETRY,
+    Reason,
+    Verdict,
+    estimate_recall,
+)
 from mv2v_jax.runs.compiled import TimedFit
 
-_ADVICE = "Do not use the map before you have checked it on true pairs."
+_CHECK = "Do not use the map before you have checked it on true pairs."
+
+# Per reason what was found, and what to do about it.
+_REASONS = {
+    Reason.only_coarse_structure: (
+        "rows match in the main directions only, as where topics are matched and texts are not",
+        "Use more rows, more restarts or known pairs.",
+    ),
+    Reason.ambiguous: (
+        "another map is as good, because the cloud is symmetric or because the restarts found different maps that "
+        "score well",
+        "Only known pairs can decide between such maps.",
+    ),
+    Reason.too_few_rows: (
+        "too few distinct rows were held out to score the map",
+        "Use more rows.",
+    ),
+    Reason.unlike_distributions: (
+        "rows come nearer to the other space than by chance, but the restarts found no common map",
+        "Choose texts of the same kinds on both sides, in the same proportions, or use known pairs.",
+    ),
+    Reason.geometries_differ: (
+        "held-out rows land hardly nearer to the other space than by chance",
+        "Check that both files hold the same kind of text and that these encoders are comparable.",
+    ),
+    Reason.one_restart_only: ("a single restart has no other map to agree with", "Use at least two restarts."),
+}
 
 
-def judge_fit(fit: TimedFit) -> dict[str, Any]:
-    """The verdict on a fit and the numbers that it rests on, for people and for JSON."""
+def judge_fit(fit: TimedFit, index_size: int | None = None) -> dict[str, Any]:
+    """The verdict on a fit and the numbers that it rests on, for people and for JSON.
+
+    Args:
+        fit: the fit.
+        index_size: number of rows of an index that recall is estimated for, if any.
+    """
     best, scores = fit.result.best, fit.result.evidence.score
     chosen = int(fit.result.chosen)
-    others = np.delete(np.asarray(fit.result.agreement)[chosen], chosen)
-    return {
+    alone = len(scores) == 1
+    facts = {
         "verdict": Verdict(int(best.verdict)).name,
+        "reason": Reason(int(best.reason)).name,
         "confidence": float(best.confidence),
         "estimated_top1": float(best.estimated_top1),
         "score": float(best.evidence.score),
+        "closeness": [float(value) for value in best.evidence.closeness],
+        "local_structure": float(best.evidence.local_structure),
+        "symmetry": float(best.evidence.symmetry),
+        "distinct": float(best.evidence.distinct),
         "restarts": len(scores),
         "restart_scores": [float(score) for score in scores],
         "restart_chosen": chosen,
-        "restart_agreement": float(np.median(others)) if len(others) else None,
+        "restart_agreement": None if alone else float(best.agreement),
     }
+    if index_size is None:
+        return facts
+    return facts | {"index_size": index_size, **_estimate_recalls(best, alone, index_size)}
+
+
+def _estimate_recalls(best: Any, alone: bool, index_size: int) -> dict[str, float]:
+    """Estimates of recall@1 and recall@10 from X to Y, and back."""
+    recalls = {}
+    for num_found in (1, 10):
+        found = np.asarray(
+            estimate_recall(
+                best.evidence, None if alone else best.agreement, num_found=num_found, index_size=index_size
+            )
+        )
+        recalls |= {f"estimated_recall{num_found}": float(found[0])}
+        recalls |= {f"estimated_recall{num_found}_back": float(found[1])}
+    return recalls
 
 
 def describe_verdict(judged: Mapping[str, Any]) -> str:
-    """The verdict and what it means, in two sentences; the deciding reason unless it is ``aligned``.
+    """The verdict and what it means, in two sentences; the deciding reason and advice unless it is ``aligned``.
 
     Args:
         judged: facts of `judge_fit`; those missing are left out of the reason.
@@ -37,13 +99,14 @@ def describe_verdict(judged: Mapping[str, Any]) -> str:
     sure = f"(confidence {judged['confidence']:.2f})"
     if judged["verdict"] == Verdict.aligned.name:
         return (
-            f"aligned {sure}: about {judged['estimated_top1']:.0%} of rows should find their true partner first among "
-            "a few thousand rows. This is an estimate without known pairs; check a few true pairs if you have any."
+            f"aligned {sure}: the restarts agree at every scale, and about {judged['estimated_top1']:.0%} of rows "
+            f"should find their true partner first among {INDEX_SIZE:,} rows. This is an estimate without known pairs; "
+            "check a few true pairs if you have any."
         )
-    reason = _deciding_reason(judged)
-    if judged["verdict"] == Verdict.uncertain.name:
-        return f"uncertain {sure} whether the spaces were aligned: {reason}. {_ADVICE}"
-    return f"not aligned {sure}: {reason}. {_ADVICE}"
+    reason, advice = _deciding_reason(judged)
+    is_open = judged["verdict"] == Verdict.uncertain.name
+    start = f"uncertain {sure} whether the spaces were aligned" if is_open else f"not aligned {sure}"
+    return f"{start}: {reason}. {advice}{' ' if advice else ''}{_CHECK}"
 
 
 def lacks_rows(judged: Mapping[str, Any]) -> bool:
@@ -52,47 +115,61 @@ def lacks_rows(judged: Mapping[str, Any]) -> bool:
     return held_out is not None and held_out < MIN_HELD_OUT
 
 
-def _deciding_reason(judged: Mapping[str, Any]) -> str:
-    """The one fact that decided against the verdict ``aligned``."""
+def _deciding_reason(judged: Mapping[str, Any]) -> tuple[str, str]:
+    """The fact that decided against the verdict ``aligned``, and advice that fits it."""
     if lacks_rows(judged):
-        return (
+        needed = (
             f"only {judged['held_out_rows']} rows per space were held out to score the map, and a verdict needs "
             f"{MIN_HELD_OUT}, a tenth of {10 * MIN_HELD_OUT} rows"
         )
-    agreement, score = judged.get("restart_agreement"), judged.get("score")
-    if judged["verdict"] == Verdict.uncertain.name:
-        if agreement is None and judged.get("restarts") == 1:
-            return "a single restart has no other map to agree with"
-        return "the score and the agreement of the restarts are too close to what wrong maps reach"
-    if score is None or agreement is None:
-        return "held-out rows land hardly nearer to the other space than by chance, or the restarts disagree"
-    if not score > SCORE_MIDPOINT:
-        return "held-out rows land hardly nearer to the other space than by chance"
-    return "the restarts found different maps"
+        return needed, _REASONS[Reason.too_few_rows][1]
+    reason = judged.get("reason")
+    if reason in Reason.__members__ and Reason[reason] in _REASONS:
+        return _REASONS[Reason[reason]]
+    # Files of earlier versions name no reason.
+    return "held-out rows land hardly nearer to the other space than by chance, or the restarts disagree", ""
 
 
 def list_reasons(judged: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
     """Every number that the verdict rests on: its name, its value and how to read it; unknown ones are left out."""
     agreement = judged.get("restart_agreement")
+    closeness = judged.get("closeness")
     reasons = [
+        ("reason", judged.get("reason"), "what decided the verdict; the documentation lists all reasons"),
         (
             "score",
             judged.get("score"),
-            "how close mapped held-out rows come to rows of the other space, from 0 by chance to 1; most maps that "
-            f"score above {SCORE_MIDPOINT} are right",
+            "how close mapped held-out rows come to those of the other space at the finest scale: 0 by chance, 1 at "
+            f"best; most maps that score above {CALIBRATION.score_midpoint} are right",
+        ),
+        (
+            "closeness",
+            " ".join(f"{value:.2f}" for value in closeness) if isinstance(closeness, list) else closeness,
+            "the same at every scale, from all directions to the finer half of them",
         ),
         (
             "restart_agreement",
             "none" if agreement is None and judged.get("restarts") == 1 else agreement,
-            "median cosine of the map with those of the other restarts; most maps that agree above "
-            f"{AGREEMENT_MIDPOINT} are right",
+            "median cosine of the map with those of the other restarts in the finer directions; most maps that agree "
+            f"above {CALIBRATION.agreement_midpoint} are right",
         ),
         (
             "agreement",
             (judged.get("agreement") or {}).get("median"),
-            f"median cosine of the maps of all pairs of restarts; most maps that agree above {AGREEMENT_MIDPOINT} are "
-            "right",
+            "median cosine of the maps of all pairs of restarts, in all directions",
         ),
+        (
+            "symmetry",
+            judged.get("symmetry"),
+            f"below {MIN_SYMMETRY} a mirrored or turned map would be as good, and the verdict is uncertain",
+        ),
+        (
+            "local_structure",
+            judged.get("local_structure"),
+            f"below {MIN_LOCAL_STRUCTURE} rows differ from their neighbours by noise alone, and the verdict is "
+            "uncertain",
+        ),
+        ("distinct", judged.get("distinct"), "share of held-out rows that are no copy of another row"),
         (
             "held_out_rows",
             judged.get("held_out_rows"),

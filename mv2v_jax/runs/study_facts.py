@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2v_jax.alignment.fit import AlignResult, Search, agreement_with_others, map_agreement, searched_maps
-from mv2v_jax.alignment.score import Evidence, Verdict, judge
+from mv2v_jax.alignment.score import Evidence, Reason, Verdict, judge
 from mv2v_jax.alignment.space import join_spaces
 from mv2v_jax.config import Config
 from mv2v_jax.evaluation.stability import Stability, compare_maps
@@ -47,8 +47,7 @@ def list_restarts(searched: Search, basins: np.ndarray | None = None) -> list[di
     judged = _judge_all(evidence, choice.agreement)
     columns = {
         "score": evidence.score,
-        "closeness": evidence.closeness,
-        "anchor_agreement": evidence.anchor_agreement,
+        "coarse_closeness": evidence.closeness[:, 0],
         "confidence": judged.confidence,
         "agreement_with_chosen": choice.agreement[choice.chosen],
     }
@@ -58,9 +57,10 @@ def list_restarts(searched: Search, basins: np.ndarray | None = None) -> list[di
             "restart": number,
             **({} if basins is None else {"basin": int(basins[number])}),
             "verdict": Verdict(int(verdict)).name,
+            "reason": Reason(int(reason)).name,
             **{name: float(column[number]) for name, column in values.items()},
         }
-        for number, verdict in enumerate(np.asarray(judged.verdict))
+        for number, (verdict, reason) in enumerate(zip(judged.verdict.tolist(), judged.reason.tolist(), strict=True))
     ]
 
 
@@ -78,6 +78,7 @@ def collect_facts(
     return {
         "restarts": len(listed),
         "verdict": Verdict(int(result.verdict)).name,
+        "reason": Reason(int(result.reason)).name,
         "confidence": float(result.confidence),
         "estimated_top1": float(result.estimated_top1),
         "chosen": chosen,

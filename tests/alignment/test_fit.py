@@ -200,7 +200,7 @@ def test_the_result_says_what_happened():
     assert (np.asarray(anchors.objective) <= 1 + 1e-5).all()
     assert (int(info.zero_rows_x), int(info.zero_rows_y)) == (0, 0)
     judgement = judge(result.evidence)
-    for name in ("verdict", "confidence", "estimated_top1"):
+    for name in ("verdict", "reason", "confidence", "estimated_top1"):
         np.testing.assert_allclose(getattr(result, name), getattr(judgement, name), rtol=1e-5)
 
 
@@ -216,8 +216,7 @@ def test_the_evidence_is_that_of_the_searched_map_on_rows_it_has_not_seen():
     result = align(key, planted.x, planted.y, config)
     (fitted_x, held_x), (fitted_y, held_y) = (hold_out(padded_space(c).rows, 5) for c in (planted.x, planted.y))
     fitted, held_out = TwoSpaces(x=fitted_x, y=fitted_y), TwoSpaces(x=held_x, y=held_y)
-    of_sets = result.info.anchors.agreement
-    expected = jax.jit(gather_evidence)(split_keys(key)["evidence"], fitted, held_out, result.map.W, of_sets)
+    expected = jax.jit(gather_evidence)(split_keys(key)["evidence"], fitted, held_out, result.map.W)
     assert_trees_close(result.evidence, expected, atol=1e-4, rtol=1e-3)
     assert set(result.trajectory) == {"refine_matching", "refine_clusters"}
 

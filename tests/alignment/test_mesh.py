@@ -46,9 +46,7 @@ STAGES = {
     ),
     "refine_annealed": lambda x, y, W: refine_annealed(KEY, make_spaces(x, y), make_estimate(W), config=CONFIG),
     "refine_whole": lambda x, y, W: refine_whole(KEY, make_spaces(x, y), make_estimate(W), config=CONFIG),
-    "evidence": lambda x, y, W: gather_evidence(
-        KEY, make_spaces(x, y), make_spaces(x[:50], y[:40]), W, jnp.ones(3, x.dtype)
-    ),
+    "evidence": lambda x, y, W: gather_evidence(KEY, make_spaces(x, y), make_spaces(x[:50], y[:40]), W),
 }
 
 

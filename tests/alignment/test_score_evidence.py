@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 from helpers import assert_trees_close, make_spaces, planted_clouds, unit
 
-from mv2v_jax.alignment.score import _NUM_NULLS, gather_evidence
+from mv2v_jax.alignment.score import _NUM_NULLS, SCALES, fine_agreement, gather_evidence
 from mv2v_jax.alignment.space import TwoSpaces, fit_space, hold_out
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-# All anchor sets agree, so the score is that of the rows.
-gather = jax.jit(lambda key, parts, W: gather_evidence(key, *parts, W, jnp.ones(2, W.dtype)))
+gather = jax.jit(lambda key, parts, W: gather_evidence(key, *parts, W))
 
 
-def evidence_in_numpy(key, fitted, held_out, W, set_agreement, bank_rows):
-    """All similarities at once; only the signs of the reflections come from JAX."""
+def evidence_in_numpy(key, fitted, held_out, W, bank_rows):
+    """All similarities at once; only the signs of the reflections come from JAX. Without what the clouds alone say."""
     W = np.asarray(W)
     fitted_x, fitted_y, held_x, held_y = map(np.asarray, (fitted.x, fitted.y, held_out.x, held_out.y))
     queries = unit(held_x @ W), held_y
@@ -31,26 +30,32 @@ def evidence_in_numpy(key, fitted, held_out, W, set_agreement, bank_rows):
         similarity = np.split((queries @ bank.T)[:, : len(bank) // 10 * 10], 10, axis=1)
         return np.mean([part.max(axis=1) for part in similarity])
 
-    directions = np.linalg.svd(banks[1])[2][::-1].T  # Shortest first.
-    nulls = []
-    for null_key in jax.random.split(key, _NUM_NULLS):
-        signs = np.asarray(jax.random.rademacher(null_key, (W.shape[1],), dtype=W.dtype))
-        reflection = directions @ np.diag(signs) @ directions.T
-        nulls.append((nearness(queries[0] @ reflection, banks[1]) + nearness(queries[1] @ reflection, banks[0])) / 2)
-    cross = (nearness(queries[0], banks[1]) + nearness(queries[1], banks[0])) / 2
+    _, lengths, directions = np.linalg.svd(banks[1])
+    directions = directions.T  # Longest first.
+    num_used = np.sum(lengths**2 > 0.01 * np.mean(lengths**2))
+    keys = jax.random.split(key, len(SCALES) * _NUM_NULLS + 1)[1:].reshape(len(SCALES), _NUM_NULLS)
+    nulls = np.zeros(keys.shape)
+    for scale, share in enumerate(SCALES):
+        for number in range(_NUM_NULLS):
+            signs = np.array(jax.random.rademacher(keys[scale, number], (W.shape[1],), dtype=W.dtype))
+            signs[: int(share * num_used)] = 1
+            reflection = directions @ np.diag(signs) @ directions.T
+            crossed = nearness(queries[0] @ reflection, banks[1]), nearness(queries[1] @ reflection, banks[0])
+            nulls[scale, number] = np.mean(crossed)
+    cross_each = np.array([nearness(queries[0], banks[1]), nearness(queries[1], banks[0])])
+    cross = cross_each.mean()
     within = (nearness(queries[0], banks[0]) + nearness(queries[1], banks[1])) / 2
-    null = np.mean(nulls)
-    closeness = (cross - null) / max(within - null, 5 * (np.std(nulls) + np.finfo(np.float64).eps))
-    deviation, num_rows = np.std(nulls), min(len(rows) for rows in queries)
+    null, deviation = nulls.mean(axis=1), nulls.std(axis=1)
+    closeness = (cross - null) / np.maximum(within - null, 5 * (deviation + np.finfo(np.float64).eps))
     return {
         "cross": cross,
+        "cross_each": cross_each,
         "within": within,
         "null": null,
         "null_deviation": deviation,
-        "num_rows": num_rows,
+        "num_rows": min(len(rows) for rows in queries),
         "closeness": closeness,
-        "anchor_agreement": np.median(set_agreement),
-        "score": closeness * max(np.median(set_agreement), 0),
+        "score": closeness[-1],
     }
 
 
@@ -70,12 +75,11 @@ def test_evidence_against_numpy(monkeypatch, bank_rows, d_x, d_y):
         y = y + 0.1 * jax.random.normal(jax.random.key(5), y.shape)
         fitted, held_out = make_spaces(x, y), make_spaces(held_x, held_y)
         W = jnp.asarray(planted.W + 0.3 * np.random.default_rng(2).normal(size=(d_x, d_y)))
-        set_agreement = np.array([0.9, 0.3, 0.5, -0.2])
         # A function of its own, because the number of rows is read while it is traced.
         fresh = jax.jit(lambda *args: gather_evidence(*args))
-        found = fresh(jax.random.key(3), fitted, held_out, W, jnp.asarray(set_agreement))
-        expected = evidence_in_numpy(jax.random.key(3), fitted, held_out, W, set_agreement, bank_rows)
-    assert 0 < expected["score"] < 1
+        found = fresh(jax.random.key(3), fitted, held_out, W)
+        expected = evidence_in_numpy(jax.random.key(3), fitted, held_out, W, bank_rows)
+    assert 0 < expected["closeness"][0] < 1
     for name, value in expected.items():
         np.testing.assert_allclose(getattr(found, name), value, rtol=1e-8, err_msg=name)
 
@@ -84,10 +88,10 @@ def test_nearness_in_single_precision_is_nearly_the_same():
     parts, turn = two_halves()
     in_double = [TwoSpaces(x=np.float64(part.x), y=np.float64(part.y)) for part in parts]
     found = gather(jax.random.key(0), parts, turn)
-    expected = evidence_in_numpy(jax.random.key(0), *in_double, turn, np.ones(2), 8192)
+    expected = evidence_in_numpy(jax.random.key(0), *in_double, turn, 8192)
     for name in ("cross", "within", "null"):
         np.testing.assert_allclose(getattr(found, name), expected[name], atol=1e-3, err_msg=name)
-    np.testing.assert_allclose(found.score, expected["score"], atol=0.01)
+    np.testing.assert_allclose(found.closeness, expected["closeness"], atol=0.05)
 
 
 @functools.cache
@@ -104,15 +108,15 @@ def test_the_right_map_scores_one():
     parts, turn = two_halves()
     for seed in range(3):
         found = gather(jax.random.key(seed), parts, turn)
-        assert 0.8 < float(found.score) < 1.2
-        assert float(found.cross) > float(found.null) + 5 * float(found.null_deviation)
+        assert (np.abs(np.asarray(found.closeness) - 1) < 0.5).all()
+        assert float(found.cross) > float(found.null[0]) + 5 * float(found.null_deviation[0])
 
 
 def test_any_other_rotation_scores_about_nothing():
     parts, _ = two_halves()
     rng = np.random.default_rng(0)
     turns = [np.linalg.qr(rng.normal(size=(16, 16)))[0].astype(np.float32) for _ in range(5)]
-    assert np.abs([float(gather(jax.random.key(0), parts, turn).score) for turn in turns]).max() < 0.2
+    assert np.abs([float(gather(jax.random.key(0), parts, turn).closeness[0]) for turn in turns]).max() < 0.2
 
 
 def test_keeping_the_variances_is_not_enough():
@@ -121,7 +125,8 @@ def test_keeping_the_variances_is_not_enough():
     rng = np.random.default_rng(0)
     directions = np.linalg.svd(parts[0].x)[2].T
     flips = [directions @ np.diag(rng.choice([-1, 1], 16)) @ directions.T for _ in range(12)]
-    scores = [float(gather(jax.random.key(0), parts, jnp.asarray(flip @ turn, jnp.float32)).score) for flip in flips]
+    found = [gather(jax.random.key(0), parts, jnp.asarray(flip @ turn, jnp.float32)) for flip in flips]
+    scores = [float(evidence.closeness[0]) for evidence in found]
     assert abs(np.mean(scores)) < 0.15
     assert np.max(scores) < 0.6
 
@@ -137,14 +142,14 @@ def test_the_null_keeps_every_variance(rng):
     with jax.enable_x64(True):
         parts = make_spaces(rows, rows), make_spaces(queries, queries)
         symmetric = gather(jax.random.key(0), parts, jnp.eye(4))
-        np.testing.assert_allclose(symmetric.null, symmetric.cross, atol=1e-12)
+        np.testing.assert_allclose(symmetric.null, jnp.full(len(SCALES), symmetric.cross), atol=1e-12)
         np.testing.assert_allclose(symmetric.null_deviation, 0, atol=1e-12)
         # One half of the cloud alone: a reflection takes its rows to where there are none.
         half = [some[some @ turn[0] > 0] for some in (rows, queries)]
         parts = [make_spaces(some, some) for some in half]
         lopsided = [gather(jax.random.key(seed), parts, jnp.eye(4)) for seed in range(4)]
-    assert max(float(found.cross - found.null) for found in lopsided) > 0.02
-    assert max(float(found.null_deviation) for found in lopsided) > 0.01
+    assert max(float(found.cross - found.null[0]) for found in lopsided) > 0.02
+    assert max(float(found.null_deviation[0]) for found in lopsided) > 0.01
 
 
 def test_rotating_either_space_changes_nothing(rng):
@@ -163,8 +168,9 @@ def test_zero_rows_are_finite():
     zeros = [make_spaces(rows, rows) for rows in (jnp.zeros((20, 3)), jnp.zeros((2, 3)))]
     found = gather(jax.random.key(0), zeros, jnp.eye(3))
     nothing = jnp.zeros(())
-    others = dataclasses.replace(found, num_rows=nothing, anchor_agreement=nothing)
-    assert all(float(leaf) == 0 for leaf in jax.tree.leaves(others))
+    # Zero rows are no copies of each other.
+    others = dataclasses.replace(found, num_rows=nothing, distinct=nothing)
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(others))
     assert int(found.num_rows) == 2
 
 
@@ -172,5 +178,71 @@ def test_zero_rows_are_finite():
 def test_no_held_out_rows_are_no_evidence(h_x, h_y):
     fitted = make_spaces(jnp.ones((20, 3)), jnp.ones((20, 3)))
     found = gather(jax.random.key(0), (fitted, make_spaces(jnp.ones((h_x, 3)), jnp.ones((h_y, 3)))), jnp.eye(3))
-    without_agreement = dataclasses.replace(found, anchor_agreement=jnp.zeros(()))
-    assert all(float(leaf) == 0 for leaf in jax.tree.leaves(without_agreement))
+    assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(found))
+
+
+def sparse_cloud(rng, num_rows, d=32, width=0.05):
+    """Rows that are sums of a few atoms: a cloud with structure at every scale and without a symmetry."""
+    atoms = rng.normal(size=(100, d)) * np.arange(1, d + 1) ** -0.3
+    drawn = rng.choice(100, (num_rows, 4), p=np.arange(1, 101) ** -0.7 / np.sum(np.arange(1, 101) ** -0.7))
+    rows = np.einsum("nw,nwd->nd", rng.gamma(1.0, size=drawn.shape), atoms[drawn])
+    return rows + width * rng.normal(size=rows.shape)
+
+
+def evidence_between(x, y, W, num_held=100):
+    """Evidence of a map between two clouds of raw rows."""
+    x, y = (unit(cloud - cloud.mean(0)).astype(np.float32) for cloud in (x, y))
+    parts = make_spaces(x[num_held:], y[num_held:]), make_spaces(x[:num_held], y[:num_held])
+    return gather(jax.random.key(0), parts, jnp.asarray(W, jnp.float32))
+
+
+def test_a_map_that_is_right_in_the_first_directions_only_fails_at_the_finer_scales(rng):
+    cloud = sparse_cloud(rng, 1_600)
+    directions = np.linalg.svd(cloud - cloud.mean(0), full_matrices=False)[2].T
+    turn = np.eye(32)
+    turn[8:, 8:] = np.linalg.qr(rng.normal(size=(24, 24)))[0]
+    coarse = evidence_between(cloud[:800], cloud[800:], directions @ turn @ directions.T)
+    right = evidence_between(cloud[:800], cloud[800:], np.eye(32))
+    assert (np.asarray(right.closeness) > 0.8).all()
+    assert float(coarse.closeness[0]) > 0.2
+    assert float(coarse.score) < 0.15
+
+
+def test_symmetric_clouds_are_noticed(rng):
+    cloud = sparse_cloud(rng, 1_600)
+    plain = evidence_between(cloud[:800], cloud[800:], np.eye(32))
+    signs = rng.choice([-1, 1], size=(1_600, 1))
+    mirrored = (cloud - cloud.mean(0)) * signs
+    directions = np.linalg.svd(cloud - cloud.mean(0), full_matrices=False)[2].T
+    # The strongest direction, well apart from the others, gets a random sign.
+    one_axis = (cloud - cloud.mean(0)) @ directions
+    one_axis[:, :1] *= 2 * signs
+    assert float(plain.symmetry) > 1
+    for symmetric in (mirrored, one_axis):
+        assert float(evidence_between(symmetric[:800], symmetric[800:], np.eye(32)).symmetry) < 0.5
+
+
+def test_rows_that_differ_from_their_neighbours_by_noise_have_no_local_structure(rng):
+    centers = rng.normal(size=(20, 32))
+    blobs = centers[rng.choice(20, 1_600)] + 0.5 * rng.normal(size=(1_600, 32))
+    assert float(evidence_between(blobs[:800], blobs[800:], np.eye(32)).local_structure) < 0.12
+    cloud = sparse_cloud(rng, 1_600)
+    assert float(evidence_between(cloud[:800], cloud[800:], np.eye(32)).local_structure) > 0.3
+
+
+def test_copies_are_counted(rng):
+    cloud = sparse_cloud(rng, 1_600)
+    assert float(evidence_between(cloud[:800], cloud[800:], np.eye(32)).distinct) == 1
+    repeated = cloud[rng.choice(30, 800)]
+    assert float(evidence_between(repeated, cloud[800:], np.eye(32)).distinct) < 0.1
+
+
+def test_fine_agreement_leaves_the_first_directions_out(rng):
+    rows = (rng.normal(size=(400, 16)) * np.arange(1, 17) ** -0.5).astype(np.float32)
+    directions = np.linalg.svd(rows)[2].T
+    maps = [np.eye(16), np.eye(16), np.eye(16)]
+    # The second map differs in the first quarter of the directions, the third one in the others.
+    maps[1] = directions @ np.diag([-1.0] * 4 + [1.0] * 12) @ directions.T
+    maps[2] = directions @ np.diag([1.0] * 4 + [-1.0, 1.0] * 6) @ directions.T
+    found = np.asarray(fine_agreement(jnp.asarray(np.stack(maps), jnp.float32), jnp.asarray(rows)))
+    np.testing.assert_allclose(found, [[1, 1, 0], [1, 1, 0], [0, 0, 1]], atol=1e-4)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import small_config
 
-from mv2v_jax import Evidence, Verdict, align_restarts
+from mv2v_jax import Evidence, Reason, Verdict, align_restarts, estimate_recall
 from mv2v_jax.alignment.score import ALIGNED, MIN_HELD_OUT, NOT_ALIGNED, judge
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -15,20 +15,25 @@ SCORES = np.linspace(-0.5, 1.5, 1001, dtype=np.float32)
 AGREEING = 0.9
 
 
-def evidence(score, num_rows=1000):
-    """Evidence of a score, on a scale from the null to ``within`` that is long compared with the deviation."""
+def evidence(score, num_rows=1000, **changed):
+    """Evidence of a score at every scale, on a scale from the null to ``within`` that is long enough."""
     score = jnp.asarray(score, jnp.float32)
-    null, within = jnp.full_like(score, 0.2), jnp.full_like(score, 0.6)
-    return Evidence(
-        cross=null + score * (within - null),
-        within=within,
-        null=null,
-        null_deviation=jnp.full_like(score, 1e-3),
-        num_rows=jnp.full(score.shape, num_rows, jnp.int32),
-        closeness=score,
-        anchor_agreement=jnp.ones_like(score),
-        score=score,
-    )
+    null, within = jnp.full((*score.shape, 4), 0.2), jnp.full_like(score, 0.6)
+    cross = 0.2 + score * 0.4
+    values = {
+        "cross": cross,
+        "cross_each": jnp.stack([cross, cross], axis=-1),
+        "within": within,
+        "null": null,
+        "null_deviation": jnp.full_like(null, 1e-3),
+        "closeness": jnp.broadcast_to(score[..., None], null.shape),
+        "local_structure": jnp.ones_like(score),
+        "symmetry": jnp.full_like(score, 1.5),
+        "distinct": jnp.ones_like(score),
+        "num_rows": jnp.full(score.shape, num_rows, jnp.int32),
+        "score": score,
+    }
+    return Evidence(**{**values, **{name: jnp.asarray(value, jnp.float32) for name, value in changed.items()}})
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +92,50 @@ def test_one_by_one_is_the_same(judged):
 def test_restarts_that_disagree_were_not_aligned_whatever_the_score():
     agreement = jnp.linspace(-1, 1, 101)
     found = jax.vmap(lambda value: judge(evidence(0.8), value))(agreement)
-    assert (np.diff(found.confidence) >= 0).all()
-    assert (np.asarray(found.verdict)[np.asarray(agreement) < 0.09] == Verdict.not_aligned).all()
-    assert (np.asarray(found.verdict)[np.asarray(agreement) > 0.5] == Verdict.aligned).all()
+    assert (np.asarray(found.verdict)[np.asarray(agreement) < 0.4] != Verdict.aligned).all()
+    assert (np.asarray(found.verdict)[np.asarray(agreement) > 0.6] == Verdict.aligned).all()
+    # Different maps that are all as good.
+    assert (np.asarray(found.reason)[np.asarray(agreement) < 0.1] == Reason.ambiguous).all()
+
+
+@pytest.mark.parametrize(
+    ("found", "agreement", "verdict", "reason"),
+    [
+        (evidence(0.6), 0.9, Verdict.aligned, Reason.restarts_agree_at_every_scale),
+        (evidence(0.6, closeness=[0.9, 0.8, 0.3, 0.05]), 0.9, Verdict.not_aligned, Reason.only_coarse_structure),
+        (evidence(0.6, local_structure=0.0), 0.9, Verdict.uncertain, Reason.only_coarse_structure),
+        (evidence(0.6, symmetry=0.1), 0.9, Verdict.uncertain, Reason.ambiguous),
+        (evidence(0.6), 0.0, Verdict.uncertain, Reason.ambiguous),
+        (evidence(0.6, num_rows=MIN_HELD_OUT - 1), 0.9, Verdict.uncertain, Reason.too_few_rows),
+        (evidence(0.6, distinct=0.1), 0.9, Verdict.uncertain, Reason.too_few_rows),
+        (evidence(0.6, closeness=[0.4, 0.35, 0.2, 0.05]), 0.1, Verdict.not_aligned, Reason.unlike_distributions),
+        (evidence(0.05), 0.1, Verdict.not_aligned, Reason.geometries_differ),
+        (evidence(0.6), None, Verdict.uncertain, Reason.one_restart_only),
+        (evidence(np.nan), 0.9, Verdict.not_aligned, Reason.geometries_differ),
+    ],
+)
+def test_every_verdict_has_its_reason(found, agreement, verdict, reason):
+    judged = judge(found, agreement)
+    assert (Verdict(int(judged.verdict)), Reason(int(judged.reason))) == (verdict, reason)
+    assert judged.reason.dtype == jnp.int32
+
+
+def test_recall_falls_with_the_index_and_rises_with_what_is_found():
+    found = evidence(0.4)
+    recalls = [
+        [np.asarray(estimate_recall(found, 0.8, num_found=num_found, index_size=size)) for size in (200, 2_000, 20_000)]
+        for num_found in (1, 10)
+    ]
+    assert np.shape(recalls) == (2, 3, 2)
+    assert (np.diff(recalls, axis=1) < 0).all()
+    assert (np.diff(recalls, axis=0) > 0).all()
+    np.testing.assert_allclose(recalls[0][1][0], judge(found, 1.0 * 0.8).estimated_top1, rtol=0.01)
+
+
+def test_queries_in_dense_parts_of_the_index_find_less():
+    found = evidence(0.4, cross_each=[0.39, 0.33])
+    forward, backward = np.asarray(estimate_recall(found, 0.8, num_found=1, index_size=2_000))
+    assert forward < backward
 
 
 def test_one_search_alone_is_never_called_aligned():

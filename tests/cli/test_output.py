@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mv2v_jax.alignment.score import AGREEMENT_MIDPOINT, MIN_HELD_OUT, SCORE_MIDPOINT
+from mv2v_jax.alignment.score import MIN_HELD_OUT, Reason
 from mv2v_jax.cli import output
 from mv2v_jax.cli.verdict_text import describe_verdict, list_reasons
 
@@ -91,32 +91,40 @@ def test_a_table_fits_the_terminal(show):
 
 GOOD = {
     "verdict": "aligned",
+    "reason": "restarts_agree_at_every_scale",
     "confidence": 0.99,
     "estimated_top1": 0.7,
-    "score": SCORE_MIDPOINT + 0.3,
+    "score": 0.4,
+    "closeness": [0.6, 0.5, 0.45, 0.4],
     "restart_agreement": 0.9,
     "restarts": 2,
     "held_out_rows": 100,
 }
-POOR = {**GOOD, "verdict": "not_aligned", "confidence": 0.01}
-UNSURE = {**GOOD, "verdict": "uncertain", "confidence": 0.5}
+POOR = {**GOOD, "verdict": "not_aligned", "confidence": 0.01, "reason": "geometries_differ"}
+UNSURE = {**GOOD, "verdict": "uncertain", "confidence": 0.5, "reason": "only_coarse_structure"}
 
 
 @pytest.mark.parametrize(
     ("judged", "start", "reason"),
     [
-        (GOOD, "aligned (confidence 0.99): ", "about 70% of rows should find their true partner first"),
+        (
+            GOOD,
+            "aligned (confidence 0.99): ",
+            "about 70% of rows should find their true partner first among 2,000 rows",
+        ),
         (
             {**UNSURE, "held_out_rows": MIN_HELD_OUT - 1},
             "uncertain (confidence 0.50) whether",
             "only 49 rows per space were held out to score the map, and a verdict needs 50, a tenth of 500 rows",
         ),
-        ({**UNSURE, "restart_agreement": None, "restarts": 1}, "uncertain", "a single restart has no other map"),
-        (UNSURE, "uncertain", "too close to what wrong maps reach"),
-        ({**POOR, "score": SCORE_MIDPOINT - 0.1}, "not aligned (confidence 0.01): ", "hardly nearer"),
-        ({**POOR, "score": float("nan")}, "not aligned", "hardly nearer to the other space than by chance"),
-        ({**POOR, "restart_agreement": AGREEMENT_MIDPOINT - 0.1}, "not aligned", "the restarts found different maps"),
+        ({**UNSURE, "reason": "one_restart_only"}, "uncertain", "a single restart has no other map"),
+        (UNSURE, "uncertain", "topics are matched and texts are not. Use more rows"),
+        ({**UNSURE, "reason": "ambiguous"}, "uncertain", "another map is as good"),
+        ({**UNSURE, "reason": "too_few_rows"}, "uncertain", "too few distinct rows"),
+        (POOR, "not aligned (confidence 0.01): ", "hardly nearer to the other space than by chance. Check that"),
+        ({**POOR, "reason": "unlike_distributions"}, "not aligned", "the restarts found no common map. Choose texts"),
         (
+            # A file of an earlier version.
             {name: POOR[name] for name in ("verdict", "confidence", "estimated_top1")},
             "not aligned",
             "hardly nearer to the other space than by chance, or the restarts disagree",
@@ -132,13 +140,22 @@ def test_a_verdict_is_described_by_its_deciding_reason(judged, start, reason):
         assert text.endswith("Do not use the map before you have checked it on true pairs.")
 
 
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason])
+def test_every_reason_has_an_explanation_and_advice(reason):
+    text = describe_verdict({**UNSURE, "reason": reason.name})
+    assert "or the restarts disagree" not in text
+    assert text.count(". ") >= 2
+
+
 def test_reasons_name_what_is_known():
     assert [(name, value) for name, value, _ in list_reasons(GOOD)] == [
-        ("score", SCORE_MIDPOINT + 0.3),
+        ("reason", "restarts_agree_at_every_scale"),
+        ("score", 0.4),
+        ("closeness", "0.60 0.50 0.45 0.40"),
         ("restart_agreement", 0.9),
         ("held_out_rows", 100),
         ("restarts", 2),
     ]
     alone = list_reasons({**UNSURE, "restart_agreement": None, "restarts": 1})
-    assert alone[1][:2] == ("restart_agreement", "none")
+    assert alone[3][:2] == ("restart_agreement", "none")
     assert list_reasons({"verdict": "aligned"}) == []

@@ -27,7 +27,7 @@ from mv2v_jax.alignment.fit import map_agreement, prepare
 from mv2v_jax.alignment.match_relative import match_relative
 from mv2v_jax.alignment.refine_annealed import refine_annealed, refine_csls, refine_whole
 from mv2v_jax.alignment.refine_published import refine_clusters, refine_matching
-from mv2v_jax.alignment.score import Evidence, gather_evidence, judge
+from mv2v_jax.alignment.score import Evidence, fine_agreement, gather_evidence, judge
 from mv2v_jax.alignment.seeds import Seeds, blend_seeds, seed_terms
 from mv2v_jax.alignment.space import TwoSpaces, fit_space, hold_out
 from mv2v_jax.alignment.whitening import fit_whitening, map_from_cross
@@ -71,11 +71,11 @@ def make_inputs(batch: int = 0) -> dict[str, Any]:
         "fitted": TwoSpaces(x=x[6:], y=y[5:]),
         "held_out": TwoSpaces(x=x[:6], y=y[:5]),
         "evidence": Evidence(
-            **{field.name: rng.uniform() for field in dataclasses.fields(Evidence)} | {"num_rows": 100.0}
+            **{field.name: rng.uniform() for field in dataclasses.fields(Evidence)}
+            | {"num_rows": 100.0, "closeness": rng.uniform(size=4), "cross_each": rng.uniform(size=2)}
         ),
         "seeds": Seeds(x=x[:9], y=y[:9]),
         "maps": rng.standard_normal((3, D_X, D_Y)),
-        "set_agreement": rng.uniform(size=4),
         "map": make_map(np.eye(D_X, D_Y), planted.x.mean(0), planted.y.mean(0), 1.5, 0.7),
     }
 
@@ -151,10 +151,11 @@ STAGES = {
     "prepare": Stage(in_fewer_directions, ("raw_x", "raw_y")),
     "hold_out": Stage(lambda key, config, x: hold_out(fit_space(x).rows, 5), ("raw_x",)),
     "gather_evidence": Stage(
-        lambda key, config, *args: gather_evidence(key, *args), ("fitted", "held_out", "W", "set_agreement"), draws=True
+        lambda key, config, *args: gather_evidence(key, *args), ("fitted", "held_out", "W"), draws=True
     ),
     "judge": fixed(judge, "evidence"),
     "map_agreement": fixed(map_agreement, "maps", "x"),
+    "fine_agreement": fixed(fine_agreement, "maps", "x"),
     "fit_whitening": Stage(lambda key, config, x: fit_whitening(x, config.whitening.power), ("x",)),
     "map_from_cross": Stage(weighted_map, ("W", "x", "y")),
     "apply": fixed(apply, "map", "raw_x"),
