@@ -93,6 +93,10 @@ class ComponentsConfig(Settings):
     likeness: float = number(
         0.006, "Weight of what makes two axes alike by themselves, beside their relations to other axes."
     )
+    below: float = number(0.24, "The second search runs where the first one scores less than this.", high=10.0)
+    late_power: float = number(
+        1.0, "As annealing.power, after the components have voted with a refined map as a guide.", high=8.0
+    )
 
 
 @pytree

@@ -11,6 +11,8 @@ Each turns its matched axes into a cross-covariance of the whitened spaces. The 
 each agrees with the others, and every run is then matched again from the sum of the other runs, a few times.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -38,8 +40,8 @@ _TAILS = tuple(0.25 * step for step in range(17))
 _NOISE, _POWERS = (0.3, 2.0), (0.5, 1.0, 2.0)
 # A matched axis counts by how far its confidence is above that of a wrong match.
 _CONFIDENCE = 0.2
-# Sharpness of the plan that the sum of the other runs starts a run from.
-_PRIOR_SHARPNESS = 2.0
+# Sharpness of the plans that the sum of the other runs and a refined map start a run from.
+_OTHERS_SHARPNESS, _MAP_SHARPNESS = 2.0, 4.0
 
 
 @pytree
@@ -271,20 +273,32 @@ def agree_and_sum(cross: jax.Array) -> tuple[jax.Array, jax.Array]:
     return agreement, jnp.maximum(agreement, 0) ** 2
 
 
-def vote_again(runs: ComponentRuns, *, config: ComponentsConfig) -> ComponentRuns:
-    """Match every run again, from the weighted sum of the other runs."""
-    _, weights = agree_and_sum(runs.cross)
-    weighted = runs.cross * weights[:, None, None]
-    total = weighted.sum(axis=0)
+def _match_from_prior(runs: ComponentRuns, priors: jax.Array, sharpness: float, config: ComponentsConfig):
+    """Match every run again, from cross-covariances ``[r, d_x, d_y]`` of the whitened spaces."""
 
-    def again(run: ComponentRuns, own):
-        prior = standardize(run.x.loadings.T @ (total - own) @ run.y.loadings, run.live)
-        start = balance(_PRIOR_SHARPNESS * prior, run.live)
+    def again(run: ComponentRuns, prior):
+        start = balance(sharpness * standardize(run.x.loadings.T @ prior @ run.y.loadings, run.live), run.live)
         linear = run.linear * config.likeness
         plan, _ = match_softly(run.x.kernels, run.y.kernels, linear, start, run.live, num_steps=config.match_steps)
         return _vote(run.x, run.y, plan)
 
-    return runs.replace(cross=jax.vmap(again)(runs, weighted))
+    return dataclasses.replace(runs, cross=jax.vmap(again)(runs, priors))
+
+
+def vote_again(runs: ComponentRuns, *, config: ComponentsConfig) -> ComponentRuns:
+    """Match every run again, from the weighted sum of the other runs."""
+    _, weights = agree_and_sum(runs.cross)
+    weighted = runs.cross * weights[:, None, None]
+    return _match_from_prior(runs, weighted.sum(axis=0)[None] - weighted, _OTHERS_SHARPNESS, config)
+
+
+def vote_from(
+    runs: ComponentRuns, rows: TwoSpaces, estimate: Estimate, *, config: ComponentsConfig
+) -> ComponentRuns:
+    """Match every run again, from an estimate of the map, whose matrix is a cross-covariance of the rows."""
+    prior = whiten(rows.x).whitener.T @ estimate.matrix @ whiten(rows.y).whitener
+    priors = jnp.broadcast_to(prior[None], runs.cross.shape)
+    return _match_from_prior(runs, priors, _MAP_SHARPNESS, config)
 
 
 def estimate_from_runs(runs: ComponentRuns, rows: TwoSpaces) -> tuple[Estimate, jax.Array]:

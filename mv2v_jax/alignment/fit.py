@@ -1,5 +1,8 @@
 """The one driver of a fit: search several times, choose without a label, settle, judge.
 
+Each search tries the cheap way first, by clusters; where its evidence falls short, it also tries the harder way, by
+independent components, and keeps the better of both.
+
 `align`, `align_restarts`, the command line, the stability study and the benchmarks all run `fit`. They differ in the
 `Run` they pass: `Inline` traces everything into one program, `runs.compiled` compiles stage by stage and reports
 progress, `runs.chunked` keeps finished searches in files. A new stage is one more line in `SEARCH_STAGES` or
@@ -8,12 +11,19 @@ progress, `runs.chunked` keeps finished searches in files. A new stage is one mo
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from mv2v_jax.alignment.anchors import AnchorInfo, AnchorSets, match_anchor_sets, select_anchors
+from mv2v_jax.alignment.components import (
+    ComponentRuns,
+    estimate_from_runs,
+    run_components,
+    vote_again,
+    vote_from,
+)
 from mv2v_jax.alignment.estimate import Estimate, Refined
 from mv2v_jax.alignment.match_relative import first_estimate
 from mv2v_jax.alignment.refine_annealed import (
@@ -42,7 +52,25 @@ from mv2v_jax.linear_map import LinearMap
 from mv2v_jax.ops.pytree import pytree
 from mv2v_jax.ops.sharding import RESTART, all_gather, shard
 
+T = TypeVar("T")
+
 # ------------------------------------------------------------------------------------------------------------- results
+
+
+@pytree
+class ComponentsInfo:
+    """Whether a search went on to independent components. Scalars.
+
+    Attributes:
+        tried: bool, whether the evidence after matching clusters fell short of ``components.below``.
+        used: bool, whether the components gave the better map.
+        agreement: median agreement of each run with the others, from -1 to 1; 0 where they were not tried. Wrong maps
+            can agree as well.
+    """
+
+    tried: jax.Array
+    used: jax.Array
+    agreement: jax.Array
 
 
 @pytree
@@ -51,6 +79,7 @@ class AlignInfo:
 
     Attributes:
         anchors: `AnchorInfo`, each field ``[num_sets]``.
+        components: `ComponentsInfo`.
         zero_rows_x: int32 scalar, zero rows of X; they take no part.
         zero_rows_y: int32 scalar, zero rows of Y.
         orthogonality: scalar, ``||W W^T - I||_F`` of the smaller side before directions are weighted: 0 where the map
@@ -59,6 +88,7 @@ class AlignInfo:
     """
 
     anchors: AnchorInfo
+    components: ComponentsInfo
     zero_rows_x: jax.Array
     zero_rows_y: jax.Array
     orthogonality: jax.Array
@@ -118,12 +148,14 @@ class Searched:
         evidence: `Evidence` of it from the held-out rows.
         trajectory: per stage, its label-free objective at every step.
         anchors: `AnchorInfo`.
+        components: `ComponentsInfo`.
     """
 
     estimate: Estimate
     evidence: Evidence
     trajectory: dict[str, jax.Array]
     anchors: AnchorInfo
+    components: ComponentsInfo
 
 
 @pytree
@@ -195,6 +227,9 @@ class Run(Protocol):
     def each(self, name: str, fun: Callable[..., Any], items: jax.Array, *shared: Any) -> Any:
         """``fun(run, item, *shared)`` for each of ``items [r]``; results are ``[r, ...]``."""
 
+    def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
+        """``fun(run, otherwise, *args)`` where ``needed``, a bool scalar, is true, and ``otherwise`` where it is not."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Inline:
@@ -219,9 +254,14 @@ class Inline:
             return jax.tree.map(lambda leaf: leaf[None], fun(self, items[0], *shared))
         mine = items[shard(jnp.arange(items.shape[0]), RESTART)]
         # Settling holds all rows of both spaces, so it runs for one restart after the other.
-        batch_size = self.batch_size if name == SEARCHING else None
+        # A batch of one would turn the condition of `when` into a choice between two results that are both computed.
+        batch_size = self.batch_size if name == SEARCHING and self.batch_size != 1 else None
         found = jax.lax.map(lambda item: fun(self, item, *shared), mine, batch_size=batch_size)
         return all_gather(found, RESTART, items.shape[0])
+
+    def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
+        """Restarts side by side are computed both ways."""
+        return jax.lax.cond(needed, lambda *operands: fun(self, *operands), lambda first, *_: first, otherwise, *args)
 
 
 SEARCHING, SETTLING = "restart", "settling"
@@ -254,6 +294,8 @@ SEARCH_STAGES = (
     Stage("refine_clusters", lambda num_rows, config: config.published.cluster_steps, refine_clusters),
     Stage("refine_annealed", annealing_length, refine_annealed),
 )
+# Between two votes of the independent components.
+REFINE_COMPONENTS = Stage("refine_components", annealing_length, refine_annealed)
 # These see all rows, the held-out ones among them: the evidence has been gathered by then.
 SETTLING_STAGES = (
     Stage("refine_annealed_again", again_steps, refine_annealed_again),
@@ -271,6 +313,8 @@ _KEY_NAMES = (
     "refine_csls",
     "refine_whole",
     "evidence",
+    "components",
+    "refine_components",
 )
 
 
@@ -324,13 +368,72 @@ def prepare(x: PaddedRows, y: PaddedRows, config: Config) -> Prepared:
 
 
 def search_once(run: Run, key: jax.Array, prepared: Prepared, config: Config) -> Searched:
-    """One search on the fitted rows: anchors, matching, refinement; and its evidence from the held-out rows."""
+    """One search: by clusters, and where the evidence falls short also by components; the better of both."""
+    first = _search_clusters(run, key, prepared, config)
+    if not config.components.num_runs or config.published.is_used or not config.annealing.steps:
+        return first
+    score = first.evidence.score
+    falls_short = ~(score >= jnp.asarray(config.components.below, score.dtype))
+    # Without held-out rows nothing tells the better one.
+    needed = falls_short & (first.evidence.num_rows > 0)
+    return run.when(needed, _search_components, first, key, prepared, config)
+
+
+def _search_clusters(run: Run, key: jax.Array, prepared: Prepared, config: Config) -> Searched:
+    """Anchors, matching and refinement on the fitted rows; and the evidence from the held-out rows."""
     keys, rows = split_keys(key), prepared.fitted
     _, sets = run.scan("anchors", _some_sets, None, config.anchors.num_sets, keys["anchors"], rows, config)
     estimate, anchors = run.call("first estimate", _first_estimate, keys["relative"], rows, sets, config)
     estimate, trajectory = refine(run, key, SEARCH_STAGES, rows, estimate, config)
     evidence = run.call("evidence", _gather_evidence, keys["evidence"], prepared, estimate, config)
-    return Searched(estimate=estimate, evidence=evidence, trajectory=trajectory, anchors=anchors)
+    no = jnp.zeros((), bool)
+    components = ComponentsInfo(tried=no, used=no, agreement=jnp.zeros_like(evidence.score))
+    return Searched(
+        estimate=estimate, evidence=evidence, trajectory=trajectory, anchors=anchors, components=components
+    )
+
+
+def _search_components(run: Run, first: Searched, key: jax.Array, prepared: Prepared, config: Config) -> Searched:
+    """Search again, by independent components, and return the better search of both.
+
+    The annealed refinement runs twice. After the components only the best directions are trusted; after the components
+    have voted again, with the refined map as a guide, nearly all are.
+    """
+    keys, rows = split_keys(key), prepared.fitted
+    _, runs = run.scan(
+        "components", _some_runs, None, config.components.num_runs, keys["components"], rows, config
+    )
+    runs, _ = run.scan("component votes", _vote_rounds, runs, config.components.rounds, config)
+    estimate, agreement = run.call("components to map", estimate_from_runs, runs, rows)
+    stage, num_steps = REFINE_COMPONENTS, annealing_length(rows.num_rows, config)
+    estimate, _ = run.scan(
+        stage.name, stage.advance, estimate, num_steps, keys["refine_components"], rows, config
+    )
+    estimate = run.call("components and map", _guided_estimate, runs, rows, estimate, config)
+    trusting = config.replace(annealing={"power": config.components.late_power})
+    estimate, trajectory = refine(run, key, SEARCH_STAGES, rows, estimate, trusting)
+    evidence = run.call("evidence", _gather_evidence, keys["evidence"], prepared, estimate, config)
+    found = first.replace(estimate=estimate, evidence=evidence, trajectory=trajectory)
+    return run.call("better search", _better_search, first, found, agreement)
+
+
+def _some_runs(_, numbers: jax.Array, key: jax.Array, rows: TwoSpaces, config: Config) -> tuple[None, ComponentRuns]:
+    return None, run_components(key, rows, config=config.components, runs=numbers)
+
+
+def _vote_rounds(runs: ComponentRuns, rounds: jax.Array, config: Config) -> tuple[ComponentRuns, jax.Array]:
+    return jax.lax.scan(lambda runs, number: (vote_again(runs, config=config.components), number), runs, rounds)
+
+
+def _guided_estimate(runs: ComponentRuns, rows: TwoSpaces, estimate: Estimate, config: Config) -> Estimate:
+    return estimate_from_runs(vote_from(runs, rows, estimate, config=config.components), rows)[0]
+
+
+def _better_search(first: Searched, second: Searched, agreement: jax.Array) -> Searched:
+    used = ~(first.evidence.score >= second.evidence.score)
+    better = jax.tree.map(lambda a, b: jnp.where(used, b, a), first, second)
+    info = ComponentsInfo(tried=jnp.ones((), bool), used=used, agreement=jnp.median(agreement))
+    return better.replace(components=info)
 
 
 def order_by_score(evidence: Evidence) -> jax.Array:
@@ -441,6 +544,7 @@ def finish(searched: Search, estimate: Estimate, trajectory: dict[str, jax.Array
         trajectory={**chosen.trajectory, **trajectory},
         info=AlignInfo(
             anchors=chosen.anchors,
+            components=chosen.components,
             zero_rows_x=source.zero_rows,
             zero_rows_y=target.zero_rows,
             orthogonality=orthogonality,

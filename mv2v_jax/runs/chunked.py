@@ -65,6 +65,9 @@ class Chunked:
     def scan(self, name: str, fun: Callable[..., Any], carry: Any, num_steps: int, *args: Any) -> Any:
         raise NotImplementedError("searching and settling run as a whole, in each")
 
+    def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
+        raise NotImplementedError("a condition belongs to a search, which runs as a whole, in each")
+
     def each(self, name: str, fun: Callable[..., Any], items: jax.Array, *shared: Any) -> Any:
         if name == SEARCHING:
             return self._search(fun, items, *shared)

@@ -7,7 +7,7 @@ to rounding, no compiled function calls back, and compiling is timed apart from 
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from mv2v_jax.alignment.fit import fit
 from mv2v_jax.config import Config
 from mv2v_jax.data.inputs import check_inputs, pad_inputs
 
+T = TypeVar("T")
 OnStep = Callable[[str, int, int], None]
 
 
@@ -85,6 +86,9 @@ class StageByStage:
             results.append(fun(self, items[number], *shared))
         self._label = ""
         return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+    def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
+        return fun(self, otherwise, *args) if needed else otherwise
 
     def _follow(self, name: str, num_steps: int) -> Iterator[jax.Array]:
         """Chunks of a stage's steps, each reported as done when the next is asked for."""
