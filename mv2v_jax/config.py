@@ -94,9 +94,6 @@ class ComponentsConfig(Settings):
         0.006, "Weight of what makes two axes alike by themselves, beside their relations to other axes."
     )
     below: float = number(0.24, "The second search runs where the first one scores less than this.", high=10.0)
-    late_power: float = number(
-        1.0, "As annealing.power, after the components have voted with a refined map as a guide.", high=8.0
-    )
 
 
 @pytree
@@ -129,6 +126,9 @@ class AnnealingConfig(Settings):
         4.0,
         "Power of the correlation that weights a direction at first; falls to whitening.reliability_power.",
         high=8.0,
+    )
+    late_power: float = number(
+        1.0, "As annealing.power, where the refinement starts from a map that is nearly right.", high=8.0
     )
 
 

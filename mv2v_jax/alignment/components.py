@@ -151,10 +151,12 @@ def co_moment_kernels(coordinates: jax.Array, live: jax.Array, use_roots: jax.Ar
     directed = [_correlation(a, coordinates) for a in (above, far_above)]
 
     def stack(kernels):
-        return jnp.stack([
-            _off_diagonal(jnp.where(use_roots, jnp.sign(kernel) * jnp.sqrt(jnp.abs(kernel)), kernel), live)
-            for kernel in (_off_diagonal(kernel, live) for kernel in kernels)
-        ])
+        return jnp.stack(
+            [
+                _off_diagonal(jnp.where(use_roots, jnp.sign(kernel) * jnp.sqrt(jnp.abs(kernel)), kernel), live)
+                for kernel in (_off_diagonal(kernel, live) for kernel in kernels)
+            ]
+        )
 
     return Kernels(symmetric=stack(symmetric), directed=stack(directed))
 
@@ -201,9 +203,7 @@ def _likeness(x: Axes, y: Axes, live: jax.Array) -> jax.Array:
         return jnp.sort(jnp.concatenate(both), axis=-1)
 
     relations = jax.vmap(_unlikeness)(ordered(x.kernels), ordered(y.kernels)).sum(axis=0)
-    return standardize(
-        -standardize(_unlikeness(x.tails, y.tails), live) - standardize(relations, live), live
-    )
+    return standardize(-standardize(_unlikeness(x.tails, y.tails), live) - standardize(relations, live), live)
 
 
 def _vote(x: Axes, y: Axes, plan: jax.Array) -> jax.Array:
@@ -292,9 +292,7 @@ def vote_again(runs: ComponentRuns, *, config: ComponentsConfig) -> ComponentRun
     return _match_from_prior(runs, weighted.sum(axis=0)[None] - weighted, _OTHERS_SHARPNESS, config)
 
 
-def vote_from(
-    runs: ComponentRuns, rows: TwoSpaces, estimate: Estimate, *, config: ComponentsConfig
-) -> ComponentRuns:
+def vote_from(runs: ComponentRuns, rows: TwoSpaces, estimate: Estimate, *, config: ComponentsConfig) -> ComponentRuns:
     """Match every run again, from an estimate of the map, whose matrix is a cross-covariance of the rows."""
     prior = whiten(rows.x).whitener.T @ estimate.matrix @ whiten(rows.y).whitener
     priors = jnp.broadcast_to(prior[None], runs.cross.shape)

@@ -33,6 +33,7 @@ from mv2v_jax.alignment.refine_annealed import (
     refine_annealed_again,
     refine_csls,
     refine_whole,
+    trusting,
 )
 from mv2v_jax.alignment.refine_published import refine_clusters, refine_matching
 from mv2v_jax.alignment.score import Evidence, Reason, Verdict, fine_agreement, gather_evidence, judge
@@ -388,9 +389,7 @@ def _search_clusters(run: Run, key: jax.Array, prepared: Prepared, config: Confi
     evidence = run.call("evidence", _gather_evidence, keys["evidence"], prepared, estimate, config)
     no = jnp.zeros((), bool)
     components = ComponentsInfo(tried=no, used=no, agreement=jnp.zeros_like(evidence.score))
-    return Searched(
-        estimate=estimate, evidence=evidence, trajectory=trajectory, anchors=anchors, components=components
-    )
+    return Searched(estimate=estimate, evidence=evidence, trajectory=trajectory, anchors=anchors, components=components)
 
 
 def _search_components(run: Run, first: Searched, key: jax.Array, prepared: Prepared, config: Config) -> Searched:
@@ -400,18 +399,13 @@ def _search_components(run: Run, first: Searched, key: jax.Array, prepared: Prep
     have voted again, with the refined map as a guide, nearly all are.
     """
     keys, rows = split_keys(key), prepared.fitted
-    _, runs = run.scan(
-        "components", _some_runs, None, config.components.num_runs, keys["components"], rows, config
-    )
+    _, runs = run.scan("components", _some_runs, None, config.components.num_runs, keys["components"], rows, config)
     runs, _ = run.scan("component votes", _vote_rounds, runs, config.components.rounds, config)
     estimate, agreement = run.call("components to map", estimate_from_runs, runs, rows)
     stage, num_steps = REFINE_COMPONENTS, annealing_length(rows.num_rows, config)
-    estimate, _ = run.scan(
-        stage.name, stage.advance, estimate, num_steps, keys["refine_components"], rows, config
-    )
+    estimate, _ = run.scan(stage.name, stage.advance, estimate, num_steps, keys["refine_components"], rows, config)
     estimate = run.call("components and map", _guided_estimate, runs, rows, estimate, config)
-    trusting = config.replace(annealing={"power": config.components.late_power})
-    estimate, trajectory = refine(run, key, SEARCH_STAGES, rows, estimate, trusting)
+    estimate, trajectory = refine(run, key, SEARCH_STAGES, rows, estimate, trusting(config))
     evidence = run.call("evidence", _gather_evidence, keys["evidence"], prepared, estimate, config)
     found = first.replace(estimate=estimate, evidence=evidence, trajectory=trajectory)
     return run.call("better search", _better_search, first, found, agreement)

@@ -31,20 +31,30 @@ _FIRST_MOMENTUM, _LAST_MOMENTUM = 0.5, 0.9
 # number of steps is multiplied by the fourth power of annealing.rows over the sample size, but by at most this factor.
 _MAX_LONGER = 4
 _MIN_SHARE = 0.5
+# How many times the directions and rows of the search `refine_annealed_again` has.
+_AGAIN_TIMES = 2
 
 
 def _cross_covariance(
-    x: jax.Array, y: jax.Array, directions: Directions, num_neighbors: int, seeds: Seeds | None, pair_weight
+    x: jax.Array,
+    y: jax.Array,
+    directions: Directions,
+    num_neighbors: tuple[int, int],
+    seeds: Seeds | None,
+    pair_weight: float | jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Match rows in both directions: the cross-covariance of the pseudo-pairs with the seeds, and the mean CSLS.
 
-    The cross-covariance has the Frobenius norm of a semi-orthogonal map, so that it can be averaged with one.
+    ``num_neighbors`` are the nearest rows of Y averaged for a row of X, and of X for a row of Y. The cross-covariance
+    has the Frobenius norm of a semi-orthogonal map, so that it can be averaged with one.
     """
-    matches = match_csls(unit_rows(x @ directions.x), unit_rows(y @ directions.y), num_neighbors=num_neighbors)
+    mapped = unit_rows(x @ directions.x), unit_rows(y @ directions.y)
+    matches = match_csls(*mapped, num_neighbors=max(num_neighbors))
     # Over a mesh's row axis each device pairs its share of the rows.
     rows_x, index_x = shard((x, matches.x_to_y.index), ROW)
     rows_y, index_y = shard((y, matches.y_to_x.index), ROW)
-    cross = psum(rows_x.T @ y[index_x].mean(axis=1) / x.shape[0] + x[index_y].mean(axis=1).T @ rows_y / y.shape[0], ROW)
+    partners_x, partners_y = _mean_of(y[index_x], num_neighbors[0]), _mean_of(x[index_y], num_neighbors[1])
+    cross = psum(rows_x.T @ partners_x / x.shape[0] + partners_y.T @ rows_y / y.shape[0], ROW)
     objective = (
         mean_present(matches.x_to_y.similarity, present_rows(x))
         + mean_present(matches.y_to_x.similarity, present_rows(y))
@@ -52,13 +62,21 @@ def _cross_covariance(
     return scale_to_norm(blend_seeds(cross, 2, seeds, pair_weight), min(cross.shape) ** 0.5), objective
 
 
-def _annealed_rows(num_rows: int, config: Config) -> int:
-    return min(config.annealing.rows, -(-num_rows // 2))
+def _mean_of(neighbors: jax.Array, number: int) -> jax.Array:
+    """Mean ``[n, d]`` of the first ``number`` of the ``neighbors [n, k, d]``."""
+    if number >= neighbors.shape[1]:
+        return neighbors.mean(axis=1)
+    weights = (jnp.arange(neighbors.shape[1]) < number).astype(neighbors.dtype) / number
+    return jnp.einsum("nkd,k->nd", neighbors, weights)
+
+
+def _annealed_rows(num_rows: int, num_drawn: int) -> int:
+    return min(num_drawn, -(-num_rows // 2))
 
 
 def annealing_length(num_rows: int, config: Config) -> int:
     """Steps of `refine_annealed` where the smaller space has ``num_rows`` rows."""
-    times = round((config.annealing.rows / _annealed_rows(num_rows, config)) ** 4)
+    times = round((config.annealing.rows / _annealed_rows(num_rows, config.annealing.rows)) ** 4)
     return config.annealing.steps * min(times, _MAX_LONGER)
 
 
@@ -77,28 +95,47 @@ def refine_annealed(
     Returns:
         `Refined`: the running cross-covariance, and the mean CSLS of the rows with their best matches.
     """
+    num_steps = annealing_length(rows.num_rows, config)
+    steps = jnp.arange(num_steps) if steps is None else steps
+    return _anneal(key, rows, estimate, steps, num_steps, config.annealing.rows, config)
+
+
+def _anneal(
+    key: jax.Array,
+    rows: TwoSpaces,
+    estimate: Estimate,
+    steps: jax.Array,
+    num_steps: int,
+    num_drawn: int,
+    config: Config,
+) -> Refined:
+    """The given ``steps`` of ``num_steps``, each on up to ``num_drawn`` rows of each space, at most half of them."""
     settings, x, y = config.annealing, rows.x, rows.y
     whitening_x, whitening_y = (fit_whitening(side, config.whitening.power) for side in (x, y))
     orders = order_rows(key, x, y)
-    num_steps = annealing_length(rows.num_rows, config)
 
     def step(cross, index):
         progress = index / num_steps
         draws = jax.random.split(jax.random.fold_in(key, index))
         drawn_x, drawn_y = (
-            draw_rows(draw_key, side, _annealed_rows(side.shape[0], config), order)
+            draw_rows(draw_key, side, _annealed_rows(side.shape[0], num_drawn), order)
             for draw_key, side, order in zip(draws, (x, y), orders, strict=True)
         )
         power = settings.power * (1 - progress) + config.whitening.reliability_power * progress
         directions = weigh_directions(cross, whitening_x, whitening_y, power, exact=False)
         new, objective = _cross_covariance(
-            drawn_x, drawn_y, directions, settings.num_neighbors, rows.seeds, config.pair_weight
+            drawn_x, drawn_y, directions, 2 * (settings.num_neighbors,), rows.seeds, config.pair_weight
         )
         momentum = _FIRST_MOMENTUM + (_LAST_MOMENTUM - _FIRST_MOMENTUM) * progress
         return (momentum * cross + (1 - momentum) * new).astype(cross.dtype), objective
 
-    cross, objective = jax.lax.scan(step, estimate.matrix, jnp.arange(num_steps) if steps is None else steps)
+    cross, objective = jax.lax.scan(step, estimate.matrix, steps)
     return Refined(estimate=Estimate(matrix=cross, is_map=False), objective=objective)
+
+
+def trusting(config: Config) -> Config:
+    """The config of an annealed refinement that starts from a map that is nearly right."""
+    return config.replace(annealing={"power": config.annealing.late_power})
 
 
 def again_steps(num_rows: int, config: Config) -> int:
@@ -110,24 +147,25 @@ def again_steps(num_rows: int, config: Config) -> int:
 def refine_annealed_again(
     key: jax.Array, rows: TwoSpaces, estimate: Estimate, *, config: Config, steps: jax.Array | None = None
 ) -> Refined:
-    """The second half of `refine_annealed` once more, in twice as many directions as the search has.
+    """`refine_annealed` once more, in twice as many directions as the search has, on twice as many rows.
 
-    Arguments and result as for `refine_annealed`; half of its steps by default.
+    Arguments and result as for `refine_annealed`; half of its steps by default. The map is nearly right by now, so that
+    weak directions are trusted from the start.
     """
-    length = annealing_length(rows.num_rows, config)
-    half = length // 2
-    steps = (jnp.arange(half) if steps is None else steps) + length - half
-    subspace = principal_subspace(rows, 2 * config.search_dims)
+    num_steps = annealing_length(rows.num_rows, config) // 2
+    steps = jnp.arange(num_steps) if steps is None else steps
+    subspace = principal_subspace(rows, _AGAIN_TIMES * config.search_dims)
     restricted = Estimate(matrix=subspace.restrict(estimate.matrix), is_map=estimate.is_map)
-    refined = refine_annealed(key, subspace.project(rows), restricted, config=config, steps=steps)
+    num_drawn = _AGAIN_TIMES * config.annealing.rows
+    refined = _anneal(key, subspace.project(rows), restricted, steps, num_steps, num_drawn, trusting(config))
     extended = Estimate(matrix=subspace.extend(refined.estimate.matrix), is_map=False)
     return Refined(estimate=extended, objective=refined.objective)
 
 
 def settle_neighbors(num_rows: int, config: Config) -> int:
-    """Number of nearest rows that `refine_csls` averages: ``(ample_rows / num_rows)^1.5``, at most one row in fifty.
+    """Number of nearest rows that `refine_csls` averages, of a space of ``num_rows`` rows.
 
-    It is rounded up, and at least ``settling.min_neighbors``.
+    It is ``(ample_rows / num_rows)^1.5``, at most one row in fifty, rounded up, and at least ``settling.min_neighbors``.
 
     The nearest rows are the best partners where rows are plenty. Where they are few, weak directions drown in the noise
     of few pairs, and a map can overfit the very pairs it was matched by. The exponent joins the best number at 3,000
@@ -154,7 +192,7 @@ def _settle(key, rows: TwoSpaces, estimate: Estimate, steps: jax.Array, sample_r
             for draw_key, side, order in zip(draws, (x, y), orders, strict=True)
         )
         directions = weigh_directions(cross, whitening_x, whitening_y, config.whitening.reliability_power)
-        num_neighbors = settle_neighbors(rows.num_rows, config)
+        num_neighbors = settle_neighbors(y.shape[0], config), settle_neighbors(x.shape[0], config)
         new, objective = _cross_covariance(drawn_x, drawn_y, directions, num_neighbors, rows.seeds, config.pair_weight)
         return ((1 - share) * cross + share * new).astype(cross.dtype), objective
 
