@@ -93,6 +93,9 @@ class ComponentsConfig(Settings):
     likeness: float = number(
         0.006, "Weight of what makes two axes alike by themselves, beside their relations to other axes."
     )
+    guided_runs: int = count(
+        4, "Runs that match axes once more, guided by the chosen map, where the second search was not used."
+    )
     below: float = number(0.24, "The second search runs where the first one scores less than this.", high=10.0)
 
 
@@ -188,6 +191,7 @@ class Config(Settings):
         return cls().replace(
             max_rows=32_768,
             anchors={"num_sets": 20, "kept_sets": 10},
+            components={"num_runs": 12, "guided_runs": 0},
             annealing={"steps": 60},
             settling={"rows": 4_096, "whole_steps": 1, "whole_rows": 16_384},
         )
@@ -199,7 +203,7 @@ class Config(Settings):
             search_dims=0,
             anchors={"num_clusters": 20, "rows": 10_000, "num_starts": 30, "kept_sets": 30},
             relative={"rows": 0},
-            components={"num_runs": 0},
+            components={"num_runs": 0, "guided_runs": 0},
             published={"match_steps": 100, "cluster_steps": 1, "project": False},
             annealing={"steps": 0},
             settling={"steps": 0, "whole_steps": 0},

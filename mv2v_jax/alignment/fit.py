@@ -229,7 +229,7 @@ class Run(Protocol):
         """``fun(run, item, *shared)`` for each of ``items [r]``; results are ``[r, ...]``."""
 
     def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
-        """``fun(run, otherwise, *args)`` where ``needed``, a bool scalar, is true, and ``otherwise`` where it is not."""
+        """``fun(run, otherwise, *args)`` where ``needed``, a bool scalar, is true; ``otherwise`` where it is not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +297,8 @@ SEARCH_STAGES = (
 )
 # Between two votes of the independent components.
 REFINE_COMPONENTS = Stage("refine_components", annealing_length, refine_annealed)
+# After the components have voted with the map as a guide.
+REFINE_GUIDED = Stage("refine_guided", annealing_length, refine_annealed)
 # These see all rows, the held-out ones among them: the evidence has been gathered by then.
 SETTLING_STAGES = (
     Stage("refine_annealed_again", again_steps, refine_annealed_again),
@@ -316,6 +318,8 @@ _KEY_NAMES = (
     "evidence",
     "components",
     "refine_components",
+    "guide",
+    "refine_guided",
 )
 
 
@@ -481,10 +485,26 @@ def search(run: Run, keys: jax.Array, x: PaddedRows, y: PaddedRows, config: Conf
 
 def _settle_one(run: Run, number: jax.Array, keys: jax.Array, searched: Search, config: Config):
     """Settle the search of one number on all rows, in all directions: its `Estimate` and its trajectory."""
-    estimate = jax.tree.map(lambda leaf: leaf[number], searched.found.estimate)
-    prepared = searched.prepared
+    found, prepared = jax.tree.map(lambda leaf: leaf[number], searched.found), searched.prepared
+    estimate = found.estimate
+    if config.components.guided_runs and not estimate.is_map:
+        estimate = run.when(~found.components.used, _guide, estimate, keys[number], prepared, config)
     extended = run.call("extend", _extend, estimate, prepared.subspace)
     return refine(run, keys[number], SETTLING_STAGES, join_spaces(prepared.source, prepared.target), extended, config)
+
+
+def _guide(run: Run, estimate: Estimate, key: jax.Array, prepared: Prepared, config: Config) -> Estimate:
+    """Correct a map that clusters led to: independent components vote with the map as a guide.
+
+    A map can be right in most regions and wrong in some, where its own nearest rows confirm it. The relations between
+    independent components do not depend on it.
+    """
+    keys, rows = split_keys(key), prepared.fitted
+    _, runs = run.scan("components", _some_runs, None, config.components.guided_runs, keys["guide"], rows, config)
+    estimate = run.call("components and map", _guided_estimate, runs, rows, estimate, config)
+    num_steps = annealing_length(rows.num_rows, config)
+    arguments = (keys["refine_guided"], rows, trusting(config))
+    return run.scan(REFINE_GUIDED.name, REFINE_GUIDED.advance, estimate, num_steps, *arguments)[0]
 
 
 def _extend(estimate: Estimate, subspace: Subspace) -> Estimate:

@@ -36,38 +36,22 @@ _AGAIN_TIMES = 2
 
 
 def _cross_covariance(
-    x: jax.Array,
-    y: jax.Array,
-    directions: Directions,
-    num_neighbors: tuple[int, int],
-    seeds: Seeds | None,
-    pair_weight: float | jax.Array,
+    x: jax.Array, y: jax.Array, directions: Directions, num_neighbors: int, seeds: Seeds | None, pair_weight
 ) -> tuple[jax.Array, jax.Array]:
     """Match rows in both directions: the cross-covariance of the pseudo-pairs with the seeds, and the mean CSLS.
 
-    ``num_neighbors`` are the nearest rows of Y averaged for a row of X, and of X for a row of Y. The cross-covariance
-    has the Frobenius norm of a semi-orthogonal map, so that it can be averaged with one.
+    The cross-covariance has the Frobenius norm of a semi-orthogonal map, so that it can be averaged with one.
     """
-    mapped = unit_rows(x @ directions.x), unit_rows(y @ directions.y)
-    matches = match_csls(*mapped, num_neighbors=max(num_neighbors))
+    matches = match_csls(unit_rows(x @ directions.x), unit_rows(y @ directions.y), num_neighbors=num_neighbors)
     # Over a mesh's row axis each device pairs its share of the rows.
     rows_x, index_x = shard((x, matches.x_to_y.index), ROW)
     rows_y, index_y = shard((y, matches.y_to_x.index), ROW)
-    partners_x, partners_y = _mean_of(y[index_x], num_neighbors[0]), _mean_of(x[index_y], num_neighbors[1])
-    cross = psum(rows_x.T @ partners_x / x.shape[0] + partners_y.T @ rows_y / y.shape[0], ROW)
+    cross = psum(rows_x.T @ y[index_x].mean(axis=1) / x.shape[0] + x[index_y].mean(axis=1).T @ rows_y / y.shape[0], ROW)
     objective = (
         mean_present(matches.x_to_y.similarity, present_rows(x))
         + mean_present(matches.y_to_x.similarity, present_rows(y))
     ) / 2
     return scale_to_norm(blend_seeds(cross, 2, seeds, pair_weight), min(cross.shape) ** 0.5), objective
-
-
-def _mean_of(neighbors: jax.Array, number: int) -> jax.Array:
-    """Mean ``[n, d]`` of the first ``number`` of the ``neighbors [n, k, d]``."""
-    if number >= neighbors.shape[1]:
-        return neighbors.mean(axis=1)
-    weights = (jnp.arange(neighbors.shape[1]) < number).astype(neighbors.dtype) / number
-    return jnp.einsum("nkd,k->nd", neighbors, weights)
 
 
 def _annealed_rows(num_rows: int, num_drawn: int) -> int:
@@ -124,7 +108,7 @@ def _anneal(
         power = settings.power * (1 - progress) + config.whitening.reliability_power * progress
         directions = weigh_directions(cross, whitening_x, whitening_y, power, exact=False)
         new, objective = _cross_covariance(
-            drawn_x, drawn_y, directions, 2 * (settings.num_neighbors,), rows.seeds, config.pair_weight
+            drawn_x, drawn_y, directions, settings.num_neighbors, rows.seeds, config.pair_weight
         )
         momentum = _FIRST_MOMENTUM + (_LAST_MOMENTUM - _FIRST_MOMENTUM) * progress
         return (momentum * cross + (1 - momentum) * new).astype(cross.dtype), objective
@@ -163,9 +147,9 @@ def refine_annealed_again(
 
 
 def settle_neighbors(num_rows: int, config: Config) -> int:
-    """Number of nearest rows that `refine_csls` averages, of a space of ``num_rows`` rows.
+    """Number of nearest rows that `refine_csls` averages: ``(ample_rows / num_rows)^1.5``, at most one row in fifty.
 
-    It is ``(ample_rows / num_rows)^1.5``, at most one row in fifty, rounded up, and at least ``settling.min_neighbors``.
+    It is rounded up, and at least ``settling.min_neighbors``.
 
     The nearest rows are the best partners where rows are plenty. Where they are few, weak directions drown in the noise
     of few pairs, and a map can overfit the very pairs it was matched by. The exponent joins the best number at 3,000
@@ -192,7 +176,7 @@ def _settle(key, rows: TwoSpaces, estimate: Estimate, steps: jax.Array, sample_r
             for draw_key, side, order in zip(draws, (x, y), orders, strict=True)
         )
         directions = weigh_directions(cross, whitening_x, whitening_y, config.whitening.reliability_power)
-        num_neighbors = settle_neighbors(y.shape[0], config), settle_neighbors(x.shape[0], config)
+        num_neighbors = settle_neighbors(rows.num_rows, config)
         new, objective = _cross_covariance(drawn_x, drawn_y, directions, num_neighbors, rows.seeds, config.pair_weight)
         return ((1 - share) * cross + share * new).astype(cross.dtype), objective
 
