@@ -25,7 +25,8 @@ SCORES = {
     "closeness, all directions": lambda evidence: evidence["closeness"][0],
     "closeness, finer 15/16": lambda evidence: evidence["closeness"][1],
     "closeness, finer 3/4": lambda evidence: evidence["closeness"][2],
-    "score: closeness, finer half": lambda evidence: evidence["score"],
+    "closeness, finer half": lambda evidence: evidence["closeness"][3],
+    "score: closeness in the finer directions alone": lambda evidence: evidence["score"],
     "closeness, weakest scale": lambda evidence: min(evidence["closeness"]),
     "nearest cosine": lambda evidence: evidence["cross"],
 }

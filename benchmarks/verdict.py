@@ -27,7 +27,7 @@ from benchmarks.population import collect, population_parser
 from mv2v_jax import Evidence, Reason, Verdict
 from mv2v_jax.alignment.score import (
     _AGREEMENT_SLOPE,
-    _SCORE_SLOPE,
+    _CLOSENESS_SLOPE,
     CALIBRATION,
     MIN_DISTINCT,
     MIN_LOCAL_STRUCTURE,
@@ -101,13 +101,13 @@ def calibrate(fits: Fits) -> Calibration:
     score, agreement = weakest(known), np.array([fit["agreement"] for fit in known])
 
     def surprise(midpoints):
-        found = expit(_SCORE_SLOPE * (score - midpoints[0])) * expit(_AGREEMENT_SLOPE * (agreement - midpoints[1]))
+        found = expit(_CLOSENESS_SLOPE * (score - midpoints[0])) * expit(_AGREEMENT_SLOPE * (agreement - midpoints[1]))
         return -np.mean(np.log(np.where(right, found, 1 - found).clip(1e-9)))
 
     starts = [(0.1, 0.3), (0.2, 0.5)]
     found = [scipy.optimize.minimize(surprise, start, method="Nelder-Mead") for start in starts]
     midpoints = min(found, key=lambda result: result.fun).x
-    calibration = CALIBRATION._replace(score_midpoint=float(midpoints[0]), agreement_midpoint=float(midpoints[1]))
+    calibration = CALIBRATION._replace(closeness_midpoint=float(midpoints[0]), agreement_midpoint=float(midpoints[1]))
     return calibration._replace(**_calibrate_recall(judge_again(fits, calibration)))
 
 
@@ -241,7 +241,7 @@ def print_margins(fits: Fits) -> None:
         if not members:
             continue
         values = weakest(members), np.array([fit["agreement"] for fit in members])
-        both = np.minimum(values[0] / CALIBRATION.score_midpoint, values[1] / CALIBRATION.agreement_midpoint)
+        both = np.minimum(values[0] / CALIBRATION.closeness_midpoint, values[1] / CALIBRATION.agreement_midpoint)
         for percent in percents:
             rows.append(
                 [

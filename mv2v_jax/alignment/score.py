@@ -8,7 +8,7 @@ closeness of rows of one space to each other, as if both encoders were the same.
 
 A map that matches topics and not texts scores well against reflections of all directions, because these break the
 topics as well. Therefore closeness is measured at several scales: a null of a finer scale keeps the first principal
-directions and reflects the others. The finest scale is the score.
+directions and reflects the others. The score, by which restarts are chosen, leaves the first directions out altogether.
 
 Three things make a verdict impossible however good the score is. Rows may have no structure among their neighbours, so
 that nothing ties one row to another. The cloud may be symmetric, so that a second map is as good. And restarts may
@@ -48,7 +48,8 @@ class Evidence:
             the cloud is symmetric; text embeddings lose more than 1. The smaller one of the two spaces.
         distinct: share of the held-out rows of the less varied space that have no exact copy among the fitted rows.
         num_rows: int32, number of held-out rows of the smaller space. Without held-out rows all other fields are 0.
-        score: ``closeness`` of the finest scale. Higher is better; comparable between maps of the same data.
+        score: closeness within the finer directions alone: all rows lose the first quarter of the principal directions
+            of Y. Of all scores it differs most between right and wrong maps of the same data. Higher is better.
     """
 
     cross: jax.Array
@@ -66,6 +67,8 @@ class Evidence:
 
 # Share of the principal directions that the nulls of a scale keep.
 SCALES = (0.0, 1 / 16, 1 / 4, 1 / 2)
+# The scale without whose kept directions the score is measured.
+_FINER = 2
 # Number of fitted rows that held-out rows are compared with; more would cost more and change little.
 _BANK_ROWS = 8_192
 # Nearness is the mean over this many groups of fitted rows.
@@ -118,44 +121,74 @@ def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: j
             num_rows=num_rows,
             score=nothing,
         )
-    queries_x, bank_x = unit_rows(held_out.x @ W), unit_rows(fitted.x[:_BANK_ROWS] @ W)
-    queries_y, bank_y = held_out.y, fitted.y[:_BANK_ROWS]
-
-    def crossing(queries_x, queries_y):
-        return jnp.stack([_nearness(queries_x, bank_y).mean(), _nearness(queries_y, bank_x).mean()])
-
-    directions, num_used = _principal_directions(bank_y)
+    directions, num_used = _principal_directions(fitted.y[:_BANK_ROWS])
+    queries = unit_rows(held_out.x @ W) @ directions, held_out.y @ directions
+    banks = unit_rows(fitted.x[:_BANK_ROWS] @ W) @ directions, fitted.y[:_BANK_ROWS] @ directions
     kept = (jnp.asarray(SCALES, W.dtype) * num_used.astype(W.dtype)).astype(jnp.int32)
-
-    def reflected(inputs):
-        key, num_kept = inputs
-        signs = jax.random.rademacher(key, (directions.shape[0],), dtype=W.dtype)
-        signs = jnp.where(jnp.arange(directions.shape[0], dtype=jnp.int32) < num_kept, 1, signs)
-        reflection = (directions * signs[None]) @ directions.T
-        return crossing(queries_x @ reflection, queries_y @ reflection).mean()
-
     keys = jax.random.split(key, len(SCALES) * _NUM_NULLS + 1)
-    nulls = jax.lax.map(reflected, (keys[1:], jnp.repeat(kept, _NUM_NULLS))).reshape(len(SCALES), _NUM_NULLS)
-    cross_each = crossing(queries_x, queries_y)
-    cross = cross_each.mean()
-    near_x, near_y = _nearness(queries_x, bank_x), _nearness(queries_y, bank_y)
-    within = (near_x.mean() + near_y.mean()) / 2
-    null, deviation = nulls.mean(axis=1), nulls.std(axis=1)
-    closeness = (cross - null) / jnp.maximum(within - null, _MIN_ROOM * (deviation + jnp.finfo(W.dtype).eps))
+    found = _compare(keys[1:], queries, banks, kept)
+
+    def without_first(rows):
+        is_finer = jnp.arange(rows.shape[1], dtype=jnp.int32) >= kept[_FINER]
+        return unit_rows(jnp.where(is_finer[None], rows, 0))
+
+    finer = _compare(keys[1 : 1 + _NUM_NULLS], *jax.tree.map(without_first, (queries, banks)), kept[_FINER][None])
     spaces = (held_out.x, fitted.x), (held_out.y, fitted.y)
     return Evidence(
-        cross=cross,
-        cross_each=cross_each,
-        within=within,
-        null=null,
-        null_deviation=deviation,
-        closeness=closeness,
+        cross=found.cross_each.mean(),
+        cross_each=found.cross_each,
+        within=found.within,
+        null=found.null,
+        null_deviation=found.null_deviation,
+        closeness=found.closeness,
         local_structure=jnp.maximum(*[_local_structure(keys[0], rows) for _, rows in spaces]),
         symmetry=jnp.minimum(*[_symmetry(keys[0], rows) for _, rows in spaces]),
         distinct=1 - jnp.maximum(*[_has_copy(*sides).mean() for sides in spaces]),
         num_rows=num_rows,
-        score=closeness[-1],
+        score=finer.closeness[0],
     )
+
+
+class _Compared(NamedTuple):
+    """Closeness of two clouds; the fields are those of `Evidence`."""
+
+    cross_each: jax.Array
+    within: jax.Array
+    null: jax.Array
+    null_deviation: jax.Array
+    closeness: jax.Array
+
+
+def _compare(
+    keys: jax.Array, queries: tuple[jax.Array, jax.Array], banks: tuple[jax.Array, jax.Array], kept: jax.Array
+) -> _Compared:
+    """Compare clouds in principal coordinates with reflections that keep the first ``kept [s]`` of them.
+
+    Args:
+        keys: ``[s * n]``, one per reflection, for n reflections per scale.
+        queries: held-out rows of X, mapped, and of Y.
+        banks: fitted rows of X, mapped, and of Y.
+        kept: ``[s]`` int32.
+    """
+    dtype = queries[0].dtype
+    place = jnp.arange(queries[0].shape[1], dtype=jnp.int32)
+
+    def crossing(queries):
+        return jnp.stack([_nearness(queries[0], banks[1]).mean(), _nearness(queries[1], banks[0]).mean()])
+
+    def reflected(inputs):
+        key, num_kept = inputs
+        signs = jax.random.rademacher(key, place.shape, dtype=dtype)
+        signs = jnp.where(place < num_kept, 1, signs)
+        return crossing(tuple(rows * signs[None] for rows in queries)).mean()
+
+    num_nulls = keys.shape[0] // kept.shape[0]
+    nulls = jax.lax.map(reflected, (keys, jnp.repeat(kept, num_nulls))).reshape(kept.shape[0], num_nulls)
+    cross_each = crossing(queries)
+    within = (_nearness(queries[0], banks[0]).mean() + _nearness(queries[1], banks[1]).mean()) / 2
+    null, deviation = nulls.mean(axis=1), nulls.std(axis=1)
+    room = jnp.maximum(within - null, _MIN_ROOM * (deviation + jnp.finfo(dtype).eps))
+    return _Compared(cross_each, within, null, deviation, (cross_each.mean() - null) / room)
 
 
 def _principal_directions(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -267,7 +300,7 @@ class Calibration(NamedTuple):
     """Constants of `judge` and `estimate_recall`, which `benchmarks.verdict --calibrate` fits on its population.
 
     Attributes:
-        score_midpoint: closeness of the weakest scale at which half of the maps are right.
+        closeness_midpoint: closeness of the weakest scale at which half of the maps are right.
         agreement_midpoint: the same for the agreement of restarts.
         recall_offset, recall_closeness, recall_agreement: logistic curve of recall among 2,000 rows, over right maps.
         recall_density: what a query that lies closer to the rows of the index than the average loses.
@@ -275,7 +308,7 @@ class Calibration(NamedTuple):
         recall_log_found: what more rows found gain, by the logarithm of their number.
     """
 
-    score_midpoint: float
+    closeness_midpoint: float
     agreement_midpoint: float
     recall_offset: float
     recall_closeness: float
@@ -286,8 +319,8 @@ class Calibration(NamedTuple):
 
 
 CALIBRATION = Calibration(
-    score_midpoint=0.16,
-    agreement_midpoint=0.4,
+    closeness_midpoint=0.09,
+    agreement_midpoint=0.5,
     recall_offset=-5.0,
     recall_closeness=8.0,
     recall_agreement=1.0,
@@ -297,7 +330,10 @@ CALIBRATION = Calibration(
 )
 # Slopes of the logistic curves of success. Right and wrong maps can be separated nearly without error, so that no
 # slope would be steep enough: these leave some room around the midpoints to `Verdict.uncertain`.
-_SCORE_SLOPE, _AGREEMENT_SLOPE = 50.0, 20.0
+_CLOSENESS_SLOPE, _AGREEMENT_SLOPE = 50.0, 20.0
+# The same for the share of its coarse closeness that a map keeps at the finest scale: about 0.1 where only topics
+# match, more than 0.26 for right maps.
+_SHARE_MIDPOINT, _SHARE_SLOPE = 0.18, 40.0
 # Maps that score well and agree by less than this are different maps.
 _DIFFERENT = 0.2
 # Clouds below these values are symmetric, and have no structure among neighbours; see `Evidence`.
@@ -341,7 +377,10 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
     """
     # NaN is no evidence.
     closeness = jnp.nan_to_num(evidence.closeness, nan=-1.0)
-    fine = jax.nn.sigmoid(_SCORE_SLOPE * (closeness.min(axis=-1) - calibration.score_midpoint))
+    fine = jax.nn.sigmoid(_CLOSENESS_SLOPE * (closeness.min(axis=-1) - calibration.closeness_midpoint))
+    # Where topics match and texts do not, closeness falls to nothing towards the finer scales.
+    kept_share = closeness[..., -1] / jnp.maximum(closeness[..., 1], jnp.finfo(closeness.dtype).eps)
+    fine *= jax.nn.sigmoid(_SHARE_SLOPE * (kept_share - _SHARE_MIDPOINT))
     agreeing = jnp.ones_like(fine)
     if agreement is not None:
         agreeing = jax.nn.sigmoid(_AGREEMENT_SLOPE * (agreement - calibration.agreement_midpoint))

@@ -137,15 +137,15 @@ def list_reasons(judged: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
     reasons = [
         ("reason", judged.get("reason"), "what decided the verdict; the documentation lists all reasons"),
         (
-            "score",
-            judged.get("score"),
-            "how close mapped held-out rows come to those of the other space at the finest scale: 0 by chance, 1 at "
-            f"best; most maps that score above {CALIBRATION.score_midpoint} are right",
-        ),
-        (
             "closeness",
             " ".join(f"{value:.2f}" for value in closeness) if isinstance(closeness, list) else closeness,
-            "the same at every scale, from all directions to the finer half of them",
+            "how close mapped held-out rows come to those of the other space, 0 by chance, 1 at best: in all "
+            f"directions, then in ever finer ones; right maps are above {CALIBRATION.closeness_midpoint} at every scale",
+        ),
+        (
+            "score",
+            judged.get("score"),
+            "closeness in the finer directions alone, by which the best restart is chosen",
         ),
         (
             "restart_agreement",

@@ -55,7 +55,6 @@ def evidence_in_numpy(key, fitted, held_out, W, bank_rows):
         "null_deviation": deviation,
         "num_rows": min(len(rows) for rows in queries),
         "closeness": closeness,
-        "score": closeness[-1],
     }
 
 
@@ -109,7 +108,7 @@ def test_the_right_map_scores_one():
     for seed in range(3):
         found = gather(jax.random.key(seed), parts, turn)
         assert (np.abs(np.asarray(found.closeness) - 1) < 0.5).all()
-        assert float(found.cross) > float(found.null[0]) + 5 * float(found.null_deviation[0])
+        assert float(found.cross) > float(found.null[0]) + 2 * float(found.null_deviation[0])
 
 
 def test_any_other_rotation_scores_about_nothing():
@@ -205,7 +204,9 @@ def test_a_map_that_is_right_in_the_first_directions_only_fails_at_the_finer_sca
     right = evidence_between(cloud[:800], cloud[800:], np.eye(32))
     assert (np.asarray(right.closeness) > 0.8).all()
     assert float(coarse.closeness[0]) > 0.2
+    assert float(coarse.closeness[-1]) < 0.15
     assert float(coarse.score) < 0.15
+    assert float(right.score) > 0.8
 
 
 def test_symmetric_clouds_are_noticed(rng):
