@@ -93,6 +93,7 @@ def calibrate(fits: Fits) -> Calibration:
 
     The midpoints of closeness and agreement by maximum likelihood over right and wrong maps; the curve of recall by
     least squares over right maps that are called aligned, all index sizes, both directions, recall@1 and recall@10.
+    Pairs of two encoders count fully, views of one encoder and artificial clouds less.
     """
     known = [fit for fit in fits if fit["is"] in ("right", "wrong") and is_judged(fit)]
     right = np.array([fit["is"] == "right" for fit in known])
@@ -114,23 +115,30 @@ def calibrate(fits: Fits) -> Calibration:
 def _calibrate_recall(judged: Fits) -> dict[str, float]:
     used = [fit for fit in judged if fit["is"] == "right" and fit["verdict"] == Verdict.aligned]
     evidence = evidence_of(used)
-    closeness = np.asarray(evidence.closeness[:, 2])
+    closeness = -np.log(1 - np.clip(evidence.closeness[:, 2], 0, 0.99))
     density = np.asarray(evidence.cross_each - evidence.cross[:, None])
-    rows, truth = [], []
+    listed, recalls, counts = [], [], []
     for i, fit in enumerate(used):
         for recall in fit["recalls"]:
             size, found = np.log(recall["index_size"] / 2_000), np.log(recall["num_found"])
             for direction in range(2):
-                rows.append([1, closeness[i], fit["agreement"], density[i, direction], -size, found])
-                truth.append(recall["recall"][direction])
-    rows, truth = np.array(rows), np.array(truth)
-    start = [-4.0, 8.0, 2.0, -20.0, 0.48, 0.7]
-    # Kept near the start, because some of the terms say the same about few fits.
-    weights = scipy.optimize.least_squares(
-        lambda weights: np.append(expit(rows @ weights) - truth, 0.02 * (weights - start) / np.abs(start)), start
-    ).x
-    names = ("offset", "closeness", "agreement", "density", "log_size", "log_found")
-    return {f"recall_{name}": float(value) for name, value in zip(names, weights, strict=True)}
+                log_rows = np.log(float(evidence.num_rows[i]))
+                listed.append([1, closeness[i], log_rows, density[i, direction], -size, found])
+                recalls.append(recall["recall"][direction])
+                counts.append(_weight(fit["kind"]))
+    rows, truth, weights = np.array(listed), np.array(recalls), np.sqrt(counts)
+    start = np.array([0.0, 0.0, 0.0, -15.0, 0.5, 0.7])
+    # Kept near the start a little, where the fits say nothing about a term.
+    inertia = 0.03 * (rows.std(axis=0) + 1e-3) * [0, 1, 1, 1, 1, 1]
+    found = scipy.optimize.least_squares(
+        lambda terms: np.append(weights * (expit(rows @ terms) - truth), inertia * (terms - start)), start
+    )
+    names = ("offset", "closeness", "log_rows", "density", "log_size", "log_found")
+    return {f"recall_{name}": float(value) for name, value in zip(names, found.x, strict=True)}
+
+
+def _weight(kind: str) -> float:
+    return 0.1 if kind.startswith("planted") else 0.3 if kind == "views" else 1.0
 
 
 def leave_out(fits: Fits, field: str) -> Fits:
@@ -139,6 +147,9 @@ def leave_out(fits: Fits, field: str) -> Fits:
     for name in sorted({name for fit in fits for name in fit[field]}):
         inside = [fit for fit in fits if name in fit[field]]
         outside = [fit for fit in fits if name not in fit[field]]
+        if not any(fit["kind"].startswith("pairs") and fit["is"] == "right" for fit in outside):
+            # Nothing is left that could say what pairs of two encoders are like.
+            continue
         judged += [{**fit, "left_out": name} for fit in judge_again(inside, calibrate(outside))]
     return judged
 
@@ -195,7 +206,6 @@ def recall_errors(
             found, size = recall["num_found"], recall["index_size"]
             estimate = estimate_recall(
                 evidence,
-                jnp.asarray(fit["agreement"]),
                 num_found=found,
                 index_size=size,
                 calibration=calibration(fit),

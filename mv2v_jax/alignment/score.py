@@ -132,7 +132,8 @@ def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: j
         is_finer = jnp.arange(rows.shape[1], dtype=jnp.int32) >= kept[_FINER]
         return unit_rows(jnp.where(is_finer[None], rows, 0))
 
-    finer = _compare(keys[1 : 1 + _NUM_NULLS], *jax.tree.map(without_first, (queries, banks)), kept[_FINER][None])
+    fine_queries, fine_banks = jax.tree.map(without_first, (queries, banks))
+    finer = _compare(keys[1 : 1 + _NUM_NULLS], fine_queries, fine_banks, kept[_FINER][None])
     spaces = (held_out.x, fitted.x), (held_out.y, fitted.y)
     return Evidence(
         cross=found.cross_each.mean(),
@@ -302,7 +303,8 @@ class Calibration(NamedTuple):
     Attributes:
         closeness_midpoint: closeness of the weakest scale at which half of the maps are right.
         agreement_midpoint: the same for the agreement of restarts.
-        recall_offset, recall_closeness, recall_agreement: logistic curve of recall among 2,000 rows, over right maps.
+        recall_offset, recall_closeness: logistic curve of recall among 2,000 rows, over right maps.
+        recall_log_rows: what maps that were fitted on more rows gain, by the logarithm of the number held out.
         recall_density: what a query that lies closer to the rows of the index than the average loses.
         recall_log_size: what a larger index loses, by the logarithm of its size.
         recall_log_found: what more rows found gain, by the logarithm of their number.
@@ -312,7 +314,7 @@ class Calibration(NamedTuple):
     agreement_midpoint: float
     recall_offset: float
     recall_closeness: float
-    recall_agreement: float
+    recall_log_rows: float
     recall_density: float
     recall_log_size: float
     recall_log_found: float
@@ -321,12 +323,12 @@ class Calibration(NamedTuple):
 CALIBRATION = Calibration(
     closeness_midpoint=0.09,
     agreement_midpoint=0.5,
-    recall_offset=-5.0,
-    recall_closeness=8.0,
-    recall_agreement=1.0,
-    recall_density=-20.0,
-    recall_log_size=0.48,
-    recall_log_found=0.7,
+    recall_offset=-4.78,
+    recall_closeness=4.81,
+    recall_log_rows=0.46,
+    recall_density=-21.9,
+    recall_log_size=0.51,
+    recall_log_found=0.75,
 )
 # Slopes of the logistic curves of success. Right and wrong maps can be separated nearly without error, so that no
 # slope would be steep enough: these leave some room around the midpoints to `Verdict.uncertain`.
@@ -419,7 +421,7 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
         Verdict.aligned.value,
         jnp.where(confidence <= NOT_ALIGNED, Verdict.not_aligned.value, Verdict.uncertain.value),
     )
-    top1 = estimate_recall(evidence, agreement, num_found=1, index_size=INDEX_SIZE, calibration=calibration)[..., 0]
+    top1 = estimate_recall(evidence, num_found=1, index_size=INDEX_SIZE, calibration=calibration)[..., 0]
     return Judgement(
         verdict=verdict.astype(jnp.int32),
         reason=reason.astype(jnp.int32),
@@ -430,35 +432,40 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
 
 
 def estimate_recall(
-    evidence: Evidence,
-    agreement: jax.Array | None,
-    *,
-    num_found: int,
-    index_size: int | jax.Array,
-    calibration: Calibration = CALIBRATION,
+    evidence: Evidence, *, num_found: int, index_size: int | jax.Array, calibration: Calibration = CALIBRATION
 ) -> jax.Array:
     """Estimate, without a label, how many rows find their true partner among the nearest rows of an index: ``[2]``.
 
     Args:
-        evidence: `Evidence` of the fit.
-        agreement: scalar, agreement of the map with those of other restarts, see `fine_agreement`.
-        num_found: number of nearest rows among which the partner must be, 1 or 10.
+        evidence: `Evidence` of a map that is ``aligned``; of others the estimate means nothing.
+        num_found: number of nearest rows among which the partner must be, from 1 to 10.
         index_size: number of rows of the index.
         calibration: `Calibration`.
 
     Returns:
         ``[2]``: for rows of X that look for their partner in an index of rows of Y, and for rows of Y in an index of
-        mapped rows of X. Meant for maps that are ``aligned``.
+        mapped rows of X.
+
+    Example:
+        >>> import dataclasses, jax.numpy as jnp
+        >>> values = {field.name: jnp.ones(()) for field in dataclasses.fields(Evidence)}
+        >>> values |= {"closeness": jnp.full(4, 0.5), "cross_each": jnp.ones(2), "num_rows": jnp.array(1_000)}
+        >>> recall = estimate_recall(Evidence(**values), num_found=1, index_size=20_000)
+        >>> bool(recall[0] < estimate_recall(Evidence(**values), num_found=10, index_size=20_000)[0])
+        True
     """
-    agreement = jnp.zeros_like(evidence.score) if agreement is None else agreement
+    dtype = evidence.score.dtype
     # The denser the rows of the index around a query, the harder it is to be the nearest.
     density = evidence.cross_each - evidence.cross[..., None]
+    closeness = jnp.clip(jnp.nan_to_num(evidence.closeness[..., _FINER]), 0, 0.99)
+    # Maps that were fitted on more rows are better than their closeness.
+    log_rows = jnp.log(jnp.maximum(evidence.num_rows, 1).astype(dtype))
     logit = (
         calibration.recall_offset
-        + calibration.recall_closeness * evidence.closeness[..., 2]
-        + calibration.recall_agreement * agreement
-        + calibration.recall_log_found * jnp.log(jnp.asarray(num_found, evidence.score.dtype))
-        - calibration.recall_log_size * jnp.log(jnp.asarray(index_size, evidence.score.dtype) / INDEX_SIZE)
+        - calibration.recall_closeness * jnp.log(1 - closeness)
+        + calibration.recall_log_rows * log_rows
+        + calibration.recall_log_found * jnp.log(jnp.asarray(num_found, dtype))
+        - calibration.recall_log_size * jnp.log(jnp.asarray(index_size, dtype) / INDEX_SIZE)
     )
     return jax.nn.sigmoid(logit[..., None] + calibration.recall_density * density)
 

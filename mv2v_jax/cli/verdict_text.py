@@ -73,18 +73,14 @@ def judge_fit(fit: TimedFit, index_size: int | None = None) -> dict[str, Any]:
     }
     if index_size is None:
         return facts
-    return facts | {"index_size": index_size, **_estimate_recalls(best, alone, index_size)}
+    return facts | {"index_size": index_size, **_estimate_recalls(best, index_size)}
 
 
-def _estimate_recalls(best: Any, alone: bool, index_size: int) -> dict[str, float]:
+def _estimate_recalls(best: Any, index_size: int) -> dict[str, float]:
     """Estimates of recall@1 and recall@10 from X to Y, and back."""
-    recalls = {}
+    recalls: dict[str, float] = {}
     for num_found in (1, 10):
-        found = np.asarray(
-            estimate_recall(
-                best.evidence, None if alone else best.agreement, num_found=num_found, index_size=index_size
-            )
-        )
+        found = np.asarray(estimate_recall(best.evidence, num_found=num_found, index_size=index_size))
         recalls |= {f"estimated_recall{num_found}": float(found[0])}
         recalls |= {f"estimated_recall{num_found}_back": float(found[1])}
     return recalls
@@ -123,7 +119,7 @@ def _deciding_reason(judged: Mapping[str, Any]) -> tuple[str, str]:
             f"{MIN_HELD_OUT}, a tenth of {10 * MIN_HELD_OUT} rows"
         )
         return needed, _REASONS[Reason.too_few_rows][1]
-    reason = judged.get("reason")
+    reason = str(judged.get("reason"))
     if reason in Reason.__members__ and Reason[reason] in _REASONS:
         return _REASONS[Reason[reason]]
     # Files of earlier versions name no reason.
@@ -140,7 +136,7 @@ def list_reasons(judged: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
             "closeness",
             " ".join(f"{value:.2f}" for value in closeness) if isinstance(closeness, list) else closeness,
             "how close mapped held-out rows come to those of the other space, 0 by chance, 1 at best: in all "
-            f"directions, then in ever finer ones; right maps are above {CALIBRATION.closeness_midpoint} at every scale",
+            f"directions, then in ever finer ones; right maps are above {CALIBRATION.closeness_midpoint} in all",
         ),
         (
             "score",

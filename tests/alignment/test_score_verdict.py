@@ -123,18 +123,18 @@ def test_every_verdict_has_its_reason(found, agreement, verdict, reason):
 def test_recall_falls_with_the_index_and_rises_with_what_is_found():
     found = evidence(0.4)
     recalls = [
-        [np.asarray(estimate_recall(found, 0.8, num_found=num_found, index_size=size)) for size in (200, 2_000, 20_000)]
+        [np.asarray(estimate_recall(found, num_found=num_found, index_size=size)) for size in (200, 2_000, 20_000)]
         for num_found in (1, 10)
     ]
     assert np.shape(recalls) == (2, 3, 2)
     assert (np.diff(recalls, axis=1) < 0).all()
     assert (np.diff(recalls, axis=0) > 0).all()
-    np.testing.assert_allclose(recalls[0][1][0], judge(found, 1.0 * 0.8).estimated_top1, rtol=0.01)
+    np.testing.assert_allclose(recalls[0][1][0], judge(found, 0.9).estimated_top1, rtol=0.01)
 
 
 def test_queries_in_dense_parts_of_the_index_find_less():
     found = evidence(0.4, cross_each=[0.39, 0.33])
-    forward, backward = np.asarray(estimate_recall(found, 0.8, num_found=1, index_size=2_000))
+    forward, backward = np.asarray(estimate_recall(found, num_found=1, index_size=2_000))
     assert forward < backward
 
 
