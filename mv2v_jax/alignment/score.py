@@ -39,7 +39,8 @@ class Evidence:
             scale reflects all principal directions of Y, the others all but the first `SCALES` of them.
         null_deviation: ``[s]``, standard deviation of ``cross`` over these reflections.
         closeness: ``[s]``, ``(cross - null) / (within - null)``: 0 for a map that found nothing at this scale, 1 where
-            mapped rows look like rows of the target. The denominator is at least five times ``null_deviation``.
+            mapped rows look like rows of the target. The denominator is at least five times ``null_deviation``, and at
+            least 0.01.
         local_structure: structure of rows among their neighbours: how much closer rows are to each other than after
             reflections, once the mean of their neighbours is subtracted, in standard deviations. About 0 in round
             blobs, more than 0.3 in text embeddings. The larger one of the two spaces, because noise hides it.
@@ -75,9 +76,9 @@ _BANK_ROWS = 8_192
 _NUM_GROUPS = 10
 # Reflections per scale.
 _NUM_NULLS = 4
-# The scale from null to within is at least this many deviations of the nulls long. In a cloud without geometry it would
-# otherwise be as short as chance makes it.
-_MIN_ROOM = 5
+# The scale from null to within is at least this many deviations of the nulls long, and at least this long. In a cloud
+# without geometry it would otherwise be as short as chance makes it.
+_MIN_ROOM, _SHORTEST_ROOM = 5, 0.01
 # Symmetries and neighbourhoods are properties of the cloud, for which fewer rows are enough.
 _SYMMETRY_ROWS, _SYMMETRY_BANK_ROWS, _LOCAL_ROWS = 512, 2_048, 4_096
 # Flips and exchanges that are tried, of the directions of largest variance.
@@ -188,7 +189,7 @@ def _compare(
     cross_each = crossing(queries)
     within = (_nearness(queries[0], banks[0]).mean() + _nearness(queries[1], banks[1]).mean()) / 2
     null, deviation = nulls.mean(axis=1), nulls.std(axis=1)
-    room = jnp.maximum(within - null, _MIN_ROOM * (deviation + jnp.finfo(dtype).eps))
+    room = jnp.maximum(within - null, jnp.maximum(_MIN_ROOM * deviation, _SHORTEST_ROOM))
     return _Compared(cross_each, within, null, deviation, (cross_each.mean() - null) / room)
 
 

@@ -46,7 +46,7 @@ def evidence_in_numpy(key, fitted, held_out, W, bank_rows):
     cross = cross_each.mean()
     within = (nearness(queries[0], banks[0]) + nearness(queries[1], banks[1])) / 2
     null, deviation = nulls.mean(axis=1), nulls.std(axis=1)
-    closeness = (cross - null) / np.maximum(within - null, 5 * (deviation + np.finfo(np.float64).eps))
+    closeness = (cross - null) / np.maximum(within - null, np.maximum(5 * deviation, 0.01))
     return {
         "cross": cross,
         "cross_each": cross_each,
