@@ -337,8 +337,9 @@ _CLOSENESS_SLOPE, _AGREEMENT_SLOPE = 50.0, 20.0
 # The same for the share of its coarse closeness that a map keeps at the finest scale: about 0.1 where only topics
 # match, more than 0.26 for right maps.
 _SHARE_MIDPOINT, _SHARE_SLOPE = 0.18, 40.0
-# Maps that score well and agree by less than this are different maps.
-_DIFFERENT = 0.2
+# Restarts that agree by less than the first value are different maps. From the second closeness on, each of them is as
+# good as a right map: the data is ambiguous. From the third one on, the chosen one may be right and the other wrong.
+_DIFFERENT, _AS_GOOD, _MAYBE_GOOD = 0.2, 0.3, 0.17
 # Clouds below these values are symmetric, and have no structure among neighbours; see `Evidence`.
 MIN_SYMMETRY, MIN_LOCAL_STRUCTURE = 0.5, 0.12
 # Without fine structure, the closeness of the two coarsest scales is the reason: below the first value the geometries
@@ -380,7 +381,8 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
     """
     # NaN is no evidence.
     closeness = jnp.nan_to_num(evidence.closeness, nan=-1.0)
-    fine = jax.nn.sigmoid(_CLOSENESS_SLOPE * (closeness.min(axis=-1) - calibration.closeness_midpoint))
+    weakest = closeness.min(axis=-1)
+    fine = jax.nn.sigmoid(_CLOSENESS_SLOPE * (weakest - calibration.closeness_midpoint))
     # Where topics match and texts do not, closeness falls to nothing towards the finer scales.
     kept_share = closeness[..., -1] / jnp.maximum(closeness[..., 1], jnp.finfo(closeness.dtype).eps)
     fine *= jax.nn.sigmoid(_SHARE_SLOPE * (kept_share - _SHARE_MIDPOINT))
@@ -393,6 +395,7 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
     is_symmetric = evidence.symmetry < MIN_SYMMETRY
     is_round = evidence.local_structure < MIN_LOCAL_STRUCTURE
     are_different = jnp.zeros_like(is_round) if agreement is None else agreement < _DIFFERENT
+    has_fine_map = is_fine & ~(are_different & (weakest < _AS_GOOD))
     too_few = (evidence.num_rows < MIN_HELD_OUT) | (evidence.distinct < MIN_DISTINCT)
     # The first of these that holds is the reason.
     cases = [
@@ -400,10 +403,9 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
         (coarse < _SAME_GEOMETRY, Reason.geometries_differ),
         (is_symmetric, Reason.ambiguous),
         (is_round, Reason.only_coarse_structure),
-        (~is_fine & ~is_coarse, Reason.unlike_distributions),
-        (~is_fine, Reason.only_coarse_structure),
+        (~has_fine_map & ~is_coarse, Reason.unlike_distributions),
+        (~has_fine_map, Reason.only_coarse_structure),
         (jnp.full_like(is_fine, agreement is None), Reason.one_restart_only),
-        # Maps that are all as good at the finest scale and differ there.
         (are_different, Reason.ambiguous),
         (success < ALIGNED, Reason.only_coarse_structure),
     ]
@@ -416,7 +418,9 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
     is_open = (reason == Reason.too_few_rows.value) | (reason == Reason.ambiguous.value) | is_round
     is_open &= reason != Reason.geometries_differ.value
     is_confirmed = reason == Reason.restarts_agree_at_every_scale.value
-    confidence = jnp.where(is_open, 0.5, jnp.where(is_confirmed, success, jnp.minimum(success, 0.5)))
+    confidence = jnp.where(is_confirmed, success, jnp.minimum(success, 0.5))
+    confidence = jnp.where(is_fine & (weakest >= _MAYBE_GOOD), jnp.maximum(confidence, 0.2), confidence)
+    confidence = jnp.where(is_open, 0.5, confidence)
     verdict = jnp.where(
         confidence >= ALIGNED,
         Verdict.aligned.value,
