@@ -114,6 +114,8 @@ def calibrate(fits: Fits) -> Calibration:
 
 def _calibrate_recall(judged: Fits) -> dict[str, float]:
     used = [fit for fit in judged if fit["is"] == "right" and fit["verdict"] == Verdict.aligned]
+    if not used:
+        return {}
     evidence = evidence_of(used)
     closeness = -np.log(1 - np.clip(evidence.closeness[:, 2], 0, 0.99))
     density = np.asarray(evidence.cross_each - evidence.cross[:, None])
@@ -224,22 +226,23 @@ def shown(value: float | None) -> str:
 
 def print_kinds(fits: Fits) -> None:
     """Print one line per kind of data: the verdicts on right and on wrong maps, and the reasons."""
-    rows = []
+    rows, reasons = [], []
     for kind in dict.fromkeys(fit["kind"] for fit in fits):
         members = [fit for fit in fits if fit["kind"] == kind]
         cells = []
         for truth in ("right", "half", "wrong", "ambiguous"):
             counts = [_count(members, truth, verdict) for verdict in reversed(Verdict)]
             cells.append(" / ".join(map(str, counts)) if sum(counts) else "")
-        reasons = Counter(Reason(fit["reason"]).name.replace("_", " ") for fit in members)
-        cells.append(", ".join(f"{name} {count}" for name, count in reasons.most_common()))
+        counted = Counter(Reason(fit["reason"]) for fit in members)
         rows.append([kind, str(len(members)), *cells])
+        reasons.append([kind, *(str(counted[reason] or "") for reason in Reason)])
     print_table(
-        "verdicts by kind: aligned / uncertain / not aligned, among maps that are right, half right, wrong, and right "
-        "in a cloud that has another map as good",
-        ["kind", "fits", "right", "half", "wrong", "ambiguous", "reasons"],
+        "verdicts by kind: aligned / uncertain / not aligned, among maps that are right, half right (top-1 below half of "
+        "the oracle's), wrong,\nand any map of a cloud that has another one as good",
+        ["kind", "fits", "right", "half", "wrong", "ambiguous"],
         rows,
     )
+    print_table("reasons by kind", ["kind", *(reason.name.replace("_", " ") for reason in Reason)], reasons)
 
 
 def print_margins(fits: Fits) -> None:
