@@ -237,8 +237,8 @@ def print_kinds(fits: Fits) -> None:
         rows.append([kind, str(len(members)), *cells])
         reasons.append([kind, *(str(counted[reason] or "") for reason in Reason)])
     print_table(
-        "verdicts by kind: aligned / uncertain / not aligned, among maps that are right, half right (top-1 below half of "
-        "the oracle's), wrong,\nand any map of a cloud that has another one as good",
+        "verdicts by kind: aligned / uncertain / not aligned, among maps that are right, half right (top-1 below half "
+        "of the oracle's), wrong,\nand any map of a cloud that has another one as good",
         ["kind", "fits", "right", "half", "wrong", "ambiguous"],
         rows,
     )

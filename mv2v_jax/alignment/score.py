@@ -71,7 +71,7 @@ SCALES = (0.0, 1 / 16, 1 / 4, 1 / 2)
 # The scale without whose kept directions the score is measured.
 _FINER = 2
 # Number of fitted rows that held-out rows are compared with; more would cost more and change little.
-_BANK_ROWS = 8_192
+_BANK_ROWS = 4_096
 # Nearness is the mean over this many groups of fitted rows.
 _NUM_GROUPS = 10
 # Reflections per scale.
