@@ -141,7 +141,7 @@ def list_reasons(judged: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
         (
             "score",
             judged.get("score"),
-            "closeness in the finer directions alone, by which the best restart is chosen",
+            "the third of these, by which the best restart is chosen",
         ),
         (
             "restart_agreement",
