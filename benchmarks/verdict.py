@@ -30,6 +30,7 @@ from mv2v_jax.alignment.score import (
     _CLOSENESS_SLOPE,
     CALIBRATION,
     MIN_DISTINCT,
+    MIN_LOCAL_CLOSENESS,
     MIN_LOCAL_STRUCTURE,
     MIN_SYMMETRY,
     Calibration,
@@ -81,6 +82,7 @@ def is_judged(fit: dict[str, Any]) -> bool:
     return (
         values["symmetry"] >= MIN_SYMMETRY
         and values["local_structure"] >= MIN_LOCAL_STRUCTURE
+        and values["local_closeness"] >= MIN_LOCAL_CLOSENESS
         and values["distinct"] >= MIN_DISTINCT
     )
 

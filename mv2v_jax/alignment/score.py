@@ -40,10 +40,12 @@ class Evidence:
         null_deviation: ``[s]``, standard deviation of ``cross`` over these reflections.
         closeness: ``[s]``, ``(cross - null) / (within - null)``: 0 for a map that found nothing at this scale, 1 where
             mapped rows look like rows of the target. The denominator is at least five times ``null_deviation``, and at
-            least 0.01.
+            least 0.02.
         local_structure: structure of rows among their neighbours: how much closer rows are to each other than after
             reflections, once the mean of their neighbours is subtracted, in standard deviations. About 0 in round
             blobs, more than 0.3 in text embeddings. The larger one of the two spaces, because noise hides it.
+        local_closeness: how much of that structure mapped rows of X and rows of Y share: 0 where topics match and texts
+            do not, 1 where both encoders are the same. More than 0.2 for right maps between text encoders.
         symmetry: share of its closeness that a cloud loses under the best of several simple transformations (x to -x,
             flips of one principal direction, exchanges of two), per share of the variance that is moved. About 0 where
             the cloud is symmetric; text embeddings lose more than 1. The smaller one of the two spaces.
@@ -60,6 +62,7 @@ class Evidence:
     null_deviation: jax.Array
     closeness: jax.Array
     local_structure: jax.Array
+    local_closeness: jax.Array
     symmetry: jax.Array
     distinct: jax.Array
     num_rows: jax.Array
@@ -78,7 +81,7 @@ _NUM_GROUPS = 10
 _NUM_NULLS = 4
 # The scale from null to within is at least this many deviations of the nulls long, and at least this long. In a cloud
 # without geometry it would otherwise be as short as chance makes it.
-_MIN_ROOM, _SHORTEST_ROOM = 5, 0.01
+_MIN_ROOM, _SHORTEST_ROOM = 5, 0.02
 # Symmetries and neighbourhoods are properties of the cloud, for which fewer rows are enough.
 _SYMMETRY_ROWS, _SYMMETRY_BANK_ROWS, _LOCAL_ROWS = 512, 2_048, 4_096
 # Flips and exchanges that are tried, of the directions of largest variance.
@@ -117,6 +120,7 @@ def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: j
             null_deviation=scales,
             closeness=scales,
             local_structure=nothing,
+            local_closeness=nothing,
             symmetry=nothing,
             distinct=nothing,
             num_rows=num_rows,
@@ -129,6 +133,7 @@ def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: j
     keys = jax.random.split(key, len(SCALES) * _NUM_NULLS + 1)
     found = _compare(keys[1:], queries, banks, kept)
     spaces = (held_out.x, fitted.x), (held_out.y, fitted.y)
+    local_structure, local_closeness = _local_evidence(keys[0], unit_rows(fitted.x[:_LOCAL_ROWS] @ W), fitted.y)
     return Evidence(
         cross=found.cross_each.mean(),
         cross_each=found.cross_each,
@@ -136,7 +141,8 @@ def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: j
         null=found.null,
         null_deviation=found.null_deviation,
         closeness=found.closeness,
-        local_structure=jnp.maximum(*[_local_structure(keys[0], rows) for _, rows in spaces]),
+        local_structure=local_structure,
+        local_closeness=local_closeness,
         symmetry=jnp.minimum(*[_symmetry(keys[0], rows) for _, rows in spaces]),
         distinct=1 - jnp.maximum(*[_has_copy(*sides).mean() for sides in spaces]),
         num_rows=num_rows,
@@ -202,26 +208,37 @@ def _has_copy(queries: jax.Array, bank: jax.Array) -> jax.Array:
     return (nearest.similarity[:, 0] > _COPY).astype(queries.dtype)
 
 
-def _local_structure(key: jax.Array, rows: jax.Array) -> jax.Array:
-    """How much closer rows are to each other than after reflections, among their neighbours, in standard deviations.
-
-    The mean of its nearest neighbours is subtracted from each row. In round blobs, whatever is left points anywhere.
-    """
+def _leave_neighbors(rows: jax.Array) -> jax.Array:
+    """Unit rows of what is left once the mean of its nearest neighbours is subtracted from each row."""
     rows = rows[:_LOCAL_ROWS]
     # A row is its own nearest neighbour, which is left out.
     nearest = top_neighbors(rows, rows, num_neighbors=_NUM_NEIGHBORS + 1)
     means = rows[nearest.index[:, 1:]].mean(axis=1)
     present = jnp.square(rows).sum(axis=1, keepdims=True) > 0
-    left = jnp.where(present, unit_rows(rows - means), 0)
-    queries, bank = left[::2], left[1::2]
-    directions = jnp.linalg.eigh(bank.T @ bank)[1]
-    queries, bank = queries @ directions, bank @ directions
+    return jnp.where(present, unit_rows(rows - means), 0)
+
+
+def _gain(key: jax.Array, queries: jax.Array, bank: jax.Array) -> jax.Array:
+    """How much closer each query is to the bank than after reflections of the coordinates, ``[n]``."""
 
     def reflected(key):
         return _nearness(queries * jax.random.rademacher(key, (1, queries.shape[1]), dtype=queries.dtype), bank)
 
-    gained = _nearness(queries, bank) - jax.lax.map(reflected, jax.random.split(key, _NUM_NULLS)).mean(axis=0)
-    return gained.mean() / (gained.std() + jnp.finfo(queries.dtype).eps)
+    return _nearness(queries, bank) - jax.lax.map(reflected, jax.random.split(key, _NUM_NULLS)).mean(axis=0)
+
+
+def _local_evidence(key: jax.Array, mapped: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Structure of rows among their neighbours, and how much of it both spaces share; see `Evidence`."""
+    eps = jnp.finfo(mapped.dtype).eps
+    x, y = (_leave_neighbors(rows) for rows in (mapped, target))
+    of_x, of_y = (_principal_directions(left[1::2])[0] for left in (x, y))
+    # Reflections of its own principal directions keep the variances of round noise.
+    x_alone, y_alone = (_gain(key, left[::2] @ of, left[1::2] @ of) for left, of in ((x, of_x), (y, of_y)))
+    x, y = x @ of_y, y @ of_y
+    own = (_gain(key, x[::2], x[1::2]).mean() + y_alone.mean()) / 2
+    shared = (_gain(key, x[::2], y[1::2]).mean() + _gain(key, y[::2], x[1::2]).mean()) / 2
+    structure = [gained.mean() / (gained.std() + eps) for gained in (x_alone, y_alone)]
+    return jnp.maximum(*structure), shared / (jnp.maximum(own, 0) + eps)
 
 
 def _symmetry(key: jax.Array, rows: jax.Array) -> jax.Array:
@@ -333,8 +350,8 @@ _SHARE_MIDPOINT, _SHARE_SLOPE = 0.18, 40.0
 # Restarts that agree by less than the first value are different maps. From the second closeness on, each of them is as
 # good as a right map: the data is ambiguous. From the third one on, the chosen one may be right and the other wrong.
 _DIFFERENT, _AS_GOOD, _MAYBE_GOOD = 0.2, 0.3, 0.17
-# Clouds below these values are symmetric, and have no structure among neighbours; see `Evidence`.
-MIN_SYMMETRY, MIN_LOCAL_STRUCTURE = 0.5, 0.12
+# Clouds below these values are symmetric, have no structure among neighbours, or share none; see `Evidence`.
+MIN_SYMMETRY, MIN_LOCAL_STRUCTURE, MIN_LOCAL_CLOSENESS = 0.5, 0.12, 0.14
 # Without fine structure, the closeness of the two coarsest scales is the reason: below the first value the geometries
 # differ, below the second one the distributions do.
 _SAME_GEOMETRY, _SAME_DISTRIBUTION = 0.3, 0.45
@@ -386,7 +403,7 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
     coarse = closeness[..., :2].max(axis=-1)
     is_fine, is_coarse = fine >= ALIGNED, coarse >= _SAME_DISTRIBUTION
     is_symmetric = evidence.symmetry < MIN_SYMMETRY
-    is_round = evidence.local_structure < MIN_LOCAL_STRUCTURE
+    is_round = (evidence.local_structure < MIN_LOCAL_STRUCTURE) | (evidence.local_closeness < MIN_LOCAL_CLOSENESS)
     are_different = jnp.zeros_like(is_round) if agreement is None else agreement < _DIFFERENT
     has_fine_map = is_fine & ~(are_different & (weakest < _AS_GOOD))
     too_few = (evidence.num_rows < MIN_HELD_OUT) | (evidence.distinct < MIN_DISTINCT)

@@ -9,6 +9,7 @@ from mv2v_jax.alignment.score import (
     CALIBRATION,
     INDEX_SIZE,
     MIN_HELD_OUT,
+    MIN_LOCAL_CLOSENESS,
     MIN_LOCAL_STRUCTURE,
     MIN_SYMMETRY,
     Reason,
@@ -64,6 +65,7 @@ def judge_fit(fit: TimedFit, index_size: int | None = None) -> dict[str, Any]:
         "score": float(best.evidence.score),
         "closeness": [float(value) for value in best.evidence.closeness],
         "local_structure": float(best.evidence.local_structure),
+        "local_closeness": float(best.evidence.local_closeness),
         "symmetry": float(best.evidence.symmetry),
         "distinct": float(best.evidence.distinct),
         "restarts": len(scores),
@@ -164,6 +166,11 @@ def list_reasons(judged: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
             judged.get("local_structure"),
             f"below {MIN_LOCAL_STRUCTURE} rows differ from their neighbours by noise alone, and the verdict is "
             "uncertain",
+        ),
+        (
+            "local_closeness",
+            judged.get("local_closeness"),
+            f"how much of that structure both spaces share; below {MIN_LOCAL_CLOSENESS} topics match and texts do not",
         ),
         ("distinct", judged.get("distinct"), "share of held-out rows that are no copy of another row"),
         (

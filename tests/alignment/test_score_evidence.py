@@ -46,7 +46,7 @@ def evidence_in_numpy(key, fitted, held_out, W, bank_rows):
     cross = cross_each.mean()
     within = (nearness(queries[0], banks[0]) + nearness(queries[1], banks[1])) / 2
     null, deviation = nulls.mean(axis=1), nulls.std(axis=1)
-    closeness = (cross - null) / np.maximum(within - null, np.maximum(5 * deviation, 0.01))
+    closeness = (cross - null) / np.maximum(within - null, np.maximum(5 * deviation, 0.02))
     return {
         "cross": cross,
         "cross_each": cross_each,
@@ -228,7 +228,16 @@ def test_rows_that_differ_from_their_neighbours_by_noise_have_no_local_structure
     blobs = centers[rng.choice(20, 1_600)] + 0.5 * rng.normal(size=(1_600, 32))
     assert float(evidence_between(blobs[:800], blobs[800:], np.eye(32)).local_structure) < 0.12
     cloud = sparse_cloud(rng, 1_600)
-    assert float(evidence_between(cloud[:800], cloud[800:], np.eye(32)).local_structure) > 0.3
+    found = evidence_between(cloud[:800], cloud[800:], np.eye(32))
+    assert float(found.local_structure) > 0.3
+    assert float(found.local_closeness) > 0.5
+    # Topics match, and the texts of both sides are made of other words.
+    topics = 3 * centers[rng.choice(20, 1_600)]
+    x, y = topics[:800] + sparse_cloud(rng, 800), topics[800:] + sparse_cloud(rng, 800)
+    found = evidence_between(x, y, np.eye(32))
+    assert float(found.closeness[0]) > 0.3
+    assert float(found.local_structure) > 0.3
+    assert float(found.local_closeness) < 0.2
 
 
 def test_copies_are_counted(rng):

@@ -32,6 +32,7 @@ def make_fits(*, honest=True):
             "null_deviation": [0.01] * 4,
             "closeness": closeness,
             "local_structure": 0.8,
+            "local_closeness": 0.5,
             "symmetry": 1.5,
             "distinct": 1.0,
             "num_rows": 300,

@@ -43,7 +43,8 @@ def test_fields_of_the_json_line(folder):
     facts = json.loads((folder / "align.json").read_text())
     assert list(facts) == [
         *("seconds", "compile_seconds", "n", "m", "d_x", "d_y", "preset", "seed", "verdict", "reason"),
-        *("confidence", "estimated_top1", "score", "closeness", "local_structure", "symmetry", "distinct"),
+        *("confidence", "estimated_top1", "score", "closeness", "local_structure", "local_closeness"),
+        *("symmetry", "distinct"),
         *("restarts", "restart_scores", "restart_chosen", "restart_agreement", "settled"),
         *("device", "zero_rows_x", "zero_rows_y", "duplicate_rows_x", "duplicate_rows_y", "mean_norm_x", "mean_norm_y"),
     ]
