@@ -334,6 +334,19 @@ def _topics_same_texts(num: int, width: float) -> Kind:
     return kind
 
 
+def _many_topics_other_words(num: int) -> Kind:
+    """Enough topics to determine the map, and texts of other words on both sides."""
+
+    def kind(rng, num_rows):
+        centers = rng.normal(size=(num, DIMS)) * spectrum(0.4)
+        topics = centers[zipf(rng, num, num_rows, 0.5)]
+        return tuple(
+            (topics + 0.2 * dictionary(rng, num_rows, 200, 3)) @ turn for turn in (np.eye(DIMS), rotation(rng))
+        )
+
+    return kind
+
+
 WRONG: dict[str, Kind] = {
     "unrelated blobs, 20": _unrelated(lambda rng, n: blobs(rng, 20, n)),
     "unrelated blobs, 60": _unrelated(lambda rng, n: blobs(rng, 60, n)),
@@ -359,4 +372,6 @@ WRONG: dict[str, Kind] = {
     "topics only, 20": _topics_only(20, 0.6),
     "topics, other texts, 3": _topics_same_texts(3, 0.6),
     "topics, other texts, 30": _topics_same_texts(30, 0.6),
+    "topics, other words, 60": _many_topics_other_words(60),
+    "topics, other words, 200": _many_topics_other_words(200),
 }

@@ -389,6 +389,7 @@ def fit_maps(cache: Path | None, condition: Condition, seed: int, split: Split) 
     # Real pairs are fitted as users fit them. The others need no better maps than those of the fast preset.
     config = Config() if condition.kind.startswith("pairs") else Config.fast()
     restarts = align_restarts(jax.random.key(seed), split.x, split.y, NUM_RESTARTS, config, keep="all")
+    assert restarts.maps is not None
     best, searched = restarts.best.map, np.asarray(restarts.maps.W)
     if path is not None:
         sides = {

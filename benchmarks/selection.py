@@ -15,7 +15,7 @@ import scipy.stats
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.common import print_environment, print_table, write_json
-from benchmarks.population import collect, population_parser
+from benchmarks.population import LOWEST_TOP1, collect, population_parser
 
 Fits = list[dict[str, Any]]
 Figures = dict[str, dict[str, float | None]]
@@ -24,8 +24,8 @@ Figures = dict[str, dict[str, float | None]]
 SCORES = {
     "closeness, all directions": lambda evidence: evidence["closeness"][0],
     "closeness, finer 15/16": lambda evidence: evidence["closeness"][1],
-    "closeness, finer 3/4": lambda evidence: evidence["closeness"][2],
-    "score: closeness, finer half": lambda evidence: evidence["score"],
+    "closeness, finer half": lambda evidence: evidence["closeness"][3],
+    "score: closeness, finer 3/4": lambda evidence: evidence["score"],
     "closeness, weakest scale": lambda evidence: min(evidence["closeness"]),
     "nearest cosine": lambda evidence: evidence["cross"],
 }
@@ -78,6 +78,9 @@ def regrets(fits: Fits) -> dict[str, float]:
     """Mean top-1 that is lost by keeping the restart of the highest score instead of the best one, before settling."""
     lost: dict[str, list[float]] = {name: [] for name in (*SCORES, "one at random")}
     for fit in fits:
+        if fit["is"] == "ambiguous" or max(fit["searched_top1"]) < LOWEST_TOP1:
+            # There is nothing to choose.
+            continue
         top1 = np.array(fit["searched_top1"])
         scores = [scores_of(fit, restart) for restart in range(len(top1))]
         for name in SCORES:
@@ -107,7 +110,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     )
     lost = regrets(fits)
     print_table(
-        "regret: top-1 lost by choosing one of the restarts by each score, mean over all fits",
+        "regret: top-1 lost by choosing one of the restarts by each score, mean over fits with a restart to choose",
         ["score", "regret"],
         [[name, f"{value:.4f}"] for name, value in lost.items()],
     )

@@ -27,9 +27,10 @@ from benchmarks.population import collect, population_parser
 from mv2v_jax import Evidence, Reason, Verdict
 from mv2v_jax.alignment.score import (
     _AGREEMENT_SLOPE,
-    _SCORE_SLOPE,
+    _CLOSENESS_SLOPE,
     CALIBRATION,
     MIN_DISTINCT,
+    MIN_LOCAL_CLOSENESS,
     MIN_LOCAL_STRUCTURE,
     MIN_SYMMETRY,
     Calibration,
@@ -81,6 +82,7 @@ def is_judged(fit: dict[str, Any]) -> bool:
     return (
         values["symmetry"] >= MIN_SYMMETRY
         and values["local_structure"] >= MIN_LOCAL_STRUCTURE
+        and values["local_closeness"] >= MIN_LOCAL_CLOSENESS
         and values["distinct"] >= MIN_DISTINCT
     )
 
@@ -93,6 +95,7 @@ def calibrate(fits: Fits) -> Calibration:
 
     The midpoints of closeness and agreement by maximum likelihood over right and wrong maps; the curve of recall by
     least squares over right maps that are called aligned, all index sizes, both directions, recall@1 and recall@10.
+    Pairs of two encoders count fully, views of one encoder and artificial clouds less.
     """
     known = [fit for fit in fits if fit["is"] in ("right", "wrong") and is_judged(fit)]
     right = np.array([fit["is"] == "right" for fit in known])
@@ -101,36 +104,45 @@ def calibrate(fits: Fits) -> Calibration:
     score, agreement = weakest(known), np.array([fit["agreement"] for fit in known])
 
     def surprise(midpoints):
-        found = expit(_SCORE_SLOPE * (score - midpoints[0])) * expit(_AGREEMENT_SLOPE * (agreement - midpoints[1]))
+        found = expit(_CLOSENESS_SLOPE * (score - midpoints[0])) * expit(_AGREEMENT_SLOPE * (agreement - midpoints[1]))
         return -np.mean(np.log(np.where(right, found, 1 - found).clip(1e-9)))
 
     starts = [(0.1, 0.3), (0.2, 0.5)]
     found = [scipy.optimize.minimize(surprise, start, method="Nelder-Mead") for start in starts]
     midpoints = min(found, key=lambda result: result.fun).x
-    calibration = CALIBRATION._replace(score_midpoint=float(midpoints[0]), agreement_midpoint=float(midpoints[1]))
+    calibration = CALIBRATION._replace(closeness_midpoint=float(midpoints[0]), agreement_midpoint=float(midpoints[1]))
     return calibration._replace(**_calibrate_recall(judge_again(fits, calibration)))
 
 
 def _calibrate_recall(judged: Fits) -> dict[str, float]:
     used = [fit for fit in judged if fit["is"] == "right" and fit["verdict"] == Verdict.aligned]
+    if not used:
+        return {}
     evidence = evidence_of(used)
-    closeness = np.asarray(evidence.closeness[:, 2])
+    closeness = -np.log(1 - np.clip(evidence.closeness[:, 2], 0, 0.99))
     density = np.asarray(evidence.cross_each - evidence.cross[:, None])
-    rows, truth = [], []
+    listed, recalls, counts = [], [], []
     for i, fit in enumerate(used):
         for recall in fit["recalls"]:
             size, found = np.log(recall["index_size"] / 2_000), np.log(recall["num_found"])
             for direction in range(2):
-                rows.append([1, closeness[i], fit["agreement"], density[i, direction], -size, found])
-                truth.append(recall["recall"][direction])
-    rows, truth = np.array(rows), np.array(truth)
-    start = [-4.0, 8.0, 2.0, -20.0, 0.48, 0.7]
-    # Kept near the start, because some of the terms say the same about few fits.
-    weights = scipy.optimize.least_squares(
-        lambda weights: np.append(expit(rows @ weights) - truth, 0.02 * (weights - start) / np.abs(start)), start
-    ).x
-    names = ("offset", "closeness", "agreement", "density", "log_size", "log_found")
-    return {f"recall_{name}": float(value) for name, value in zip(names, weights, strict=True)}
+                log_rows = np.log(float(evidence.num_rows[i]))
+                listed.append([1, closeness[i], log_rows, density[i, direction], -size, found])
+                recalls.append(recall["recall"][direction])
+                counts.append(_weight(fit["kind"]))
+    rows, truth, weights = np.array(listed), np.array(recalls), np.sqrt(counts)
+    start = np.array([0.0, 0.0, 0.0, -15.0, 0.5, 0.7])
+    # Kept near the start a little, where the fits say nothing about a term.
+    inertia = 0.03 * (rows.std(axis=0) + 1e-3) * [0, 1, 1, 1, 1, 1]
+    found = scipy.optimize.least_squares(
+        lambda terms: np.append(weights * (expit(rows @ terms) - truth), inertia * (terms - start)), start
+    )
+    names = ("offset", "closeness", "log_rows", "density", "log_size", "log_found")
+    return {f"recall_{name}": float(value) for name, value in zip(names, found.x, strict=True)}
+
+
+def _weight(kind: str) -> float:
+    return 0.1 if kind.startswith("planted") else 0.3 if kind == "views" else 1.0
 
 
 def leave_out(fits: Fits, field: str) -> Fits:
@@ -139,6 +151,9 @@ def leave_out(fits: Fits, field: str) -> Fits:
     for name in sorted({name for fit in fits for name in fit[field]}):
         inside = [fit for fit in fits if name in fit[field]]
         outside = [fit for fit in fits if name not in fit[field]]
+        if not any(fit["kind"].startswith("pairs") and fit["is"] == "right" for fit in outside):
+            # Nothing is left that could say what pairs of two encoders are like.
+            continue
         judged += [{**fit, "left_out": name} for fit in judge_again(inside, calibrate(outside))]
     return judged
 
@@ -195,7 +210,6 @@ def recall_errors(
             found, size = recall["num_found"], recall["index_size"]
             estimate = estimate_recall(
                 evidence,
-                jnp.asarray(fit["agreement"]),
                 num_found=found,
                 index_size=size,
                 calibration=calibration(fit),
@@ -214,22 +228,23 @@ def shown(value: float | None) -> str:
 
 def print_kinds(fits: Fits) -> None:
     """Print one line per kind of data: the verdicts on right and on wrong maps, and the reasons."""
-    rows = []
+    rows, reasons = [], []
     for kind in dict.fromkeys(fit["kind"] for fit in fits):
         members = [fit for fit in fits if fit["kind"] == kind]
         cells = []
         for truth in ("right", "half", "wrong", "ambiguous"):
             counts = [_count(members, truth, verdict) for verdict in reversed(Verdict)]
             cells.append(" / ".join(map(str, counts)) if sum(counts) else "")
-        reasons = Counter(Reason(fit["reason"]).name.replace("_", " ") for fit in members)
-        cells.append(", ".join(f"{name} {count}" for name, count in reasons.most_common()))
+        counted = Counter(Reason(fit["reason"]) for fit in members)
         rows.append([kind, str(len(members)), *cells])
+        reasons.append([kind, *(str(counted[reason] or "") for reason in Reason)])
     print_table(
-        "verdicts by kind: aligned / uncertain / not aligned, among maps that are right, half right, wrong, and right "
-        "in a cloud that has another map as good",
-        ["kind", "fits", "right", "half", "wrong", "ambiguous", "reasons"],
+        "verdicts by kind: aligned / uncertain / not aligned, among maps that are right, half right (top-1 below half "
+        "of the oracle's), wrong,\nand any map of a cloud that has another one as good",
+        ["kind", "fits", "right", "half", "wrong", "ambiguous"],
         rows,
     )
+    print_table("reasons by kind", ["kind", *(reason.name.replace("_", " ") for reason in Reason)], reasons)
 
 
 def print_margins(fits: Fits) -> None:
@@ -241,7 +256,7 @@ def print_margins(fits: Fits) -> None:
         if not members:
             continue
         values = weakest(members), np.array([fit["agreement"] for fit in members])
-        both = np.minimum(values[0] / CALIBRATION.score_midpoint, values[1] / CALIBRATION.agreement_midpoint)
+        both = np.minimum(values[0] / CALIBRATION.closeness_midpoint, values[1] / CALIBRATION.agreement_midpoint)
         for percent in percents:
             rows.append(
                 [

@@ -8,7 +8,7 @@ closeness of rows of one space to each other, as if both encoders were the same.
 
 A map that matches topics and not texts scores well against reflections of all directions, because these break the
 topics as well. Therefore closeness is measured at several scales: a null of a finer scale keeps the first principal
-directions and reflects the others. The finest scale is the score.
+directions and reflects the others. The score, by which restarts are chosen, is that of the third scale.
 
 Three things make a verdict impossible however good the score is. Rows may have no structure among their neighbours, so
 that nothing ties one row to another. The cloud may be symmetric, so that a second map is as good. And restarts may
@@ -39,16 +39,20 @@ class Evidence:
             scale reflects all principal directions of Y, the others all but the first `SCALES` of them.
         null_deviation: ``[s]``, standard deviation of ``cross`` over these reflections.
         closeness: ``[s]``, ``(cross - null) / (within - null)``: 0 for a map that found nothing at this scale, 1 where
-            mapped rows look like rows of the target. The denominator is at least five times ``null_deviation``.
+            mapped rows look like rows of the target. The denominator is at least five times ``null_deviation``, and at
+            least 0.02.
         local_structure: structure of rows among their neighbours: how much closer rows are to each other than after
             reflections, once the mean of their neighbours is subtracted, in standard deviations. About 0 in round
             blobs, more than 0.3 in text embeddings. The larger one of the two spaces, because noise hides it.
+        local_closeness: how much of that structure mapped rows of X and rows of Y share: 0 where topics match and texts
+            do not, 1 where both encoders are the same. More than 0.2 for right maps between text encoders.
         symmetry: share of its closeness that a cloud loses under the best of several simple transformations (x to -x,
             flips of one principal direction, exchanges of two), per share of the variance that is moved. About 0 where
             the cloud is symmetric; text embeddings lose more than 1. The smaller one of the two spaces.
         distinct: share of the held-out rows of the less varied space that have no exact copy among the fitted rows.
         num_rows: int32, number of held-out rows of the smaller space. Without held-out rows all other fields are 0.
-        score: ``closeness`` of the finest scale. Higher is better; comparable between maps of the same data.
+        score: ``closeness`` of the third scale, which keeps a quarter of the directions. Among maps of the same data
+            it follows their top-1 best. Higher is better.
     """
 
     cross: jax.Array
@@ -58,6 +62,7 @@ class Evidence:
     null_deviation: jax.Array
     closeness: jax.Array
     local_structure: jax.Array
+    local_closeness: jax.Array
     symmetry: jax.Array
     distinct: jax.Array
     num_rows: jax.Array
@@ -66,15 +71,17 @@ class Evidence:
 
 # Share of the principal directions that the nulls of a scale keep.
 SCALES = (0.0, 1 / 16, 1 / 4, 1 / 2)
+# The scale of the score.
+_FINER = 2
 # Number of fitted rows that held-out rows are compared with; more would cost more and change little.
-_BANK_ROWS = 8_192
+_BANK_ROWS = 4_096
 # Nearness is the mean over this many groups of fitted rows.
 _NUM_GROUPS = 10
 # Reflections per scale.
 _NUM_NULLS = 4
-# The scale from null to within is at least this many deviations of the nulls long. In a cloud without geometry it would
-# otherwise be as short as chance makes it.
-_MIN_ROOM = 5
+# The scale from null to within is at least this many deviations of the nulls long, and at least this long. In a cloud
+# without geometry it would otherwise be as short as chance makes it.
+_MIN_ROOM, _SHORTEST_ROOM = 5, 0.02
 # Symmetries and neighbourhoods are properties of the cloud, for which fewer rows are enough.
 _SYMMETRY_ROWS, _SYMMETRY_BANK_ROWS, _LOCAL_ROWS = 512, 2_048, 4_096
 # Flips and exchanges that are tried, of the directions of largest variance.
@@ -113,49 +120,76 @@ def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: j
             null_deviation=scales,
             closeness=scales,
             local_structure=nothing,
+            local_closeness=nothing,
             symmetry=nothing,
             distinct=nothing,
             num_rows=num_rows,
             score=nothing,
         )
-    queries_x, bank_x = unit_rows(held_out.x @ W), unit_rows(fitted.x[:_BANK_ROWS] @ W)
-    queries_y, bank_y = held_out.y, fitted.y[:_BANK_ROWS]
-
-    def crossing(queries_x, queries_y):
-        return jnp.stack([_nearness(queries_x, bank_y).mean(), _nearness(queries_y, bank_x).mean()])
-
-    directions, num_used = _principal_directions(bank_y)
+    directions, num_used = _principal_directions(fitted.y[:_BANK_ROWS])
+    queries = unit_rows(held_out.x @ W) @ directions, held_out.y @ directions
+    banks = unit_rows(fitted.x[:_BANK_ROWS] @ W) @ directions, fitted.y[:_BANK_ROWS] @ directions
     kept = (jnp.asarray(SCALES, W.dtype) * num_used.astype(W.dtype)).astype(jnp.int32)
-
-    def reflected(inputs):
-        key, num_kept = inputs
-        signs = jax.random.rademacher(key, (directions.shape[0],), dtype=W.dtype)
-        signs = jnp.where(jnp.arange(directions.shape[0], dtype=jnp.int32) < num_kept, 1, signs)
-        reflection = (directions * signs[None]) @ directions.T
-        return crossing(queries_x @ reflection, queries_y @ reflection).mean()
-
     keys = jax.random.split(key, len(SCALES) * _NUM_NULLS + 1)
-    nulls = jax.lax.map(reflected, (keys[1:], jnp.repeat(kept, _NUM_NULLS))).reshape(len(SCALES), _NUM_NULLS)
-    cross_each = crossing(queries_x, queries_y)
-    cross = cross_each.mean()
-    near_x, near_y = _nearness(queries_x, bank_x), _nearness(queries_y, bank_y)
-    within = (near_x.mean() + near_y.mean()) / 2
-    null, deviation = nulls.mean(axis=1), nulls.std(axis=1)
-    closeness = (cross - null) / jnp.maximum(within - null, _MIN_ROOM * (deviation + jnp.finfo(W.dtype).eps))
+    found = _compare(keys[1:], queries, banks, kept)
     spaces = (held_out.x, fitted.x), (held_out.y, fitted.y)
+    local_structure, local_closeness = _local_evidence(keys[0], unit_rows(fitted.x[:_LOCAL_ROWS] @ W), fitted.y)
     return Evidence(
-        cross=cross,
-        cross_each=cross_each,
-        within=within,
-        null=null,
-        null_deviation=deviation,
-        closeness=closeness,
-        local_structure=jnp.maximum(*[_local_structure(keys[0], rows) for _, rows in spaces]),
+        cross=found.cross_each.mean(),
+        cross_each=found.cross_each,
+        within=found.within,
+        null=found.null,
+        null_deviation=found.null_deviation,
+        closeness=found.closeness,
+        local_structure=local_structure,
+        local_closeness=local_closeness,
         symmetry=jnp.minimum(*[_symmetry(keys[0], rows) for _, rows in spaces]),
         distinct=1 - jnp.maximum(*[_has_copy(*sides).mean() for sides in spaces]),
         num_rows=num_rows,
-        score=closeness[-1],
+        score=found.closeness[_FINER],
     )
+
+
+class _Compared(NamedTuple):
+    """Closeness of two clouds; the fields are those of `Evidence`."""
+
+    cross_each: jax.Array
+    within: jax.Array
+    null: jax.Array
+    null_deviation: jax.Array
+    closeness: jax.Array
+
+
+def _compare(
+    keys: jax.Array, queries: tuple[jax.Array, jax.Array], banks: tuple[jax.Array, jax.Array], kept: jax.Array
+) -> _Compared:
+    """Compare clouds in principal coordinates with reflections that keep the first ``kept [s]`` of them.
+
+    Args:
+        keys: ``[s * n]``, one per reflection, for n reflections per scale.
+        queries: held-out rows of X, mapped, and of Y.
+        banks: fitted rows of X, mapped, and of Y.
+        kept: ``[s]`` int32.
+    """
+    dtype = queries[0].dtype
+    place = jnp.arange(queries[0].shape[1], dtype=jnp.int32)
+
+    def crossing(queries):
+        return jnp.stack([_nearness(queries[0], banks[1]).mean(), _nearness(queries[1], banks[0]).mean()])
+
+    def reflected(inputs):
+        key, num_kept = inputs
+        signs = jax.random.rademacher(key, place.shape, dtype=dtype)
+        signs = jnp.where(place < num_kept, 1, signs)
+        return crossing(tuple(rows * signs[None] for rows in queries)).mean()
+
+    num_nulls = keys.shape[0] // kept.shape[0]
+    nulls = jax.lax.map(reflected, (keys, jnp.repeat(kept, num_nulls))).reshape(kept.shape[0], num_nulls)
+    cross_each = crossing(queries)
+    within = (_nearness(queries[0], banks[0]).mean() + _nearness(queries[1], banks[1]).mean()) / 2
+    null, deviation = nulls.mean(axis=1), nulls.std(axis=1)
+    room = jnp.maximum(within - null, jnp.maximum(_MIN_ROOM * deviation, _SHORTEST_ROOM))
+    return _Compared(cross_each, within, null, deviation, (cross_each.mean() - null) / room)
 
 
 def _principal_directions(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -174,26 +208,37 @@ def _has_copy(queries: jax.Array, bank: jax.Array) -> jax.Array:
     return (nearest.similarity[:, 0] > _COPY).astype(queries.dtype)
 
 
-def _local_structure(key: jax.Array, rows: jax.Array) -> jax.Array:
-    """How much closer rows are to each other than after reflections, among their neighbours, in standard deviations.
-
-    The mean of its nearest neighbours is subtracted from each row. In round blobs, whatever is left points anywhere.
-    """
+def _leave_neighbors(rows: jax.Array) -> jax.Array:
+    """Unit rows of what is left once the mean of its nearest neighbours is subtracted from each row."""
     rows = rows[:_LOCAL_ROWS]
     # A row is its own nearest neighbour, which is left out.
     nearest = top_neighbors(rows, rows, num_neighbors=_NUM_NEIGHBORS + 1)
     means = rows[nearest.index[:, 1:]].mean(axis=1)
     present = jnp.square(rows).sum(axis=1, keepdims=True) > 0
-    left = jnp.where(present, unit_rows(rows - means), 0)
-    queries, bank = left[::2], left[1::2]
-    directions = jnp.linalg.eigh(bank.T @ bank)[1]
-    queries, bank = queries @ directions, bank @ directions
+    return jnp.where(present, unit_rows(rows - means), 0)
+
+
+def _gain(key: jax.Array, queries: jax.Array, bank: jax.Array) -> jax.Array:
+    """How much closer each query is to the bank than after reflections of the coordinates, ``[n]``."""
 
     def reflected(key):
         return _nearness(queries * jax.random.rademacher(key, (1, queries.shape[1]), dtype=queries.dtype), bank)
 
-    gained = _nearness(queries, bank) - jax.lax.map(reflected, jax.random.split(key, _NUM_NULLS)).mean(axis=0)
-    return gained.mean() / (gained.std() + jnp.finfo(queries.dtype).eps)
+    return _nearness(queries, bank) - jax.lax.map(reflected, jax.random.split(key, _NUM_NULLS)).mean(axis=0)
+
+
+def _local_evidence(key: jax.Array, mapped: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Structure of rows among their neighbours, and how much of it both spaces share; see `Evidence`."""
+    eps = jnp.finfo(mapped.dtype).eps
+    x, y = (_leave_neighbors(rows) for rows in (mapped, target))
+    of_x, of_y = (_principal_directions(left[1::2])[0] for left in (x, y))
+    # Reflections of its own principal directions keep the variances of round noise.
+    x_alone, y_alone = (_gain(key, left[::2] @ of, left[1::2] @ of) for left, of in ((x, of_x), (y, of_y)))
+    x, y = x @ of_y, y @ of_y
+    own = (_gain(key, x[::2], x[1::2]).mean() + y_alone.mean()) / 2
+    shared = (_gain(key, x[::2], y[1::2]).mean() + _gain(key, y[::2], x[1::2]).mean()) / 2
+    structure = [gained.mean() / (gained.std() + eps) for gained in (x_alone, y_alone)]
+    return jnp.maximum(*structure), shared / (jnp.maximum(own, 0) + eps)
 
 
 def _symmetry(key: jax.Array, rows: jax.Array) -> jax.Array:
@@ -267,41 +312,46 @@ class Calibration(NamedTuple):
     """Constants of `judge` and `estimate_recall`, which `benchmarks.verdict --calibrate` fits on its population.
 
     Attributes:
-        score_midpoint: closeness of the weakest scale at which half of the maps are right.
+        closeness_midpoint: closeness of the weakest scale at which half of the maps are right.
         agreement_midpoint: the same for the agreement of restarts.
-        recall_offset, recall_closeness, recall_agreement: logistic curve of recall among 2,000 rows, over right maps.
+        recall_offset, recall_closeness: logistic curve of recall among 2,000 rows, over right maps.
+        recall_log_rows: what maps that were fitted on more rows gain, by the logarithm of the number held out.
         recall_density: what a query that lies closer to the rows of the index than the average loses.
         recall_log_size: what a larger index loses, by the logarithm of its size.
         recall_log_found: what more rows found gain, by the logarithm of their number.
     """
 
-    score_midpoint: float
+    closeness_midpoint: float
     agreement_midpoint: float
     recall_offset: float
     recall_closeness: float
-    recall_agreement: float
+    recall_log_rows: float
     recall_density: float
     recall_log_size: float
     recall_log_found: float
 
 
 CALIBRATION = Calibration(
-    score_midpoint=0.16,
-    agreement_midpoint=0.4,
-    recall_offset=-5.0,
-    recall_closeness=8.0,
-    recall_agreement=1.0,
-    recall_density=-20.0,
-    recall_log_size=0.48,
-    recall_log_found=0.7,
+    closeness_midpoint=0.09,
+    agreement_midpoint=0.5,
+    recall_offset=-4.78,
+    recall_closeness=4.81,
+    recall_log_rows=0.46,
+    recall_density=-21.9,
+    recall_log_size=0.51,
+    recall_log_found=0.75,
 )
 # Slopes of the logistic curves of success. Right and wrong maps can be separated nearly without error, so that no
 # slope would be steep enough: these leave some room around the midpoints to `Verdict.uncertain`.
-_SCORE_SLOPE, _AGREEMENT_SLOPE = 50.0, 20.0
-# Maps that score well and agree by less than this are different maps.
-_DIFFERENT = 0.2
-# Clouds below these values are symmetric, and have no structure among neighbours; see `Evidence`.
-MIN_SYMMETRY, MIN_LOCAL_STRUCTURE = 0.5, 0.12
+_CLOSENESS_SLOPE, _AGREEMENT_SLOPE = 50.0, 20.0
+# The same for the share of its coarse closeness that a map keeps at the finest scale: about 0.1 where only topics
+# match, more than 0.26 for right maps.
+_SHARE_MIDPOINT, _SHARE_SLOPE = 0.18, 40.0
+# Restarts that agree by less than the first value are different maps. From the second closeness on, each of them is as
+# good as a right map: the data is ambiguous. From the third one on, the chosen one may be right and the other wrong.
+_DIFFERENT, _AS_GOOD, _MAYBE_GOOD = 0.2, 0.3, 0.17
+# Clouds below these values are symmetric, have no structure among neighbours, or share none; see `Evidence`.
+MIN_SYMMETRY, MIN_LOCAL_STRUCTURE, MIN_LOCAL_CLOSENESS = 0.5, 0.12, 0.14
 # Without fine structure, the closeness of the two coarsest scales is the reason: below the first value the geometries
 # differ, below the second one the distributions do.
 _SAME_GEOMETRY, _SAME_DISTRIBUTION = 0.3, 0.45
@@ -341,7 +391,11 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
     """
     # NaN is no evidence.
     closeness = jnp.nan_to_num(evidence.closeness, nan=-1.0)
-    fine = jax.nn.sigmoid(_SCORE_SLOPE * (closeness.min(axis=-1) - calibration.score_midpoint))
+    weakest = closeness.min(axis=-1)
+    fine = jax.nn.sigmoid(_CLOSENESS_SLOPE * (weakest - calibration.closeness_midpoint))
+    # Where topics match and texts do not, closeness falls to nothing towards the finer scales.
+    kept_share = closeness[..., -1] / jnp.maximum(closeness[..., 1], jnp.finfo(closeness.dtype).eps)
+    fine *= jax.nn.sigmoid(_SHARE_SLOPE * (kept_share - _SHARE_MIDPOINT))
     agreeing = jnp.ones_like(fine)
     if agreement is not None:
         agreeing = jax.nn.sigmoid(_AGREEMENT_SLOPE * (agreement - calibration.agreement_midpoint))
@@ -349,8 +403,9 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
     coarse = closeness[..., :2].max(axis=-1)
     is_fine, is_coarse = fine >= ALIGNED, coarse >= _SAME_DISTRIBUTION
     is_symmetric = evidence.symmetry < MIN_SYMMETRY
-    is_round = evidence.local_structure < MIN_LOCAL_STRUCTURE
+    is_round = (evidence.local_structure < MIN_LOCAL_STRUCTURE) | (evidence.local_closeness < MIN_LOCAL_CLOSENESS)
     are_different = jnp.zeros_like(is_round) if agreement is None else agreement < _DIFFERENT
+    has_fine_map = is_fine & ~(are_different & (weakest < _AS_GOOD))
     too_few = (evidence.num_rows < MIN_HELD_OUT) | (evidence.distinct < MIN_DISTINCT)
     # The first of these that holds is the reason.
     cases = [
@@ -358,10 +413,9 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
         (coarse < _SAME_GEOMETRY, Reason.geometries_differ),
         (is_symmetric, Reason.ambiguous),
         (is_round, Reason.only_coarse_structure),
-        (~is_fine & ~is_coarse, Reason.unlike_distributions),
-        (~is_fine, Reason.only_coarse_structure),
+        (~has_fine_map & ~is_coarse, Reason.unlike_distributions),
+        (~has_fine_map, Reason.only_coarse_structure),
         (jnp.full_like(is_fine, agreement is None), Reason.one_restart_only),
-        # Maps that are all as good at the finest scale and differ there.
         (are_different, Reason.ambiguous),
         (success < ALIGNED, Reason.only_coarse_structure),
     ]
@@ -374,13 +428,15 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
     is_open = (reason == Reason.too_few_rows.value) | (reason == Reason.ambiguous.value) | is_round
     is_open &= reason != Reason.geometries_differ.value
     is_confirmed = reason == Reason.restarts_agree_at_every_scale.value
-    confidence = jnp.where(is_open, 0.5, jnp.where(is_confirmed, success, jnp.minimum(success, 0.5)))
+    confidence = jnp.where(is_confirmed, success, jnp.minimum(success, 0.5))
+    confidence = jnp.where(is_fine & (weakest >= _MAYBE_GOOD), jnp.maximum(confidence, 0.2), confidence)
+    confidence = jnp.where(is_open, 0.5, confidence)
     verdict = jnp.where(
         confidence >= ALIGNED,
         Verdict.aligned.value,
         jnp.where(confidence <= NOT_ALIGNED, Verdict.not_aligned.value, Verdict.uncertain.value),
     )
-    top1 = estimate_recall(evidence, agreement, num_found=1, index_size=INDEX_SIZE, calibration=calibration)[..., 0]
+    top1 = estimate_recall(evidence, num_found=1, index_size=INDEX_SIZE, calibration=calibration)[..., 0]
     return Judgement(
         verdict=verdict.astype(jnp.int32),
         reason=reason.astype(jnp.int32),
@@ -391,35 +447,40 @@ def judge(evidence: Evidence, agreement: jax.Array | None = None, calibration: C
 
 
 def estimate_recall(
-    evidence: Evidence,
-    agreement: jax.Array | None,
-    *,
-    num_found: int,
-    index_size: int | jax.Array,
-    calibration: Calibration = CALIBRATION,
+    evidence: Evidence, *, num_found: int, index_size: int | jax.Array, calibration: Calibration = CALIBRATION
 ) -> jax.Array:
     """Estimate, without a label, how many rows find their true partner among the nearest rows of an index: ``[2]``.
 
     Args:
-        evidence: `Evidence` of the fit.
-        agreement: scalar, agreement of the map with those of other restarts, see `fine_agreement`.
-        num_found: number of nearest rows among which the partner must be, 1 or 10.
+        evidence: `Evidence` of a map that is ``aligned``; of others the estimate means nothing.
+        num_found: number of nearest rows among which the partner must be, from 1 to 10.
         index_size: number of rows of the index.
         calibration: `Calibration`.
 
     Returns:
         ``[2]``: for rows of X that look for their partner in an index of rows of Y, and for rows of Y in an index of
-        mapped rows of X. Meant for maps that are ``aligned``.
+        mapped rows of X.
+
+    Example:
+        >>> import dataclasses, jax.numpy as jnp
+        >>> values = {field.name: jnp.ones(()) for field in dataclasses.fields(Evidence)}
+        >>> values |= {"closeness": jnp.full(4, 0.5), "cross_each": jnp.ones(2), "num_rows": jnp.array(1_000)}
+        >>> recall = estimate_recall(Evidence(**values), num_found=1, index_size=20_000)
+        >>> bool(recall[0] < estimate_recall(Evidence(**values), num_found=10, index_size=20_000)[0])
+        True
     """
-    agreement = jnp.zeros_like(evidence.score) if agreement is None else agreement
+    dtype = evidence.score.dtype
     # The denser the rows of the index around a query, the harder it is to be the nearest.
     density = evidence.cross_each - evidence.cross[..., None]
+    closeness = jnp.clip(jnp.nan_to_num(evidence.closeness[..., _FINER]), 0, 0.99)
+    # Maps that were fitted on more rows are better than their closeness.
+    log_rows = jnp.log(jnp.maximum(evidence.num_rows, 1).astype(dtype))
     logit = (
         calibration.recall_offset
-        + calibration.recall_closeness * evidence.closeness[..., 2]
-        + calibration.recall_agreement * agreement
-        + calibration.recall_log_found * jnp.log(jnp.asarray(num_found, evidence.score.dtype))
-        - calibration.recall_log_size * jnp.log(jnp.asarray(index_size, evidence.score.dtype) / INDEX_SIZE)
+        - calibration.recall_closeness * jnp.log(1 - closeness)
+        + calibration.recall_log_rows * log_rows
+        + calibration.recall_log_found * jnp.log(jnp.asarray(num_found, dtype))
+        - calibration.recall_log_size * jnp.log(jnp.asarray(index_size, dtype) / INDEX_SIZE)
     )
     return jax.nn.sigmoid(logit[..., None] + calibration.recall_density * density)
 

@@ -18,7 +18,7 @@ from mv2v_jax.data.padding import padded_size
 # Printed with the verdict, so not among the other facts.
 _JUDGED = (
     *("verdict", "reason", "confidence", "estimated_top1", "score", "closeness", "local_structure", "symmetry"),
-    *("distinct", "restart_agreement", "restarts"),
+    *("local_closeness", "distinct", "restart_agreement", "restarts"),
 )
 # The facts that most people look for, in this order; the others follow by name.
 _FIRST = ("n", "m", "d_x", "d_y", "digest_x", "digest_y", "pairs", "digest_pairs", "preset", "seed", "settled")

@@ -9,6 +9,7 @@ from mv2v_jax.alignment.score import (
     CALIBRATION,
     INDEX_SIZE,
     MIN_HELD_OUT,
+    MIN_LOCAL_CLOSENESS,
     MIN_LOCAL_STRUCTURE,
     MIN_SYMMETRY,
     Reason,
@@ -64,6 +65,7 @@ def judge_fit(fit: TimedFit, index_size: int | None = None) -> dict[str, Any]:
         "score": float(best.evidence.score),
         "closeness": [float(value) for value in best.evidence.closeness],
         "local_structure": float(best.evidence.local_structure),
+        "local_closeness": float(best.evidence.local_closeness),
         "symmetry": float(best.evidence.symmetry),
         "distinct": float(best.evidence.distinct),
         "restarts": len(scores),
@@ -73,18 +75,14 @@ def judge_fit(fit: TimedFit, index_size: int | None = None) -> dict[str, Any]:
     }
     if index_size is None:
         return facts
-    return facts | {"index_size": index_size, **_estimate_recalls(best, alone, index_size)}
+    return facts | {"index_size": index_size, **_estimate_recalls(best, index_size)}
 
 
-def _estimate_recalls(best: Any, alone: bool, index_size: int) -> dict[str, float]:
+def _estimate_recalls(best: Any, index_size: int) -> dict[str, float]:
     """Estimates of recall@1 and recall@10 from X to Y, and back."""
-    recalls = {}
+    recalls: dict[str, float] = {}
     for num_found in (1, 10):
-        found = np.asarray(
-            estimate_recall(
-                best.evidence, None if alone else best.agreement, num_found=num_found, index_size=index_size
-            )
-        )
+        found = np.asarray(estimate_recall(best.evidence, num_found=num_found, index_size=index_size))
         recalls |= {f"estimated_recall{num_found}": float(found[0])}
         recalls |= {f"estimated_recall{num_found}_back": float(found[1])}
     return recalls
@@ -123,7 +121,7 @@ def _deciding_reason(judged: Mapping[str, Any]) -> tuple[str, str]:
             f"{MIN_HELD_OUT}, a tenth of {10 * MIN_HELD_OUT} rows"
         )
         return needed, _REASONS[Reason.too_few_rows][1]
-    reason = judged.get("reason")
+    reason = str(judged.get("reason"))
     if reason in Reason.__members__ and Reason[reason] in _REASONS:
         return _REASONS[Reason[reason]]
     # Files of earlier versions name no reason.
@@ -137,15 +135,15 @@ def list_reasons(judged: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
     reasons = [
         ("reason", judged.get("reason"), "what decided the verdict; the documentation lists all reasons"),
         (
-            "score",
-            judged.get("score"),
-            "how close mapped held-out rows come to those of the other space at the finest scale: 0 by chance, 1 at "
-            f"best; most maps that score above {CALIBRATION.score_midpoint} are right",
-        ),
-        (
             "closeness",
             " ".join(f"{value:.2f}" for value in closeness) if isinstance(closeness, list) else closeness,
-            "the same at every scale, from all directions to the finer half of them",
+            "how close mapped held-out rows come to those of the other space, 0 by chance, 1 at best: in all "
+            f"directions, then in ever finer ones; right maps are above {CALIBRATION.closeness_midpoint} in all",
+        ),
+        (
+            "score",
+            judged.get("score"),
+            "the third of these, by which the best restart is chosen",
         ),
         (
             "restart_agreement",
@@ -168,6 +166,11 @@ def list_reasons(judged: Mapping[str, Any]) -> list[tuple[str, Any, str]]:
             judged.get("local_structure"),
             f"below {MIN_LOCAL_STRUCTURE} rows differ from their neighbours by noise alone, and the verdict is "
             "uncertain",
+        ),
+        (
+            "local_closeness",
+            judged.get("local_closeness"),
+            f"how much of that structure both spaces share; below {MIN_LOCAL_CLOSENESS} topics match and texts do not",
         ),
         ("distinct", judged.get("distinct"), "share of held-out rows that are no copy of another row"),
         (

@@ -193,10 +193,11 @@ def test_agreement_is_that_of_the_searched_maps():
     for searched in searches()[0]:
         left, _, right = np.linalg.svd(searched.estimate.matrix, full_matrices=False)
         maps.append(left @ right)
-    # On the fitted rows, in the directions in which they were searched.
+    # Without the first quarter of the directions in which they were searched, each other one with the same weight.
     rows = np.asarray(prepared().fitted.x)
     assert rows.shape == (64 - 5, 4)
-    np.testing.assert_allclose(agreement, agreement_in_numpy(maps, rows), atol=1e-7)
+    finer = np.linalg.svd(rows)[2][1:]
+    np.testing.assert_allclose(agreement, agreement_in_numpy(maps, finer), atol=1e-7)
     assert (agreement[np.triu_indices(NUM, 1)] < 0.999).all()
 
 

@@ -28,6 +28,7 @@ def evidence(score, num_rows=1000, **changed):
         "null_deviation": jnp.full_like(null, 1e-3),
         "closeness": jnp.broadcast_to(score[..., None], null.shape),
         "local_structure": jnp.ones_like(score),
+        "local_closeness": jnp.ones_like(score),
         "symmetry": jnp.full_like(score, 1.5),
         "distinct": jnp.ones_like(score),
         "num_rows": jnp.full(score.shape, num_rows, jnp.int32),
@@ -104,6 +105,7 @@ def test_restarts_that_disagree_were_not_aligned_whatever_the_score():
         (evidence(0.6), 0.9, Verdict.aligned, Reason.restarts_agree_at_every_scale),
         (evidence(0.6, closeness=[0.9, 0.8, 0.3, 0.05]), 0.9, Verdict.not_aligned, Reason.only_coarse_structure),
         (evidence(0.6, local_structure=0.0), 0.9, Verdict.uncertain, Reason.only_coarse_structure),
+        (evidence(0.6, local_closeness=0.05), 0.9, Verdict.uncertain, Reason.only_coarse_structure),
         (evidence(0.6, symmetry=0.1), 0.9, Verdict.uncertain, Reason.ambiguous),
         (evidence(0.6), 0.0, Verdict.uncertain, Reason.ambiguous),
         (evidence(0.6, num_rows=MIN_HELD_OUT - 1), 0.9, Verdict.uncertain, Reason.too_few_rows),
@@ -123,18 +125,18 @@ def test_every_verdict_has_its_reason(found, agreement, verdict, reason):
 def test_recall_falls_with_the_index_and_rises_with_what_is_found():
     found = evidence(0.4)
     recalls = [
-        [np.asarray(estimate_recall(found, 0.8, num_found=num_found, index_size=size)) for size in (200, 2_000, 20_000)]
+        [np.asarray(estimate_recall(found, num_found=num_found, index_size=size)) for size in (200, 2_000, 20_000)]
         for num_found in (1, 10)
     ]
     assert np.shape(recalls) == (2, 3, 2)
     assert (np.diff(recalls, axis=1) < 0).all()
     assert (np.diff(recalls, axis=0) > 0).all()
-    np.testing.assert_allclose(recalls[0][1][0], judge(found, 1.0 * 0.8).estimated_top1, rtol=0.01)
+    np.testing.assert_allclose(recalls[0][1][0], judge(found, 0.9).estimated_top1, rtol=0.01)
 
 
 def test_queries_in_dense_parts_of_the_index_find_less():
     found = evidence(0.4, cross_each=[0.39, 0.33])
-    forward, backward = np.asarray(estimate_recall(found, 0.8, num_found=1, index_size=2_000))
+    forward, backward = np.asarray(estimate_recall(found, num_found=1, index_size=2_000))
     assert forward < backward
 
 

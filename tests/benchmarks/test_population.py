@@ -1,4 +1,4 @@
-"""Scores and verdicts are compared with the truth of stored fits."""
+"""Scores and verdicts are compared with the truth of stored fits, and the population makes what it says."""
 
 import importlib.util
 import json
@@ -6,42 +6,55 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import common, population, selection, verdict
-from mv2v_jax import Verdict
+from benchmarks import common, planted_kinds, population, selection, verdict
+from mv2v_jax import Config, Reason, Verdict
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def make_fits(*, honest=True):
-    """A population of 64 fits whose score tells the truth; if not honest, the nulls score well all the same."""
+    """A population of 96 fits whose evidence tells the truth; if not honest, wrong maps look as good as right ones."""
     rng = np.random.default_rng(0)
     fits = []
-    for number in range(64):
-        name = ("minilm > wordllama, 3,000", "wordllama > minilm, Gaussian", "minilm > view", "wordllama > view")[
-            number // 2 % 4
-        ]
-        null = "Gaussian" in name
-        top1 = 0.001 if null else rng.uniform(0, 0.8)
-        score = 0.8 if null and not honest else 0.2 + 0.6 * top1
-        num_rows = (300, 600)[number // 8 % 2]
-        # Top-1 is a logistic curve of this and of the number of rows.
-        closeness = (np.log(top1 / (1 - top1)) + 8 - 0.5 * np.log(num_rows)) / 12
+    for number in range(96):
+        corpus, other = (("a", "b", "c")[number % 3], ("d", "e")[number // 3 % 2])
+        right = number // 6 % 2 == 0
+        good = right or not honest
+        fine = rng.uniform(0.3, 0.5) if good else rng.uniform(0.0, 0.05)
+        closeness = [fine + 0.3, fine + 0.25, fine + 0.1, fine]
+        # Top-1 is a logistic curve of the closeness of the third scale.
+        top1 = 1 / (1 + np.exp(5.0 + 6.0 * np.log(1 - closeness[2]) - 0.4 * np.log(300))) if right else 0.001
+        evidence = {
+            "cross": 0.5,
+            "cross_each": [0.5, 0.5],
+            "within": 0.6,
+            "null": [0.1] * 4,
+            "null_deviation": [0.01] * 4,
+            "closeness": closeness,
+            "local_structure": 0.8,
+            "local_closeness": 0.5,
+            "symmetry": 1.5,
+            "distinct": 1.0,
+            "num_rows": 300,
+            "score": fine + 0.1,
+        }
         fits.append(
             {
-                "condition": name,
-                "number": number,
-                "offset": 20_000,
+                "condition": f"number {number}",
+                "kind": "pairs" if right else "other domain",
+                "corpora": [corpus],
+                "encoders": [other],
+                "rows": 3_000,
                 "seed": 0,
-                "part": ("report", "calibrate")[number % 2],
-                "truth": {"top1": top1, "foscttm": 0.5 * (1 - top1) ** 5},
-                "evidence": {"cross": 0.5, "within": 0.6, "null": 0.1, "null_deviation": 0.01, "num_rows": num_rows}
-                | {"closeness": closeness, "anchor_agreement": 0.8, "score": score},
-                "agreement": 0.9,
-                "scores": {population.OWN_SCORE: score, "noise": rng.normal(), "constant": 1.0, "lost": float("nan")},
-                # From other constants than the present ones.
-                "verdict": 0,
-                "confidence": 0.5,
-                "estimated_top1": 0.9,
+                "truth": {"top1": top1, "foscttm": 0.001 if right else 0.4},
+                "oracle": {"top1": 0.9},
+                "is": "right" if right else "wrong",
+                "chosen": 1,
+                # Of two restarts, the second of which was chosen.
+                "evidence": {name: [np.zeros_like(value).tolist(), value] for name, value in evidence.items()},
+                "agreement": 0.9 if good else 0.05,
+                "searched_top1": [0.0, top1],
+                "recalls": [{"num_found": 1, "index_size": 2_000, "recall": [top1, top1]}],
             }
         )
     return fits
@@ -53,124 +66,99 @@ def write_fits(folder, fits):
     return ["--fits", str(file)]
 
 
-def test_a_population_needs_data():
-    with pytest.raises(SystemExit, match="needs 60,000 texts"):
+def test_a_population_needs_data(tmp_path):
+    with pytest.raises(SystemExit, match="needs embeddings of several corpora"):
         population.main([])
+    with pytest.raises(SystemExit, match="no such folder"):
+        population.main(["--data", str(tmp_path / "nowhere")])
 
 
-def test_conditions_are_fitted_with_configs_of_their_own():
-    listed = population.conditions(with_lsa=True)
-    weak = {condition.config.annealing.power for condition in listed if "no weights" in condition.name}
-    assert weak == {0.0}
-    parts = {population.part_of(condition.name, condition.offset) for condition in listed}
-    assert parts == set(verdict.PARTS)
+def test_conditions_have_names_of_their_own_and_every_kind_of_truth():
+    listed = population.conditions()
+    assert len({condition.name for condition in listed}) == len(listed) >= 120
+    assert {condition.truth for condition in listed} == {"pairs", "ambiguous", "none"}
+    assert {name for condition in listed for name in condition.corpora} == {"wordnet", "web", "captions"}
+
+
+@pytest.mark.parametrize("group", ["ALIGNABLE", "AMBIGUOUS", "WRONG"])
+def test_planted_clouds_are_finite_and_of_one_width(group):
+    for name, kind in getattr(planted_kinds, group).items():
+        source, target = kind(np.random.default_rng(0), 60)
+        assert source.shape == target.shape == (60, planted_kinds.DIMS), name
+        assert np.isfinite(source).all(), name
+        assert np.isfinite(target).all(), name
+
+
+def test_planted_maps_are_the_best_map_of_the_pairs():
+    source, target = planted_kinds.ALIGNABLE["dictionary, noise 0.2"](np.random.default_rng(0), 800)
+    split = population.protocol(source.astype(np.float32), target.astype(np.float32), num_eval=100)
+    assert common.evaluate_oracle(split)["top1"] > 0.9
+    source, target = planted_kinds.WRONG["unrelated dictionaries"](np.random.default_rng(0), 800)
+    split = population.protocol(source.astype(np.float32), target.astype(np.float32), num_eval=100)
+    assert common.evaluate_oracle(split)["top1"] < 0.1
+
+
+@pytest.mark.slow
+def test_a_population_keeps_its_maps_and_finds_the_same_evidence_again(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(population, "NUM_EVAL", 40)
+    monkeypatch.setattr(Config, "fast", classmethod(lambda cls: tiny["default"].replace(anchors={"num_clusters": 3})))
+    load = population.planted(planted_kinds.ALIGNABLE["dictionary, noise 0.2"], 60, 0)
+    condition = population.Condition("tiny", "planted, alignable", load, frozenset(), frozenset())
+    first, again = (list(population.run(tmp_path, [condition], tmp_path)) for _ in range(2))
+    assert len(list(tmp_path.glob("*.npz"))) == 1
+    assert json.dumps(first, sort_keys=True) == json.dumps(again, sort_keys=True)
+    assert len(first[0]["evidence"]["closeness"]) == population.NUM_RESTARTS
 
 
 def test_selection_ranks_scores_of_a_stored_population(tmp_path, capsys):
     file = tmp_path / "selection.json"
-    arguments = [*write_fits(tmp_path, make_fits()), "--restarts", "0", "--json", str(file)]
-    selection.main(arguments)
-    found = json.loads(file.read_text())["population"]
-    assert found[population.OWN_SCORE]["top-1"] == pytest.approx(1)
-    assert found[population.OWN_SCORE]["-FOSCTTM, within"] == pytest.approx(1)
-    assert found[population.OWN_SCORE]["AUROC"] == 1
-    assert abs(found["noise"]["top-1"]) < 0.5
-    assert found["constant"] == found["lost"] == dict.fromkeys(found["noise"]) | {"AUROC": 0.5}
-    assert "minilm > wordllama (16), wordllama > minilm (16)" in capsys.readouterr().out
-    dishonest = write_fits(tmp_path, make_fits(honest=False)[:32])
-    found = selection.main([*dishonest, "--restarts", "0"])
-    assert found["population"][population.OWN_SCORE]["top-1"] < 0.9
-    assert len(found["fits"]) == 32
-    with pytest.raises(SystemExit, match="restarts need 60,000 texts"):
-        selection.main(dishonest)
-
-
-def test_selection_groups_by_pair_and_leaves_small_groups_out():
-    names = ["a > b, 3,000", "a > b, 1,500", "a > b", "a > b, Gaussian", "b > a, 3,000", "b > a", "b > a"]
-    assert {
-        name: len(fits) for name, fits in selection.group_fits([{"condition": name} for name in names]).items()
-    } == {"a > b": 4}
-
-
-def test_selection_regrets_what_the_best_score_loses():
-    fits = [
-        {"truth": {"top1": top1}, "scores": {"good": good, "bad": bad}}
-        for top1, good, bad in ((0.5, 1.0, 9.0), (0.7, 2.0, float("nan")), (0.6, 1.5, 3.0))
-    ]
-    assert selection.regrets(fits) == pytest.approx({"good": 0, "bad": 0.2, "one at random, on average": 0.1})
-
-
-@pytest.mark.slow
-def test_selection_restarts_on_rows_of_a_folder(tiny, tmp_path, monkeypatch, capsys):
-    rng = np.random.default_rng(0)
-    for name in common.BUNDLED_ENCODERS:
-        np.save(tmp_path / f"wordnet.{name}.npy", rng.normal(size=(160, 6)).astype(np.float16))
-    monkeypatch.setattr(population, "NUM_EVAL", 40)
-    config = tiny["default"].replace(anchors={"num_clusters": 3})
-    data_set = population.Condition("tiny", *common.BUNDLED_ENCODERS, rows=60, offset=0, config=config)
-    monkeypatch.setattr(selection, "RESTARTED", (data_set,))
-    file = tmp_path / "selection.json"
-    arguments = ["--data", str(tmp_path), "--restarts", "2", "--json", str(file)]
-    selection.main([*write_fits(tmp_path, make_fits()), *arguments])
-    found = json.loads(file.read_text())["restarts"]["tiny @ 0"]
-    assert len(found["fits"]) == 2
-    assert set(found["regret"]) == {*found["fits"][0]["scores"], "one at random, on average"}
-    assert len(found["regret"]) == 11
-    assert found["regret"][population.OWN_SCORE] >= 0
-    assert "tiny @ 0: top-1 of the restarts" in capsys.readouterr().out
+    selection.main([*write_fits(tmp_path, make_fits()), "--json", str(file)])
+    found = json.loads(file.read_text())
+    assert found["population"]["closeness, finer half"]["AUROC"] == 1
+    assert found["population"]["agreement of restarts"]["AUROC"] == 1
+    assert found["population"]["nearest cosine"]["AUROC"] == 0.5
+    # The first restart has neither evidence nor rows that find their partners.
+    assert found["regret"]["closeness, finer half"] == 0
+    assert found["regret"]["one at random"] > 0.1
+    assert "48 right and 48 wrong maps" in capsys.readouterr().out
 
 
 def test_verdict_judges_stored_evidence_anew(tmp_path, capsys):
     file = tmp_path / "verdict.json"
-    arguments = ["--json", str(file), "--calibrate"]
-    verdict.main([*write_fits(tmp_path, make_fits()), *arguments])
+    verdict.main([*write_fits(tmp_path, make_fits()), "--json", str(file), "--calibrate"])
     found = json.loads(file.read_text())
-    report = found["parts"]["report"]
-    assert (report["fits"], report["conditions"], report["nulls"], report["nulls_aligned"]) == (32, 32, 8, 0)
-    assert sum(sum(row.values()) for row in report["counts"].values()) == report["fits"]
-    assert sum(row["fits"] for row in report["reliability"]) == report["fits"]
-    assert report["auroc"] == 1
-    # The stored verdicts are replaced.
-    assert {fit["verdict"] for fit in found["fits"]} >= {Verdict.aligned, Verdict.not_aligned}
+    counts = found["summaries"]["all fits"]["counts"]
+    assert counts["right"] == {"not_aligned": 0, "uncertain": 0, "aligned": 48}
+    assert counts["wrong"]["aligned"] == 0
+    assert set(found["summaries"]) >= {"without a", "without d", "left out, all corpora", "left out, all encoders"}
+    left_out = found["summaries"]["left out, all corpora"]
+    assert left_out["fits"] == 96
+    assert left_out["estimate_within"] == 1
+    assert {fit["reason"] for fit in found["fits"]} >= {Reason.restarts_agree_at_every_scale.value}
     out = capsys.readouterr().out
-    assert "SCORE_MIDPOINT, _SCORE_SLOPE = " in out
-    assert f"_TOP1_OFFSET, _TOP1_CLOSENESS, _TOP1_LOG_ROWS = {found['calibrated']['top1_offset']:.2f}, " in out
+    assert "closeness_midpoint=" in out
     assert "…" not in out
-
-    report = verdict.main(write_fits(tmp_path, make_fits(honest=False)))["parts"]["report"]
-    assert report["auroc"] < 0.97
-    assert report["nulls_aligned"] > 0
-    with pytest.raises(SystemExit, match="both parts need fits, found 0 to calibrate, 32 to report"):
-        verdict.main(write_fits(tmp_path, [fit for fit in make_fits() if fit["part"] == "report"]))
+    found = verdict.main(write_fits(tmp_path, make_fits(honest=False)))
+    assert found["summaries"]["all fits"]["counts"]["wrong"]["aligned"] == 48
 
 
-def test_verdict_calibrates_on_one_part_alone():
+def test_verdict_calibrates_between_right_and_wrong_maps():
     fits = make_fits()
     found = verdict.calibrate(fits)
-    # FOSCTTM is 0.05 at a top-1 of 0.369, a score of 0.421.
-    assert found.score_midpoint == pytest.approx(0.421, abs=0.05)
-    assert found.score_slope > 20
-    assert 0 <= found.agreement_midpoint < 0.9
-    # The confidence is a factor of the estimate, and not quite one.
-    assert found.top1_closeness == pytest.approx(12, rel=0.2)
-    assert found.top1_log_rows == pytest.approx(0.5, abs=0.2)
-    for closeness, num_rows, top1 in ((0.45, 300, 0.56), (0.48, 600, 0.72)):
-        estimate = found.top1_offset + found.top1_closeness * closeness + found.top1_log_rows * np.log(num_rows)
-        assert 1 / (1 + np.exp(-estimate)) == pytest.approx(top1, abs=0.05)
-    for fit in fits:
-        if fit["part"] == "report":
-            fit["evidence"] = dict.fromkeys(fit["evidence"], 1.0)
-    assert verdict.calibrate(fits) == found
-    with pytest.raises(SystemExit, match="cannot calibrate on 0 successes"):
-        verdict.calibrate([fit for fit in fits if not selection.succeeded(fit)])
+    assert 0.05 < found.closeness_midpoint < 0.3
+    assert 0.05 < found.agreement_midpoint < 0.9
+    again = verdict.judge_again(fits, found)
+    errors = [fit["estimated_top1"] - fit["truth"]["top1"] for fit in again if fit["is"] == "right"]
+    assert np.abs(errors).max() < 0.05
+    with pytest.raises(SystemExit, match="cannot calibrate on 0 right"):
+        verdict.calibrate([fit for fit in fits if fit["is"] == "wrong"])
 
 
 def test_verdict_bins_hold_every_confidence():
-    rows = [(0.0, 0.5), (0.19, 0.5), (0.2, 0.01), (0.99, 0.01), (1.0, 0.5)]
-    fits = [{"confidence": confidence, "truth": {"foscttm": foscttm}} for confidence, foscttm in rows]
-    bins = verdict.bin_reliability(fits)
+    rows = [(0.0, "right"), (0.19, "wrong"), (0.2, "right"), (0.99, "right"), (1.0, "wrong")]
+    bins = verdict.bin_reliability([{"confidence": confidence, "is": truth} for confidence, truth in rows])
     assert [found.fits for found in bins] == [2, 1, 0, 0, 2]
-    assert [found.success for found in bins] == [0, 1, None, None, 0.5]
+    assert [found.right for found in bins] == [0.5, 1, None, None, 0.5]
     assert bins[4].confidence == pytest.approx(0.995)
 
 
@@ -183,3 +171,10 @@ def test_verdict_plots_reliability(tmp_path):
     else:
         verdict.main(arguments)
         assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_verdict_is_counted():
+    judged = verdict.judge_again(make_fits())
+    counts = verdict.summarise(judged)["counts"]
+    assert sum(sum(row.values()) for row in counts.values()) == len(judged)
+    assert {fit["verdict"] for fit in judged} == {Verdict.aligned, Verdict.not_aligned}

@@ -13,7 +13,8 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(12, 10)) * np.linspace(3, 0.5, 10)
-    latent = centres[rng.integers(0, 12, 1_300)] + 0.3 * rng.normal(size=(1_300, 10))
+    # Skewed within the clusters, because round clusters leave it open which of their rows belong together.
+    latent = centres[rng.integers(0, 12, 1_300)] + 0.4 * rng.exponential(size=(1_300, 10)) ** 1.5
     views = [
         latent @ np.linalg.qr(rng.normal(size=(d, 10)))[0].T + 0.01 * rng.normal(size=(1_300, d)) + 0.5
         for d in (16, 12)

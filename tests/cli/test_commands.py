@@ -43,10 +43,23 @@ def test_fields_of_the_json_line(folder):
     facts = json.loads((folder / "align.json").read_text())
     assert list(facts) == [
         *("seconds", "compile_seconds", "n", "m", "d_x", "d_y", "preset", "seed", "verdict", "reason"),
-        *("confidence", "estimated_top1", "score", "closeness", "local_structure", "symmetry", "distinct"),
+        *("confidence", "estimated_top1", "score", "closeness", "local_structure", "local_closeness"),
+        *("symmetry", "distinct"),
         *("restarts", "restart_scores", "restart_chosen", "restart_agreement", "settled"),
         *("device", "zero_rows_x", "zero_rows_y", "duplicate_rows_x", "duplicate_rows_y", "mean_norm_x", "mean_norm_y"),
     ]
+
+
+def test_recall_is_estimated_for_an_index_of_a_named_size(folder):
+    fit = ("align", "x.npy", "y.npy", "-o", "sized.safetensors", "--seed", 3, *SMALL)
+    facts = json.loads(run(*fit, "--json", "--index-size", 50_000, cwd=folder).stdout)
+    assert facts["index_size"] == 50_000
+    for back in ("", "_back"):
+        assert 0 < facts[f"estimated_recall1{back}"] < facts[f"estimated_recall10{back}"] < 1
+    assert facts["estimated_recall1"] < facts["estimated_top1"]
+    assert json.loads(info(folder / "sized.safetensors", "--json"))["index_size"] == "50000"
+    wrong = run(*fit, "--index-size", 0, cwd=folder)
+    assert wrong.returncode == 2
 
 
 def test_align_answers_first_and_breaks_no_word_at_the_edge_of_a_terminal(folder):

@@ -150,8 +150,8 @@ def test_every_reason_has_an_explanation_and_advice(reason):
 def test_reasons_name_what_is_known():
     assert [(name, value) for name, value, _ in list_reasons(GOOD)] == [
         ("reason", "restarts_agree_at_every_scale"),
-        ("score", 0.4),
         ("closeness", "0.60 0.50 0.45 0.40"),
+        ("score", 0.4),
         ("restart_agreement", 0.9),
         ("held_out_rows", 100),
         ("restarts", 2),
