@@ -96,7 +96,9 @@ class ComponentsConfig(Settings):
     guided_runs: int = count(
         4, "Runs that match axes once more, guided by the chosen map, where the second search was not used."
     )
-    below: float = number(0.24, "The second search runs where the first one scores less than this.", high=10.0)
+    below: float = number(
+        0.24, "The second search runs where the closeness of the first one, at the finest scale, is less.", high=10.0
+    )
 
 
 @pytree

@@ -63,7 +63,7 @@ class ComponentsInfo:
     """Whether a search went on to independent components. Scalars.
 
     Attributes:
-        tried: bool, whether the evidence after matching clusters fell short of ``components.below``.
+        tried: bool, whether the closeness after matching clusters fell short of ``components.below``.
         used: bool, whether the components gave the better map.
         agreement: median agreement of each run with the others, from -1 to 1; 0 where they were not tried. Wrong maps
             can agree as well.
@@ -377,8 +377,9 @@ def search_once(run: Run, key: jax.Array, prepared: Prepared, config: Config) ->
     first = _search_clusters(run, key, prepared, config)
     if not config.components.num_runs or config.published.is_used or not config.annealing.steps:
         return first
-    score = first.evidence.score
-    falls_short = ~(score >= jnp.asarray(config.components.below, score.dtype))
+    # The finest scale tells best whether clusters were enough; another one chooses best between two maps.
+    closeness = first.evidence.closeness[-1]
+    falls_short = ~(closeness >= jnp.asarray(config.components.below, closeness.dtype))
     # Without held-out rows nothing tells the better one.
     needed = falls_short & (first.evidence.num_rows > 0)
     return run.when(needed, _search_components, first, key, prepared, config)
