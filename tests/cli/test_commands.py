@@ -55,8 +55,8 @@ def test_recall_is_estimated_for_an_index_of_a_named_size(folder):
     facts = json.loads(run(*fit, "--json", "--index-size", 50_000, cwd=folder).stdout)
     assert facts["index_size"] == 50_000
     for back in ("", "_back"):
-        assert 0 < facts[f"estimated_recall1{back}"] < facts[f"estimated_recall10{back}"] < 1
-    assert facts["estimated_recall1"] < facts["estimated_top1"]
+        assert 0 < facts[f"estimated_recall1{back}"] <= facts[f"estimated_recall10{back}"] <= 1
+    assert facts["estimated_recall1"] > 0.5
     assert json.loads(info(folder / "sized.safetensors", "--json"))["index_size"] == "50000"
     wrong = run(*fit, "--index-size", 0, cwd=folder)
     assert wrong.returncode == 2
