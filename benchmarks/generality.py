@@ -16,29 +16,27 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-import mv2v_jax
 from benchmarks.common import (
     Split,
     add_folder_option,
     add_json_option,
     check_folder,
-    compile_seconds,
     evaluate,
     evaluate_oracle,
     make_parser,
     print_environment,
     print_table,
-    seconds_of,
     write_json,
 )
 from benchmarks.corpora import Corpus, corpora
-from mv2v_jax import AlignResult, Config, Verdict, align_restarts
+from mv2v_jax import Config, Reason, Verdict
 from mv2v_jax.cli.options import DEFAULT_RESTARTS
+from mv2v_jax.runs.compiled import align_with_progress
 
 COLUMNS = ["data set", "rows", "seed", "published", "default", "oracle", "verdict", "confidence", "estimate"]
-COLUMNS += ["published, s", "default, s", "compile, s"]
+COLUMNS += ["published, s", "default, s", "compile, s", "second search"]
 
 # The preset and the number of restarts of a method.
 Method = tuple[str, int]
@@ -92,45 +90,29 @@ class Fits:
             part.replace(self.file)
 
 
-class Fitter:
-    """Fits that share what they compile where their shapes are equal."""
-
-    def __init__(self) -> None:
-        self._compiled: dict[Any, Any] = {}
-
-    def fit(self, split: Split, method: Method, seed: int) -> Fit:
-        """Scores of a fit, what it says of itself, and its seconds; those of compiling only where it compiled."""
-        (preset, restarts), config = method, Config.preset(method[0])
-        arguments = (jax.random.key(seed), jnp.asarray(split.x), jnp.asarray(split.y), config)
-        shapes = (method, split.x.shape, split.y.shape)
-        compiling = None
-        if shapes not in self._compiled:
-
-            def run(key: jax.Array, x: jax.Array, y: jax.Array, config: Config) -> AlignResult:
-                return align_restarts(key, x, y, restarts, config, keep="best").best
-
-            self._compiled[shapes], compiling = compile_seconds(run, *arguments)
-        result, seconds = seconds_of(self._compiled[shapes], *arguments)
-        return {
-            "preset": preset,
-            "scores": evaluate(result.map, split),
-            "verdict": Verdict(int(result.verdict)).name,
-            "reason": name_reason(result),
-            "confidence": float(result.confidence),
-            "estimated_top1": float(result.estimated_top1),
-            "evidence": {f.name: float(getattr(result.evidence, f.name)) for f in dataclasses.fields(result.evidence)},
-            "seconds": seconds,
-            "compile_seconds": compiling,
-        }
-
-
-def name_reason(result: AlignResult) -> str | None:
-    """Why the verdict is what it is, where results have a reason."""
-    reason = getattr(result, "reason", None)
-    if reason is None or isinstance(reason, str):
-        return reason
-    kinds = getattr(mv2v_jax, "Reason", None)
-    return str(int(reason)) if kinds is None else kinds(int(reason)).name
+def fit_once(split: Split, method: Method, seed: int) -> Fit:
+    """Scores of a fit, what it says of itself, and its seconds, those of compiling apart."""
+    preset, restarts = method
+    key, config = jax.random.key(seed), Config.preset(preset)
+    found = align_with_progress(key, split.x, split.y, config, lambda *_: None, restarts)
+    result = found.result.best
+    components = result.info.components
+    return {
+        "preset": preset,
+        "scores": evaluate(result.map, split),
+        "verdict": Verdict(int(result.verdict)).name,
+        "reason": Reason(int(result.reason)).name,
+        "confidence": float(result.confidence),
+        "estimated_top1": float(result.estimated_top1),
+        "agreement": float(result.agreement),
+        "second_search": {"tried": bool(components.tried), "used": bool(components.used)},
+        "evidence": {
+            field.name: np.asarray(getattr(result.evidence, field.name)).tolist()
+            for field in dataclasses.fields(result.evidence)
+        },
+        "seconds": found.seconds,
+        "compile_seconds": found.compile_seconds,
+    }
 
 
 def fit_all(folder: Path, chosen: Sequence[Corpus], options: argparse.Namespace, fits: Fits) -> set[str]:
@@ -138,7 +120,7 @@ def fit_all(folder: Path, chosen: Sequence[Corpus], options: argparse.Namespace,
     methods: dict[str, Method] = {"default": ("default", options.restarts)}
     if options.published:
         methods = {PUBLISHED: ("notebook", 1), **methods}
-    fitter, missing = Fitter(), set()
+    missing = set()
     for corpus in chosen:
         wanted: list[dict[str, Any]] = [{"data": corpus.name, "method": ORACLE}]
         for seed in range(options.seeds):
@@ -158,7 +140,7 @@ def fit_all(folder: Path, chosen: Sequence[Corpus], options: argparse.Namespace,
             if key["method"] == ORACLE:
                 measured: Fit = {"scores": evaluate_oracle(split)}
             else:
-                measured = fitter.fit(split, methods[key["method"]], key["seed"])
+                measured = fit_once(split, methods[key["method"]], key["seed"])
             fits.add({"key": key, **sizes, **measured})
             print(describe(fits.found[-1]), flush=True)
     return missing
@@ -187,7 +169,6 @@ def table_rows(name: str, options: argparse.Namespace, fits: Fits) -> list[list[
         published = fits.get(data=name, method=PUBLISHED, seed=seed) if options.published else None
         if ours is None:
             continue
-        compiling = ours["compile_seconds"]
         rows.append(
             [
                 name,
@@ -199,7 +180,10 @@ def table_rows(name: str, options: argparse.Namespace, fits: Fits) -> list[list[
                 f"{ours['estimated_top1']:.2f}",
                 "" if published is None else f"{published['seconds']:.1f}",
                 f"{ours['seconds']:.1f}",
-                "" if compiling is None else f"{compiling:.1f}",
+                f"{ours['compile_seconds']:.1f}",
+                {(False, False): "", (True, False): "not better", (True, True): "used"}[
+                    tuple(ours["second_search"].values())
+                ],
             ]
         )
     return rows
