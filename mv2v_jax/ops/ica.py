@@ -25,7 +25,7 @@ def orthonormal_rows(matrix: jax.Array) -> jax.Array:
 
 def live_columns(num_axes: int, num_live: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """1 for the first ``num_live`` of ``num_axes`` columns and 0 for the others: ``[num_axes]``."""
-    return (jnp.arange(num_axes) < num_live).astype(dtype)
+    return (jnp.arange(num_axes, dtype=jnp.int32) < num_live).astype(dtype)
 
 
 def find_axes(
