@@ -424,7 +424,8 @@ def _guided_estimate(runs: ComponentRuns, rows: TwoSpaces, estimate: Estimate, c
 
 
 def _better_search(first: Searched, second: Searched, agreement: jax.Array) -> Searched:
-    used = ~(first.evidence.score >= second.evidence.score)
+    # A map that is not finite has no score, and replaces no other one.
+    used = (second.evidence.score > first.evidence.score) | ~jnp.isfinite(first.evidence.score)
     better = jax.tree.map(lambda a, b: jnp.where(used, b, a), first, second)
     info = ComponentsInfo(tried=jnp.ones((), bool), used=used, agreement=jnp.median(agreement))
     return better.replace(components=info)
