@@ -48,7 +48,16 @@ def test_fields_of_the_json_line(folder):
         *("seconds", "compile_seconds", "n", "m", "d_x", "d_y", "preset", "seed", "verdict", "reason"),
         *("confidence", "estimated_top1", "score", "closeness", "local_structure", "symmetry", "distinct"),
         *("restarts", "restart_scores", "restart_chosen", "restart_agreement", "settled"),
-        *("second_search", "device", "zero_rows_x", "zero_rows_y", "duplicate_rows_x", "duplicate_rows_y", "mean_norm_x", "mean_norm_y"),
+        *(
+            "second_search",
+            "device",
+            "zero_rows_x",
+            "zero_rows_y",
+            "duplicate_rows_x",
+            "duplicate_rows_y",
+            "mean_norm_x",
+            "mean_norm_y",
+        ),
     ]
 
 

@@ -41,9 +41,7 @@ def find():
     return jax.jit(find_axes, static_argnames="num_steps")
 
 
-@pytest.mark.parametrize(
-    ("kind", "use_square"), [("exponential", True), ("exponential", False), ("Laplace", False)]
-)
+@pytest.mark.parametrize(("kind", "use_square"), [("exponential", True), ("exponential", False), ("Laplace", False)])
 def test_planted_sources_are_recovered_as_by_scikit_learn(find, kind, use_square):
     sources, rows = mixture(kind)
     axes = find(jax.random.key(0), jnp.asarray(rows, jnp.float32), jnp.int32(6), jnp.asarray(use_square), num_steps=50)
@@ -66,9 +64,7 @@ def test_axes_are_orthonormal_and_dead_ones_zero(find, dtype, use_square):
     sources, rows = mixture("exponential", num_sources=4, num_rows=2_000)
     padded = np.concatenate([rows, np.zeros((len(rows), 2))], axis=1)
     with jax.enable_x64(True):
-        axes = find(
-            jax.random.key(1), jnp.asarray(padded, dtype), jnp.int32(4), jnp.asarray(use_square), num_steps=40
-        )
+        axes = find(jax.random.key(1), jnp.asarray(padded, dtype), jnp.int32(4), jnp.asarray(use_square), num_steps=40)
     assert axes.dtype == dtype
     axes = np.asarray(axes)
     assert not axes[4:].any()

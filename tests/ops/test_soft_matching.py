@@ -124,9 +124,7 @@ def test_gradient_and_objective(dtype):
         np.testing.assert_allclose(quadratic(plan), objective(x, y, start), rtol=tolerance)
         found = gradient(*on, plan)
         np.testing.assert_allclose(found, jax.grad(quadratic)(plan), rtol=tolerance, atol=tolerance)
-        plan, value = match_softly(
-            *on, jnp.asarray(linear, dtype), balance(plan, live), live, num_steps=5
-        )
+        plan, value = match_softly(*on, jnp.asarray(linear, dtype), balance(plan, live), live, num_steps=5)
         assert plan.dtype == value.dtype == dtype
     expected = objective(x, y, np.float64(plan)) + (linear * np.float64(plan)).sum()
     np.testing.assert_allclose(value, expected, rtol=tolerance, atol=tolerance)
