@@ -31,7 +31,7 @@ def test_align_json(folder):
     lines = (folder / "align.json").read_text().splitlines()
     assert len(lines) == 1
     facts = json.loads(lines[0])
-    expected = {"n": 600, "m": 600, "d_x": 16, "d_y": 12, "preset": "default", "seed": 3, "verdict": "aligned"}
+    expected = {"n": 600, "m": 600, "d_x": 16, "d_y": 12, "preset": "default", "seed": 1, "verdict": "aligned"}
     assert {name: facts[name] for name in expected} == expected
     assert facts["seconds"] > 0
     assert facts["compile_seconds"] > 0
@@ -65,7 +65,7 @@ def test_align_answers_first_and_breaks_no_word_at_the_edge_of_a_terminal(folder
     """The verdict, then the next command, then the facts. Only a path that is wider than the terminal is wider."""
     output = f"{'a_long_folder/' * 8}the map.safetensors"
     (folder / output).parent.mkdir(parents=True)
-    arguments = ["align", "x.npy", "y.npy", "-o", output, "--seed", "3", *SMALL]
+    arguments = ["align", "x.npy", "y.npy", "-o", output, "--seed", "1", *SMALL]
     with open_terminal() as (theirs, read):
         process = subprocess.Popen(
             [sys.executable, "-m", "mv2v_jax", *arguments],
@@ -150,7 +150,7 @@ def test_a_folder_of_shards_gives_the_map_of_one_file(folder):
         (folder / f"{name}_shards").mkdir()
         for part, shard in enumerate(np.array_split(np.load(folder / f"{name}.npy"), 7)):
             np.save(folder / f"{name}_shards" / f"{part}.npy", shard)
-    arguments = ("x_shards", "y_shards", "-o", "shards.safetensors", "--json", "--accept", "--seed", 3, *SMALL)
+    arguments = ("x_shards", "y_shards", "-o", "shards.safetensors", "--json", "--accept", "--seed", 1, *SMALL)
     done = run("align", *arguments, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     found, expected = (json.loads(text) for text in (done.stdout, (folder / "align.json").read_text()))
@@ -174,7 +174,7 @@ def test_map_holds_its_provenance(folder):
     done = run("info", "map.safetensors", "--json", cwd=folder)
     facts = json.loads(done.stdout)
     assert facts["W"] == [16, 12]
-    assert facts["seed"] == "3"
+    assert facts["seed"] == "1"
     assert json.loads(facts["config"])["anchors"]["num_clusters"] == 12
     assert len(facts["digest_x"]) == len(facts["digest_y"]) == 64
     assert facts["digest_x"] != facts["digest_y"]
