@@ -165,7 +165,8 @@ def refine_annealed_again(
 def settle_neighbors(num_rows: int, config: Config) -> int:
     """Number of nearest rows that `refine_csls` averages, of a space of ``num_rows`` rows.
 
-    It is ``(ample_rows / num_rows)^1.5``, at most one row in fifty, rounded up, and at least ``settling.min_neighbors``.
+    It is ``(ample_rows / num_rows)^1.5``, at most one row in fifty, rounded up, and at least
+    ``settling.min_neighbors``.
 
     The nearest rows are the best partners where rows are plenty. Where they are few, weak directions drown in the noise
     of few pairs, and a map can overfit the very pairs it was matched by. The exponent joins the best number at 3,000

@@ -1,5 +1,6 @@
 """The second search: when it is tried, that the better of both searches is kept, and every way to fit."""
 
+import dataclasses
 import functools
 
 import jax
@@ -206,7 +207,7 @@ def test_the_better_search(first, second, used):
     searches = [
         fit.Searched(
             estimate=jnp.asarray(number),
-            evidence=result.evidence.replace(score=jnp.asarray(score)),
+            evidence=dataclasses.replace(result.evidence, score=jnp.asarray(score)),
             trajectory={},
             anchors=result.info.anchors,
             components=result.info.components,
