@@ -86,6 +86,7 @@ def align(
         >>> import jax, mv2v_jax
         >>> x = jax.random.normal(jax.random.key(0), (300, 8)) ** 3
         >>> few_steps = {"anchors": {"num_sets": 2}, "annealing": {"steps": 1}, "settling": {"whole_steps": 0}}
+        >>> few_steps["components"] = {"num_runs": 0}
         >>> config = mv2v_jax.Config.fast().replace(**few_steps)  # So that this example compiles quickly.
         >>> result = mv2v_jax.align(jax.random.key(1), x[:150], x[150:, ::-1], config)
         >>> result.map.W.shape
@@ -202,6 +203,7 @@ def align_restarts(
         >>> import jax, mv2v_jax
         >>> x = jax.random.normal(jax.random.key(0), (300, 8)) ** 3
         >>> few_steps = {"anchors": {"num_sets": 2}, "annealing": {"steps": 1}, "settling": {"whole_steps": 0}}
+        >>> few_steps["components"] = {"num_runs": 0}
         >>> config = mv2v_jax.Config.fast().replace(**few_steps)  # So that this example compiles quickly.
         >>> fits = mv2v_jax.align_restarts(jax.random.key(1), x[:150], x[150:, ::-1], 2, config)
         >>> fits.agreement.shape

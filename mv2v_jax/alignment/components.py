@@ -196,7 +196,7 @@ def _unlikeness(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _likeness(x: Axes, y: Axes, live: jax.Array) -> jax.Array:
-    """How alike two axes are by what needs no matching: their tails, and their relations in sorted order: ``[k, k]``."""
+    """How alike two axes are by what needs no matching: their tails, and their sorted relations: ``[k, k]``."""
 
     def ordered(kernels: Kernels):
         both = [kernels.symmetric, kernels.symmetric, kernels.directed, jnp.swapaxes(kernels.directed, 1, 2)]

@@ -229,7 +229,7 @@ class Run(Protocol):
         """``fun(run, item, *shared)`` for each of ``items [r]``; results are ``[r, ...]``."""
 
     def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
-        """``fun(run, otherwise, *args)`` where ``needed``, a bool scalar, is true; ``otherwise`` where it is not."""
+        """``fun(run, otherwise, *args)`` where the bool scalar ``needed`` is true, otherwise ``otherwise``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -412,7 +412,7 @@ def _search_components(run: Run, first: Searched, key: jax.Array, prepared: Prep
     estimate = run.call("components and map", _guided_estimate, runs, rows, estimate, config)
     estimate, trajectory = refine(run, key, SEARCH_STAGES, rows, estimate, trusting(config))
     evidence = run.call("evidence", _gather_evidence, keys["evidence"], prepared, estimate, config)
-    found = first.replace(estimate=estimate, evidence=evidence, trajectory=trajectory)
+    found = dataclasses.replace(first, estimate=estimate, evidence=evidence, trajectory=trajectory)
     return run.call("better search", _better_search, first, found, agreement)
 
 
@@ -429,10 +429,11 @@ def _guided_estimate(runs: ComponentRuns, rows: TwoSpaces, estimate: Estimate, c
 
 
 def _better_search(first: Searched, second: Searched, agreement: jax.Array) -> Searched:
-    used = ~(first.evidence.score >= second.evidence.score)
+    # A map that is not finite has no score, and replaces no other one.
+    used = (second.evidence.score > first.evidence.score) | ~jnp.isfinite(first.evidence.score)
     better = jax.tree.map(lambda a, b: jnp.where(used, b, a), first, second)
     info = ComponentsInfo(tried=jnp.ones((), bool), used=used, agreement=jnp.median(agreement))
-    return better.replace(components=info)
+    return dataclasses.replace(better, components=info)
 
 
 def order_by_score(evidence: Evidence) -> jax.Array:

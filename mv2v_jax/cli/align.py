@@ -31,6 +31,7 @@ from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.data.map_file import save_map
 from mv2v_jax.data.scan import RowStatistics, digest
 from mv2v_jax.ops.sharding import is_first
+from mv2v_jax.runs.compiled import TimedFit
 from mv2v_jax.runs.processes import all_or_none, check_same
 
 NOT_ALIGNED_EXIT = 3
@@ -95,7 +96,8 @@ def align_command(
     fit = run_fit(x, y, config, seed, restarts, settled, mesh, known)
     judged = judge_fit(fit, index_size)
     shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
-    run = {"preset": preset, "seed": seed, **judged, "settled": min(settled, restarts), "device": device_name()}
+    run = {"preset": preset, "seed": seed, **judged, "settled": min(settled, restarts)}
+    run |= {"second_search": _describe_second_search(fit), "device": device_name()}
     provenance: dict[str, Any] = {
         "config": dataclasses.asdict(config),
         "digest_x": of_x.digest,
@@ -120,6 +122,14 @@ def align_command(
             _print_next_steps(answer, x_file, y_file, output)
             print_facts({**facts, "map": output})
     return 0 if is_good or judged["verdict"] != Verdict.not_aligned.name else NOT_ALIGNED_EXIT
+
+
+def _describe_second_search(fit: TimedFit) -> str:
+    """Whether the chosen restart was searched again by independent components, and whether that gave its map."""
+    components = fit.result.best.info.components
+    if not components.tried:
+        return "not needed"
+    return "used" if components.used else "tried, not better"
 
 
 def _count_odd_rows(of_x: RowStatistics, of_y: RowStatistics) -> dict[str, Any]:

@@ -17,15 +17,18 @@ _KNEE, _CEILING = 1.0, 4.0
 
 def orthonormal_rows(matrix: jax.Array) -> jax.Array:
     """The nearest matrix with orthonormal rows to ``matrix [k, k]``, from products alone; zero rows stay zero."""
-    rows = matrix / jnp.maximum(jnp.linalg.norm(matrix, axis=1, keepdims=True), jnp.finfo(matrix.dtype).tiny)
+    # Zeros are divided by 1: XLA merges both divisions, and the product of two tiny divisors would be 0.
+    lengths = jnp.linalg.norm(matrix, axis=1, keepdims=True)
+    rows = matrix / jnp.where(lengths > 0, lengths, 1)
     # The fourth root of the sum of the fourth powers of the singular values is at least the largest of them.
-    rows = rows / jnp.maximum(jnp.sqrt(jnp.linalg.norm(rows @ rows.T)), jnp.finfo(matrix.dtype).tiny)
+    largest = jnp.sqrt(jnp.linalg.norm(rows @ rows.T))
+    rows = rows / jnp.where(largest > 0, largest, 1)
     return jax.lax.fori_loop(0, _NEWTON_STEPS, lambda _, u: 1.5 * u - 0.5 * (u @ u.T) @ u, rows)
 
 
 def live_columns(num_axes: int, num_live: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """1 for the first ``num_live`` of ``num_axes`` columns and 0 for the others: ``[num_axes]``."""
-    return (jnp.arange(num_axes) < num_live).astype(dtype)
+    return (jnp.arange(num_axes, dtype=jnp.int32) < num_live).astype(dtype)
 
 
 def find_axes(

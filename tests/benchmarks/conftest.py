@@ -8,10 +8,11 @@ from benchmarks import reference, speed
 from mv2v_jax import Config
 
 ANCHORS = {"num_sets": 3, "num_clusters": 4, "lloyd_steps": 3, "num_starts": 2, "search_steps": 5, "kept_sets": 2}
+FEW_STEPS = Config().replace(anchors=ANCHORS, components={"num_runs": 0}, annealing={"steps": 1})
 PRESETS = {
     "notebook": Config.notebook().replace(anchors=ANCHORS, published={"match_steps": 2, "cluster_steps": 0}),
-    "fast": Config().replace(anchors=ANCHORS, annealing={"steps": 1}, settling={"steps": 0, "whole_steps": 0}),
-    "default": Config().replace(anchors=ANCHORS, annealing={"steps": 1}, settling={"steps": 0, "whole_steps": 1}),
+    "fast": FEW_STEPS.replace(settling={"steps": 0, "whole_steps": 0}),
+    "default": FEW_STEPS.replace(settling={"steps": 0, "whole_steps": 1}),
 }
 SETTINGS = reference.Settings(
     num_sets=6, num_clusters=4, anchor_rows=300, num_starts=4, num_neighbors=5, steps=2, refine_clusters=20

@@ -10,6 +10,8 @@ SMALL = [
     *("--anchors-num-sets", "12", "--anchors-num-clusters", "12", "--anchors-rows", "300", "--anchors-num-starts", "4"),
     *("--anchors-search-steps", "20", "--anchors-kept-sets", "6"),
     *("--relative-rows", "200", "--relative-num-neighbors", "5"),
+    # Compiled and, on noise, tried for nothing.
+    *("--components-num-runs", "0"),
     *("--annealing-steps", "10", "--annealing-rows", "150", "--settling-steps", "2", "--settling-rows", "200"),
     # The map is a rotation, so that the right one is known.
     *("--whitening-power", "0", "--whitening-reliability-power", "0"),

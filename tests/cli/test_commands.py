@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from helpers import flags_of_users
 
 from mv2v_jax.cli import cli
+from mv2v_jax.cli.align import _describe_second_search
 from mv2v_jax.data.map_file import save_map
 from mv2v_jax.linear_map import Centering, LinearMap
 
@@ -29,13 +31,14 @@ def test_align_json(folder):
     lines = (folder / "align.json").read_text().splitlines()
     assert len(lines) == 1
     facts = json.loads(lines[0])
-    expected = {"n": 600, "m": 600, "d_x": 16, "d_y": 12, "preset": "default", "seed": 3, "verdict": "aligned"}
+    expected = {"n": 600, "m": 600, "d_x": 16, "d_y": 12, "preset": "default", "seed": 1, "verdict": "aligned"}
     assert {name: facts[name] for name in expected} == expected
     assert facts["seconds"] > 0
     assert facts["compile_seconds"] > 0
     assert np.isfinite(facts["score"])
     assert facts["device"].startswith("cpu")
     assert facts["zero_rows_x"] == facts["duplicate_rows_y"] == 0
+    assert facts["second_search"] == "not needed"
 
 
 def test_fields_of_the_json_line(folder):
@@ -46,7 +49,16 @@ def test_fields_of_the_json_line(folder):
         *("confidence", "estimated_top1", "score", "closeness", "local_structure", "local_closeness"),
         *("symmetry", "distinct"),
         *("restarts", "restart_scores", "restart_chosen", "restart_agreement", "settled"),
-        *("device", "zero_rows_x", "zero_rows_y", "duplicate_rows_x", "duplicate_rows_y", "mean_norm_x", "mean_norm_y"),
+        *(
+            "second_search",
+            "device",
+            "zero_rows_x",
+            "zero_rows_y",
+            "duplicate_rows_x",
+            "duplicate_rows_y",
+            "mean_norm_x",
+            "mean_norm_y",
+        ),
     ]
 
 
@@ -66,7 +78,7 @@ def test_align_answers_first_and_breaks_no_word_at_the_edge_of_a_terminal(folder
     """The verdict, then the next command, then the facts. Only a path that is wider than the terminal is wider."""
     output = f"{'a_long_folder/' * 8}the map.safetensors"
     (folder / output).parent.mkdir(parents=True)
-    arguments = ["align", "x.npy", "y.npy", "-o", output, "--seed", "3", *SMALL]
+    arguments = ["align", "x.npy", "y.npy", "-o", output, "--seed", "1", *SMALL]
     with open_terminal() as (theirs, read):
         process = subprocess.Popen(
             [sys.executable, "-m", "mv2v_jax", *arguments],
@@ -82,6 +94,7 @@ def test_align_answers_first_and_breaks_no_word_at_the_edge_of_a_terminal(folder
     text = "\n".join(lines)
     places = [text.index(part) for part in ("Verdict: ", "  mv2v apply ", "  mv2v evaluate ", "\nseconds ", output)]
     assert places[:-1] == sorted(places[:-1])
+    assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("second_search")] == ["not needed"]
     assert all(len(line) <= 80 or output in line for line in lines)
     assert lines[-1] == f"  {output}"
 
@@ -112,6 +125,30 @@ def test_a_verdict_that_is_not_aligned_is_said_and_written_and_exits_with_3(fold
     assert "hardly nearer to the other space than by chance" in why
 
 
+@pytest.mark.parametrize(
+    ("tried", "used", "expected"),
+    [(False, False, "not needed"), (True, False, "tried, not better"), (True, True, "used")],
+)
+def test_what_the_second_search_came_to_is_named(tried, used, expected):
+    components = SimpleNamespace(tried=np.asarray(tried), used=np.asarray(used))
+    best = SimpleNamespace(info=SimpleNamespace(components=components))
+    assert _describe_second_search(SimpleNamespace(result=SimpleNamespace(best=best))) == expected
+
+
+@pytest.mark.slow
+def test_a_second_search_is_shown_and_written(folder):
+    rng = np.random.default_rng(0)
+    for name, columns in (("odd_x", 8), ("odd_y", 7)):
+        np.save(folder / f"{name}.npy", rng.normal(size=(600, columns)).astype(np.float32))
+    more = ("--components-num-runs", 2, "--components-ica-steps", 5, "--components-match-steps", 5)
+    fit = ("align", "odd_x.npy", "odd_y.npy", "-o", "odd_two.safetensors", "--json", "--accept", *SMALL, *more)
+    done = run(*fit, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["second_search"]
+    assert found in ("used", "tried, not better")
+    assert json.loads(info(folder / "odd_two.safetensors", "--json"))["second_search"] == found
+
+
 def test_a_single_restart_is_uncertain_which_warns_and_exits_with_0(folder):
     done = run("align", "x.npy", "y.npy", "-o", "one.safetensors", "--restarts", 1, *SMALL, cwd=folder)
     assert done.returncode == 0
@@ -126,7 +163,7 @@ def test_a_folder_of_shards_gives_the_map_of_one_file(folder):
         (folder / f"{name}_shards").mkdir()
         for part, shard in enumerate(np.array_split(np.load(folder / f"{name}.npy"), 7)):
             np.save(folder / f"{name}_shards" / f"{part}.npy", shard)
-    arguments = ("x_shards", "y_shards", "-o", "shards.safetensors", "--json", "--accept", "--seed", 3, *SMALL)
+    arguments = ("x_shards", "y_shards", "-o", "shards.safetensors", "--json", "--accept", "--seed", 1, *SMALL)
     done = run("align", *arguments, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     found, expected = (json.loads(text) for text in (done.stdout, (folder / "align.json").read_text()))
@@ -150,7 +187,7 @@ def test_map_holds_its_provenance(folder):
     done = run("info", "map.safetensors", "--json", cwd=folder)
     facts = json.loads(done.stdout)
     assert facts["W"] == [16, 12]
-    assert facts["seed"] == "3"
+    assert facts["seed"] == "1"
     assert json.loads(facts["config"])["anchors"]["num_clusters"] == 12
     assert len(facts["digest_x"]) == len(facts["digest_y"]) == 64
     assert facts["digest_x"] != facts["digest_y"]
