@@ -29,9 +29,11 @@ from mv2v_jax.alignment.match_relative import first_estimate
 from mv2v_jax.alignment.refine_annealed import (
     again_steps,
     annealing_length,
+    guided_steps,
     refine_annealed,
     refine_annealed_again,
     refine_csls,
+    refine_guided,
     refine_whole,
     trusting,
 )
@@ -298,7 +300,7 @@ SEARCH_STAGES = (
 # Between two votes of the independent components.
 REFINE_COMPONENTS = Stage("refine_components", annealing_length, refine_annealed)
 # After the components have voted with the map as a guide.
-REFINE_GUIDED = Stage("refine_guided", annealing_length, refine_annealed)
+REFINE_GUIDED = Stage("refine_guided", guided_steps, refine_guided)
 # These see all rows, the held-out ones among them: the evidence has been gathered by then.
 SETTLING_STAGES = (
     Stage("refine_annealed_again", again_steps, refine_annealed_again),
@@ -504,9 +506,8 @@ def _guide(run: Run, estimate: Estimate, key: jax.Array, prepared: Prepared, con
     keys, rows = split_keys(key), prepared.fitted
     _, runs = run.scan("components", _some_runs, None, config.components.guided_runs, keys["guide"], rows, config)
     estimate = run.call("components and map", _guided_estimate, runs, rows, estimate, config)
-    num_steps = annealing_length(rows.num_rows, config)
-    arguments = (keys["refine_guided"], rows, trusting(config))
-    return run.scan(REFINE_GUIDED.name, REFINE_GUIDED.advance, estimate, num_steps, *arguments)[0]
+    stage, num_steps = REFINE_GUIDED, guided_steps(rows.num_rows, config)
+    return run.scan(stage.name, stage.advance, estimate, num_steps, keys["refine_guided"], rows, config)[0]
 
 
 def _extend(estimate: Estimate, subspace: Subspace) -> Estimate:
