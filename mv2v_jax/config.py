@@ -97,7 +97,7 @@ class ComponentsConfig(Settings):
         4, "Runs that match axes once more, guided by the chosen map, where the second search was not used."
     )
     below: float = number(
-        0.24, "The second search runs where the closeness of the first one, at the finest scale, is less.", high=10.0
+        0.22, "The second search runs where the closeness of the first one, at the finest scale, is less.", high=10.0
     )
 
 
