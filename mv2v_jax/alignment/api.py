@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mv2v_jax.alignment.components import component_numbers
 from mv2v_jax.alignment.fit import AlignResult, Inline, fit, order_by_score, searched_maps
 from mv2v_jax.alignment.score import Evidence
 from mv2v_jax.alignment.space import num_held_out
@@ -252,10 +253,14 @@ def prepare_restarts(
 
 
 def search_bytes(num_rows: int, num_dims: int, config: Config) -> int:
-    """Upper bound of a search's memory in bytes, without the shared rows; XLA's own count is 0.7 to 0.85 of it."""
+    """Upper bound of a search's memory in bytes, without the shared rows; XLA's own count is 0.7 to 0.85 of it.
+
+    Searches side by side compute the second search as well, see `Inline.when`.
+    """
     similarities = min(BLOCK_ENTRIES, BLOCK_ROWS * num_rows)
     drawn = min(num_rows, max(config.anchors.rows, config.annealing.rows, config.published.match_rows))
-    return 4 * (3 * similarities + 12 * drawn * num_dims)
+    components = component_numbers(num_rows, num_dims, config.components) if config.components.num_runs else 0
+    return 4 * (3 * similarities + 12 * drawn * num_dims + components)
 
 
 def restart_batch(num_restarts: int, num_rows: int, num_dims: int, config: Config, mesh: Mesh | None = None) -> int:

@@ -109,6 +109,13 @@ def max_axes(rows: TwoSpaces) -> int:
     return min(max(wanted, _MIN_AXES), _MAX_AXES, rows.x.shape[1], rows.y.shape[1])
 
 
+def component_numbers(num_rows: int, num_dims: int, config: ComponentsConfig) -> int:
+    """Upper bound of the numbers that all runs hold at once: rows of one run, kernels of all runs and starts."""
+    num_axes = min(_MAX_AXES, num_dims)
+    rows = 6 * min(num_rows, _MAX_ROWS) * num_axes
+    return rows + (config.num_runs * 24 + config.num_starts * 16) * num_axes**2
+
+
 def _correlation(a: jax.Array, b: jax.Array) -> jax.Array:
     """Correlation of the columns of ``a`` and ``b``, ``[n, k]``: ``[k, k]``; 0 for constant columns."""
     tiny = jnp.finfo(a.dtype).tiny
