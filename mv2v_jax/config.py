@@ -85,7 +85,7 @@ class RelativeConfig(Settings):
 class ComponentsConfig(Settings):
     """The second search, from independent components, for data on which the first one falls short."""
 
-    num_runs: int = count(18, "Runs of independent component analysis; 0 leaves the second search out.")
+    num_runs: int = count(18, "Runs of independent component analysis; 0 leaves the second search and guided runs out.")
     ica_steps: int = count(30, "Steps of each independent component analysis.", low=1)
     num_starts: int = count(12, "Starts of the matching of axes per run.", low=1)
     match_steps: int = count(60, "Steps per start of the matching of axes.", low=1)

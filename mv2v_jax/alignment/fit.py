@@ -491,7 +491,9 @@ def _settle_one(run: Run, number: jax.Array, keys: jax.Array, searched: Search, 
     """Settle the search of one number on all rows, in all directions: its `Estimate` and its trajectory."""
     found, prepared = jax.tree.map(lambda leaf: leaf[number], searched.found), searched.prepared
     estimate = found.estimate
-    if config.components.guided_runs and not estimate.is_map:
+    # Known pairs guide better than components, and are part of every later step.
+    is_guided = config.components.num_runs and config.components.guided_runs and prepared.fitted.seeds is None
+    if is_guided and not estimate.is_map:
         estimate = run.when(~found.components.used, _guide, estimate, keys[number], prepared, config)
     extended = run.call("extend", _extend, estimate, prepared.subspace)
     return refine(run, keys[number], SETTLING_STAGES, join_spaces(prepared.source, prepared.target), extended, config)

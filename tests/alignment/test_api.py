@@ -16,6 +16,7 @@ from mv2v_jax.alignment.api import check_restarts, restart_batch, search_bytes
 from mv2v_jax.alignment.estimate import Estimate
 from mv2v_jax.alignment.fit import (
     SETTLING_STAGES,
+    ComponentsInfo,
     Inline,
     Prepared,
     Searched,
@@ -140,7 +141,10 @@ def choice_of(matrices, score):
     evidence = Evidence(**{field.name: jnp.asarray(score) for field in dataclasses.fields(Evidence)})
     nothing = jnp.zeros(len(score))
     anchors = AnchorInfo(objective=nothing, agreement=nothing, kept=nothing)
-    found = Searched(estimate=make_estimate(matrices), evidence=evidence, trajectory={}, anchors=anchors)
+    components = ComponentsInfo(tried=nothing, used=nothing, agreement=nothing)
+    found = Searched(
+        estimate=make_estimate(matrices), evidence=evidence, trajectory={}, anchors=anchors, components=components
+    )
     rows = TwoSpaces(x=jnp.eye(3), y=jnp.eye(3))
     unused = {field.name: None for field in dataclasses.fields(Prepared)}
     return choose(found, Prepared(**{**unused, "fitted": rows}), small_config())

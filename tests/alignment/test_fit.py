@@ -10,7 +10,7 @@ from helpers import assert_trees_close, make_estimate, make_spaces, planted_clou
 
 from mv2v_jax import Verdict, align, apply
 from mv2v_jax.alignment.fit import SETTLING_STAGES, Inline, prepare, refine, search_once, split_keys
-from mv2v_jax.alignment.refine_annealed import again_steps, refine_annealed, refine_annealed_again
+from mv2v_jax.alignment.refine_annealed import again_steps, guided_steps, refine_annealed_again, refine_guided
 from mv2v_jax.alignment.score import gather_evidence, judge
 from mv2v_jax.alignment.space import TwoSpaces, fit_space, hold_out, join_spaces
 from mv2v_jax.alignment.whitening import fit_whitening, map_from_cross, whiten_map
@@ -247,7 +247,7 @@ def test_annealing_again_sees_twice_the_directions_of_the_search():
         axes_x, axes_y = (np.linalg.svd(rows)[2][:4].T for rows in (x, y))
         restricted = make_estimate(axes_x.T @ start @ axes_y)
         seen = make_spaces(unit(x @ axes_x), unit(y @ axes_y))
-        expected = refine_annealed(key, seen, restricted, config=config, steps=jnp.array([4, 5, 6, 7]))
+        expected = refine_guided(key, seen, restricted, config=more_rows(config))
     assert not found.estimate.is_map
     np.testing.assert_allclose(
         found.estimate.matrix, axes_x @ np.asarray(expected.estimate.matrix) @ axes_y.T, atol=1e-8
@@ -255,12 +255,20 @@ def test_annealing_again_sees_twice_the_directions_of_the_search():
     np.testing.assert_allclose(found.objective, expected.objective, atol=1e-8)
 
 
-def test_annealing_again_is_the_second_half():
+def more_rows(config):
+    """The config whose annealed refinement draws as many rows as annealing again, in as many steps."""
+    # More rows per step are a larger share of these few, for which more steps are taken.
+    changed = config.replace(annealing={"rows": 2 * config.annealing.rows, "steps": config.annealing.steps // 2})
+    assert guided_steps(53, changed) == guided_steps(53, config) == 4
+    return changed
+
+
+def test_annealing_again_trusts_weak_directions_and_draws_more_rows():
     planted, key = small_clouds(), jax.random.key(2)
     rows = make_spaces(*(fit_space(jnp.asarray(cloud)).rows for cloud in (planted.x, planted.y)))
     start = make_estimate(planted.W, dtype=jnp.float32)
     found = refine_annealed_again(key, rows, start, config=SMALL)
-    expected = refine_annealed(key, rows, start, config=SMALL, steps=jnp.array([4, 5, 6, 7]))
+    expected = refine_guided(key, rows, start, config=more_rows(SMALL))
     assert_trees_close(found, expected)
     first = refine_annealed_again(key, rows, start, config=SMALL, steps=jnp.array([0, 1]))
     second = refine_annealed_again(key, rows, first.estimate, config=SMALL, steps=jnp.array([2, 3]))
