@@ -28,6 +28,9 @@ from mv2v_jax.ops.soft_matching import Kernels, balance, match_confidence, match
 # Number of axes: a multiple of the square root of the number of rows, between these bounds. Fewer rows estimate fewer
 # axes, and beyond the bound few axes are shared.
 _AXES_PER_ROOT, _MIN_AXES, _MAX_AXES = 1.05, 24, 128
+# From so many rows on, components correct a map that clusters led to. With 8,000 rows this gains or does nothing, with
+# 3,000 it costs a little, and with 1,500, which give 40 axes, it loses the map.
+MIN_GUIDED_ROWS = 5_000
 # Runs take different multiples, because the best one differs between data sets and wrong matches differ between runs.
 _MULTIPLES = (0.8, 1.0, 1.25)
 # Share of the rows that a run sees, and their maximum number.

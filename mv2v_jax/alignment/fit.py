@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from mv2v_jax.alignment.anchors import AnchorInfo, AnchorSets, match_anchor_sets, select_anchors
 from mv2v_jax.alignment.components import (
+    MIN_GUIDED_ROWS,
     ComponentRuns,
     estimate_from_runs,
     run_components,
@@ -491,12 +492,16 @@ def _settle_one(run: Run, number: jax.Array, keys: jax.Array, searched: Search, 
     """Settle the search of one number on all rows, in all directions: its `Estimate` and its trajectory."""
     found, prepared = jax.tree.map(lambda leaf: leaf[number], searched.found), searched.prepared
     estimate = found.estimate
-    # Known pairs guide better than components, and are part of every later step.
-    is_guided = config.components.num_runs and config.components.guided_runs and prepared.fitted.seeds is None
-    if is_guided and not estimate.is_map:
+    if _is_guided(prepared, config) and not estimate.is_map:
         estimate = run.when(~found.components.used, _guide, estimate, keys[number], prepared, config)
     extended = run.call("extend", _extend, estimate, prepared.subspace)
     return refine(run, keys[number], SETTLING_STAGES, join_spaces(prepared.source, prepared.target), extended, config)
+
+
+def _is_guided(prepared: Prepared, config: Config) -> bool:
+    """Whether components vote on the chosen map, which needs many rows; known pairs guide better than components."""
+    is_wanted = bool(config.components.num_runs and config.components.guided_runs)
+    return is_wanted and prepared.fitted.num_rows >= MIN_GUIDED_ROWS and prepared.fitted.seeds is None
 
 
 def _guide(run: Run, estimate: Estimate, key: jax.Array, prepared: Prepared, config: Config) -> Estimate:
