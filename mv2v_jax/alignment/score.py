@@ -351,7 +351,7 @@ _SHARE_MIDPOINT, _SHARE_SLOPE = 0.18, 40.0
 # good as a right map: the data is ambiguous. From the third one on, the chosen one may be right and the other wrong.
 _DIFFERENT, _AS_GOOD, _MAYBE_GOOD = 0.2, 0.3, 0.17
 # Clouds below these values are symmetric, have no structure among neighbours, or share none; see `Evidence`.
-MIN_SYMMETRY, MIN_LOCAL_STRUCTURE, MIN_LOCAL_CLOSENESS = 0.5, 0.12, 0.14
+MIN_SYMMETRY, MIN_LOCAL_STRUCTURE, MIN_LOCAL_CLOSENESS = 0.5, 0.12, 0.17
 # Without fine structure, the closeness of the two coarsest scales is the reason: below the first value the geometries
 # differ, below the second one the distributions do.
 _SAME_GEOMETRY, _SAME_DISTRIBUTION = 0.3, 0.45
