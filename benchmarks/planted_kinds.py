@@ -301,8 +301,8 @@ def _permuted(make: Callable[[np.random.Generator, int], np.ndarray]) -> Kind:
     return kind
 
 
-def _topics_only(num: int, width: float) -> Kind:
-    """Topics correspond; the texts of a topic have a geometry of their own on each side."""
+def _other_texts(num: int, width: float, *, per_topic: bool) -> Kind:
+    """Topics correspond; their texts have a geometry of their own on each side, for every topic or for all of them."""
 
     def kind(rng, num_rows):
         centers = rng.normal(size=(num, DIMS)) * spectrum(0.4)
@@ -311,23 +311,9 @@ def _topics_only(num: int, width: float) -> Kind:
         for turn in (np.eye(DIMS), rotation(rng)):
             texts = dictionary(rng, num_rows)
             texts = (texts - texts.mean(0)) / texts.std() * centers.std() * width
-            local = np.stack([rotation(rng) for _ in range(num)])
-            sides.append((centers[which] + np.einsum("nd,nde->ne", texts, local[which])) @ turn)
-        return tuple(sides)
-
-    return kind
-
-
-def _topics_same_texts(num: int, width: float) -> Kind:
-    """As above, with one geometry of the texts for all topics, which is another one on the other side."""
-
-    def kind(rng, num_rows):
-        centers = rng.normal(size=(num, DIMS)) * spectrum(0.4)
-        which = zipf(rng, num, num_rows, 0.5)
-        sides = []
-        for turn in (np.eye(DIMS), rotation(rng)):
-            texts = dictionary(rng, num_rows)
-            texts = (texts - texts.mean(0)) / texts.std() * centers.std() * width
+            if per_topic:
+                local = np.stack([rotation(rng) for _ in range(num)])
+                texts = np.einsum("nd,nde->ne", texts, local[which])
             sides.append((centers[which] + texts) @ turn)
         return tuple(sides)
 
@@ -368,10 +354,10 @@ WRONG: dict[str, Kind] = {
     "elliptic": _elliptic,
     "permuted dictionary": _permuted(dictionary),
     "permuted hierarchy": _permuted(hierarchy),
-    "topics only, 3": _topics_only(3, 0.6),
-    "topics only, 20": _topics_only(20, 0.6),
-    "topics, other texts, 3": _topics_same_texts(3, 0.6),
-    "topics, other texts, 30": _topics_same_texts(30, 0.6),
+    "topics only, 3": _other_texts(3, 0.6, per_topic=True),
+    "topics only, 20": _other_texts(20, 0.6, per_topic=True),
+    "topics, other texts, 3": _other_texts(3, 0.6, per_topic=False),
+    "topics, other texts, 30": _other_texts(30, 0.6, per_topic=False),
     "topics, other words, 60": _many_topics_other_words(60),
     "topics, other words, 200": _many_topics_other_words(200),
 }

@@ -20,7 +20,7 @@ from mv2v_jax.alignment.estimate import Estimate
 from mv2v_jax.alignment.space import TwoSpaces
 from mv2v_jax.config import ComponentsConfig
 from mv2v_jax.ops.ica import find_axes, live_columns
-from mv2v_jax.ops.linalg import scale_to_norm
+from mv2v_jax.ops.linalg import eigh_descending, scale_to_norm
 from mv2v_jax.ops.pytree import pytree
 from mv2v_jax.ops.sampling import draw_rows, order_rows
 from mv2v_jax.ops.soft_matching import Kernels, balance, match_confidence, match_softly, standardize
@@ -28,8 +28,8 @@ from mv2v_jax.ops.soft_matching import Kernels, balance, match_confidence, match
 # Number of axes: a multiple of the square root of the number of rows, between these bounds. Fewer rows estimate fewer
 # axes, and beyond the bound few axes are shared.
 _AXES_PER_ROOT, _MIN_AXES, _MAX_AXES = 1.05, 24, 128
-# From so many rows on, components correct a map that clusters led to. With 8,000 rows this gains or does nothing, with
-# 3,000 it costs a little, and with 1,500, which give 40 axes, it loses the map.
+# Fewest rows with which components correct a map that clusters led to. With 8,000 rows the map gets better or stays as
+# good; with 3,000 it gets a little worse; with 1,500, which give 40 axes, it is lost.
 MIN_GUIDED_ROWS = 5_000
 # Runs take different multiples, because the best one differs between data sets and wrong matches differ between runs.
 _MULTIPLES = (0.8, 1.0, 1.25)
@@ -41,7 +41,7 @@ _MIN_VARIANCE = 1e-6
 _TAILS = tuple(0.25 * step for step in range(17))
 # Strengths of the random part of the first plans, and powers of the part that tails and sorted kernels give.
 _NOISE, _POWERS = (0.3, 2.0), (0.5, 1.0, 2.0)
-# A matched axis counts by how far its confidence is above that of a wrong match.
+# Confidence of a wrong match: a matched axis counts by what it has above this.
 _CONFIDENCE = 0.2
 # Sharpness of the plans that the sum of the other runs and a refined map start a run from.
 _OTHERS_SHARPNESS, _MAP_SHARPNESS = 2.0, 4.0
@@ -64,7 +64,7 @@ class Axes:
 
 @pytree
 class ComponentRuns:
-    """Runs of `match_components` before they vote; every leaf ``[r, ...]``.
+    """Runs of `run_components`; every leaf ``[r, ...]``.
 
     Attributes:
         x: `Axes` of the source.
@@ -96,8 +96,7 @@ class Whitened:
 
 def whiten(rows: jax.Array) -> Whitened:
     """`Whitened` of centred ``rows [n, d]``; directions without variance become zero."""
-    variance, directions = jnp.linalg.eigh(rows.T @ rows / rows.shape[0])
-    variance, directions = variance[::-1], directions[:, ::-1]
+    variance, directions = eigh_descending(rows.T @ rows / rows.shape[0])
     deviation = jnp.sqrt(jnp.maximum(variance, jnp.finfo(rows.dtype).tiny))
     present = variance > _MIN_VARIANCE * variance[0]
     return Whitened(

@@ -53,6 +53,7 @@ from mv2v_jax.alignment.whitening import fit_whitening, map_from_cross, whiten_m
 from mv2v_jax.config import Config
 from mv2v_jax.data.padding import PaddedRows
 from mv2v_jax.linear_map import LinearMap
+from mv2v_jax.ops.linalg import cosines
 from mv2v_jax.ops.pytree import pytree
 from mv2v_jax.ops.sharding import RESTART, all_gather, shard
 
@@ -410,8 +411,7 @@ def _search_components(run: Run, first: Searched, key: jax.Array, prepared: Prep
     _, runs = run.scan("components", _some_runs, None, config.components.num_runs, keys["components"], rows, config)
     runs, _ = run.scan("component votes", _vote_rounds, runs, config.components.rounds, config)
     estimate, agreement = run.call("components to map", estimate_from_runs, runs, rows)
-    stage, num_steps = REFINE_COMPONENTS, annealing_length(rows.num_rows, config)
-    estimate, _ = run.scan(stage.name, stage.advance, estimate, num_steps, keys["refine_components"], rows, config)
+    estimate, _ = refine(run, key, (REFINE_COMPONENTS,), rows, estimate, config)
     estimate = run.call("components and map", _guided_estimate, runs, rows, estimate, config)
     estimate, trajectory = refine(run, key, SEARCH_STAGES, rows, estimate, trusting(config))
     evidence = run.call("evidence", _gather_evidence, keys["evidence"], prepared, estimate, config)
@@ -449,8 +449,7 @@ def map_agreement(maps: jax.Array, x: jax.Array) -> jax.Array:
     """Cosine between the mapped rows ``x [n, d_x]`` of every two of ``maps [r, d_x, d_y]``: ``[r, r]``."""
     moved = jnp.einsum("ab,rbc->rac", x.T @ x / x.shape[0], maps)
     inner = jnp.einsum("rac,sac->rs", moved, maps)
-    lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(inner), jnp.finfo(maps.dtype).tiny))
-    return inner / (lengths[:, None] * lengths[None])
+    return cosines(inner)
 
 
 def agreement_with_others(agreement: jax.Array, chosen: jax.Array) -> jax.Array | None:
@@ -513,8 +512,7 @@ def _guide(run: Run, estimate: Estimate, key: jax.Array, prepared: Prepared, con
     keys, rows = split_keys(key), prepared.fitted
     _, runs = run.scan("components", _some_runs, None, config.components.guided_runs, keys["guide"], rows, config)
     estimate = run.call("components and map", _guided_estimate, runs, rows, estimate, config)
-    stage, num_steps = REFINE_GUIDED, guided_steps(rows.num_rows, config)
-    return run.scan(stage.name, stage.advance, estimate, num_steps, keys["refine_guided"], rows, config)[0]
+    return refine(run, key, (REFINE_GUIDED,), rows, estimate, config)[0]
 
 
 def _extend(estimate: Estimate, subspace: Subspace) -> Estimate:

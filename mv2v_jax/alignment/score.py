@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from mv2v_jax.alignment.space import TwoSpaces
 from mv2v_jax.ops.knn import nearness, top_neighbors
+from mv2v_jax.ops.linalg import cosines, eigh_descending
 from mv2v_jax.ops.masked import unit_rows
 from mv2v_jax.ops.pytree import pytree
 
@@ -135,12 +136,8 @@ def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: j
     spaces = (held_out.x, fitted.x), (held_out.y, fitted.y)
     local_structure, local_closeness = _local_evidence(keys[0], unit_rows(fitted.x[:_LOCAL_ROWS] @ W), fitted.y)
     return Evidence(
+        **found._asdict(),
         cross=found.cross_each.mean(),
-        cross_each=found.cross_each,
-        within=found.within,
-        null=found.null,
-        null_deviation=found.null_deviation,
-        closeness=found.closeness,
         local_structure=local_structure,
         local_closeness=local_closeness,
         symmetry=jnp.minimum(*[_symmetry(keys[0], rows) for _, rows in spaces]),
@@ -194,8 +191,8 @@ def _compare(
 
 def _principal_directions(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Principal directions of ``rows [n, d]``, largest variance first, ``[d, d]``; and how many of them are used."""
-    spectrum, directions = jnp.linalg.eigh(rows.T @ rows)
-    return directions[:, ::-1], jnp.sum(spectrum > _MIN_VARIANCE * spectrum.mean(), dtype=jnp.int32)
+    spectrum, directions = eigh_descending(rows.T @ rows)
+    return directions, jnp.sum(spectrum > _MIN_VARIANCE * spectrum.mean(), dtype=jnp.int32)
 
 
 def _nearness(queries: jax.Array, bank: jax.Array) -> jax.Array:
@@ -244,8 +241,8 @@ def _local_evidence(key: jax.Array, mapped: jax.Array, target: jax.Array) -> tup
 def _symmetry(key: jax.Array, rows: jax.Array) -> jax.Array:
     """Smallest loss of closeness under simple transformations, per moved variance; see `Evidence.symmetry`."""
     queries, bank = rows[::2][:_SYMMETRY_ROWS], rows[1::2][:_SYMMETRY_BANK_ROWS]
-    spectrum, directions = jnp.linalg.eigh(bank.T @ bank)
-    queries, bank, spectrum = queries @ directions[:, ::-1], bank @ directions[:, ::-1], spectrum[::-1]
+    spectrum, directions = eigh_descending(bank.T @ bank)
+    queries, bank = queries @ directions, bank @ directions
     variance = spectrum / (spectrum.sum() + jnp.finfo(bank.dtype).tiny)
     num_dims = queries.shape[1]
     numbers = jnp.arange(min(_NUM_FLIPS, num_dims))
@@ -496,5 +493,4 @@ def fine_agreement(maps: jax.Array, x: jax.Array) -> jax.Array:
     is_finer = (place >= num_used // 4) & (place < num_used)
     finer = jnp.einsum("ab,rac->rbc", jnp.where(is_finer[None], directions, 0), maps)
     inner = jnp.einsum("rbc,sbc->rs", finer, finer)
-    lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(inner), jnp.finfo(maps.dtype).tiny))
-    return inner / (lengths[:, None] * lengths[None])
+    return cosines(inner)

@@ -155,6 +155,24 @@ def procrustes(x: jax.Array, y: jax.Array) -> jax.Array:
     return polar(x.T @ y)
 
 
+def eigh_descending(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Eigenvalues ``[d]`` of a symmetric ``matrix [d, d]``, the largest first, and their vectors as columns ``[d, d]``.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> eigh_descending(jnp.diag(jnp.array([1.0, 2.0])))[0].tolist()
+        [2.0, 1.0]
+    """
+    values, vectors = jnp.linalg.eigh(matrix)
+    return values[::-1], vectors[:, ::-1]
+
+
+def cosines(inner: jax.Array) -> jax.Array:
+    """Cosines ``[r, r]`` from the inner products ``[r, r]`` of vectors with each other."""
+    lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(inner), jnp.finfo(inner.dtype).tiny))
+    return inner / (lengths[:, None] * lengths[None])
+
+
 def svd_from_gram(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Thin SVD of ``matrix [a, b]`` by an eigendecomposition of its smaller Gram matrix: less than half the time.
 
@@ -172,8 +190,7 @@ def svd_from_gram(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     if matrix.shape[0] < matrix.shape[1]:
         u, singular, vt = svd_from_gram(matrix.T)
         return vt.T, singular, u.T
-    squared, v = jnp.linalg.eigh(matrix.T @ matrix)
-    squared, v = squared[::-1], v[:, ::-1]
+    squared, v = eigh_descending(matrix.T @ matrix)
     smallest = jnp.maximum(squared[0] * jnp.finfo(matrix.dtype).eps ** 2, jnp.finfo(matrix.dtype).tiny)
     singular = jnp.sqrt(jnp.maximum(squared, smallest))
     return (matrix @ v) / singular[None], singular, v.T

@@ -1,4 +1,4 @@
-"""A stage that is added to the driver runs in every way to fit: nobody else orchestrates."""
+"""A stage that is added to the driver runs in every way to fit, because nothing else puts stages in order."""
 
 import jax
 import jax.numpy as jnp
