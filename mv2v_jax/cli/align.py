@@ -24,10 +24,9 @@ from mv2v_jax.cli.options import (
     with_devices,
 )
 from mv2v_jax.cli.output import print_command, print_facts, print_text
-from mv2v_jax.cli.shared import device_name, lay_out, read_pairs, read_rows, run_fit
+from mv2v_jax.cli.shared import check_output, device_name, lay_out, read_pairs, read_rows, run_fit
 from mv2v_jax.cli.verdict_text import describe_verdict, judge_fit, lacks_rows
 from mv2v_jax.config import Config
-from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.data.map_file import save_map
 from mv2v_jax.data.scan import RowStatistics, digest
 from mv2v_jax.ops.sharding import is_first
@@ -89,7 +88,8 @@ def align_command(
     and with the reason for it. The verdict uses no known pair either. The exit code is 3 if it is not_aligned.
     """
     mesh = lay_out(restarts, devices)
-    all_or_none(lambda: check_writable(output) if is_first() else None)
+    sources = (x_file, y_file, *(pairs or ()))
+    all_or_none(lambda: check_output(output, ".safetensors", *sources) if is_first() else None)
     check_same({"options": (config, seed, restarts, settled, devices.row_devices)})
     (x, of_x), (y, of_y) = (read_rows(file, config) for file in (x_file, y_file))
     known = read_pairs(pairs, x, y)

@@ -8,8 +8,7 @@ from mv2v_jax.alignment.score import Verdict
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import flag, option, output_option
 from mv2v_jax.cli.output import print_text, progress_bar
-from mv2v_jax.cli.shared import load_rows
-from mv2v_jax.data.atomic_files import check_writable
+from mv2v_jax.cli.shared import check_output, load_rows
 from mv2v_jax.data.formats import file_of
 from mv2v_jax.data.map_file import load_map
 from mv2v_jax.linear_map import Frame, invert
@@ -53,10 +52,10 @@ def apply_command(
     X may have any number of rows; the output has the dtype of X. A killed run continues with --resume and ends with
     the same file.
     """
+    check_output(output, ".npy", map_file, x_file)
     linear_map, metadata = load_map(map_file)
     if inverse:
         linear_map = invert(linear_map)
-    check_writable(output)
     d_x, d_y = linear_map.W.shape
     x = load_rows(x_file, d_x, f"{map_file}{' inverted' if inverse else ''}")
     n = x.shape[0]

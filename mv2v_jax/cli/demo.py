@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import click
+import numpy as np
 
 from mv2v_jax.cli.evaluate import METRIC_NOTES, score_map
 from mv2v_jax.cli.help import Command
@@ -14,6 +15,8 @@ from mv2v_jax.cli.verdict_text import describe_verdict, judge_fit
 from mv2v_jax.config import Config
 from mv2v_jax.data.atomic_files import save_npy
 from mv2v_jax.data.demo import DemoData, load_demo_data
+from mv2v_jax.data.row_files import open_rows
+from mv2v_jax.errors import InputError
 from mv2v_jax.evaluation.metrics import oracle
 
 
@@ -70,5 +73,17 @@ def demo_command(seed: int, restarts: int, export: Path | None, as_json: bool) -
 
 def _export(data: DemoData, folder: Path) -> None:
     make_folder(folder, "--export")
-    for name in ("x", "y", "x_eval", "y_eval"):
-        save_npy(folder / f"{name}.npy", getattr(data, name))
+    files = {folder / f"{name}.npy": getattr(data, name) for name in ("x", "y", "x_eval", "y_eval")}
+    for path, rows in files.items():
+        if path.exists() and not _holds(path, rows):
+            raise InputError(f"--export: {path} must not exist, found a file with other rows; name another folder")
+    for path, rows in files.items():
+        save_npy(path, rows)
+
+
+def _holds(path: Path, rows: np.ndarray) -> bool:
+    """Whether a file holds these rows; false if it cannot be read."""
+    try:
+        return np.array_equal(open_rows(path), rows)
+    except InputError:
+        return False

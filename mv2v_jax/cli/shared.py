@@ -11,8 +11,10 @@ from jax.sharding import Mesh
 from mv2v_jax.cli.options import Devices
 from mv2v_jax.cli.output import progress_bar
 from mv2v_jax.config import Config
+from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.data.checks import check_pairs, check_shape
-from mv2v_jax.data.formats import load_embeddings
+from mv2v_jax.data.formats import file_of, load_embeddings
+from mv2v_jax.data.output_paths import check_apart, check_suffix
 from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.data.scan import CheckedRows, RowStatistics
 from mv2v_jax.errors import InputError
@@ -42,6 +44,13 @@ def lay_out(restarts: int, devices: Devices) -> Mesh | None:
             )
         return None
     return make_mesh(restarts, row_devices=devices.row_devices)
+
+
+def check_output(output: Path, suffix: str, *sources: str) -> None:
+    """Raise `InputError` if ``output`` cannot be written, lacks the suffix, or would overwrite what is read."""
+    check_writable(output)
+    check_suffix(output, suffix)
+    check_apart(output, map(file_of, sources))
 
 
 def read_rows(source: str, config: Config) -> tuple[CheckedRows, RowStatistics]:

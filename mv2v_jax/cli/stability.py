@@ -27,6 +27,8 @@ from mv2v_jax.cli.output import print_command, print_table, print_text, progress
 from mv2v_jax.cli.shared import lay_out, read_pairs, read_rows
 from mv2v_jax.cli.verdict_text import describe_verdict
 from mv2v_jax.config import Config
+from mv2v_jax.data.formats import file_of
+from mv2v_jax.data.output_paths import check_apart
 from mv2v_jax.errors import InputError
 from mv2v_jax.ops.sharding import RESTART, is_first
 from mv2v_jax.runs.processes import all_or_none, check_same
@@ -134,6 +136,8 @@ def stability_command(
     if plots:
         check_plotting()
     mesh = lay_out(chunk or restarts, devices)
+    sources = [file_of(source) for source in (x_file, y_file, *(pairs or ()))]
+    all_or_none(lambda: check_apart(output, sources) if is_first() else None)
     chunk = chunk or _CHUNK * (1 if mesh is None else mesh.shape[RESTART])
     (x, _), (y, _) = (read_rows(file, config) for file in (x_file, y_file))
     plan = Plan(

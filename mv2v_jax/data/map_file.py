@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from mv2v_jax.data.atomic_files import atomic_path
 from mv2v_jax.data.checks import check_finite
+from mv2v_jax.data.output_paths import check_suffix
 from mv2v_jax.errors import InputError, first_line
 from mv2v_jax.linear_map import Centering, LinearMap
 from mv2v_jax.version import __version__
@@ -29,7 +30,7 @@ def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] |
     """Write a map as safetensors: tensors ``W``, ``mean_x``, ``mean_y``, ``scale_x``, ``scale_y``, and metadata.
 
     Args:
-        path: file to write; it is written whole or not at all.
+        path: file to write, ending in ``.safetensors``; it is written whole or not at all.
         linear_map: a `LinearMap` of one map: ``W [d_x, d_y]``, means ``[d_x]`` and ``[d_y]``, scalar scales. The file
             keeps their dtypes.
         metadata: facts about the map, for example its verdict; any value that JSON can hold. Text is stored as it is,
@@ -46,6 +47,7 @@ def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] |
         >>> load_map(path)[1]["note"]
         'identity'
     """
+    check_suffix(Path(path), ".safetensors")
     stored = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (metadata or {}).items()}
     stored |= {"format": _FORMAT, "mv2v_jax_version": __version__}
     tensors = map_tensors(linear_map)

@@ -21,6 +21,8 @@ try:
 except ImportError:  # On Windows nothing stops two processes from writing one file.
     fcntl = None  # type: ignore[assignment]
 
+# A link of that name could lead to a file of the user, which would be overwritten.
+_OPEN = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
 # Bytes between two updates of the manifest: the most that is written again after a kill.
 _SAVE_BYTES = 2**27
 
@@ -160,7 +162,7 @@ def resumable_npy(
         if resume and manifest.exists() and not part.exists() and final.exists():
             # Killed between its last two steps: the file has its final name, and the manifest still exists.
             final.replace(part)
-        with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        with open(os.open(part, _OPEN, 0o666), "r+b") as file:
             _lock(file, part, final)
             keep = _rows_to_keep(manifest, made_by, source, final) if resume and manifest.exists() else 0
             out = PartFile(file, manifest, {"made_by": made_by, "source": source}, shape, dtype)

@@ -6,6 +6,7 @@ the process by a signal. A positioned read fails with an error that can be repor
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -188,8 +189,8 @@ def open_rows(path: str | Path) -> RowFiles:
     """Open a ``.npy`` file, or a folder of ``.npy`` shards in the order of their names, without reading any row.
 
     Args:
-        path: the file or the folder. Files in a folder whose names start with a dot are ignored. Number shards with
-            leading zeros, because ``part-10`` comes before ``part-2``.
+        path: the file or the folder. Files in a folder whose names start with a dot are ignored. Numbers in names are
+            compared as numbers: ``part-2`` comes before ``part-10``, with or without leading zeros.
 
     Returns:
         `RowFiles` of shape ``(n, d)``, in the dtype of the files.
@@ -228,9 +229,16 @@ def open_rows(path: str | Path) -> RowFiles:
     return RowFiles(shards)
 
 
+def _by_number(path: Path) -> tuple[list[str | int], str]:
+    """A key that sorts names as people number them: ``part-2`` comes before ``part-10``."""
+    # Text and digits alternate, starting with text, so that no text is compared with a number.
+    parts = re.split(r"([0-9]+)", path.name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], path.name
+
+
 def _list_shards(folder: Path) -> list[Path]:
     try:
-        names = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        names = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_by_number)
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {first_line(error)}") from error
     if not names:

@@ -185,6 +185,21 @@ def test_shards_come_in_the_order_of_their_names(tmp_path):
     assert np.asarray(load_embeddings(str(tmp_path)))[:, 0].tolist() == [97, 98, 99]
 
 
+@pytest.mark.parametrize("name", ["emb_{}", "{}", "part-{}-of-12", "2-{}", "x{}y{}", "{:02d}", "emb.{}"])
+def test_numbers_in_names_are_compared_as_numbers(tmp_path, name):
+    """Rows of ``emb_2`` come before those of ``emb_10``, as their ids do."""
+    for part in range(12):
+        np.save(tmp_path / f"{name.format(part, part)}.npy", np.full((1, 1), part, np.float32))
+    assert np.asarray(load_embeddings(str(tmp_path)))[:, 0].tolist() == list(range(12))
+
+
+def test_names_that_are_equal_as_numbers_have_an_order(tmp_path):
+    for name in ("1", "01", "a", "1a", "_", "٣"):
+        np.save(tmp_path / f"{name}.npy", np.ones((1, 1), np.float32))
+    found = [shard.path.stem for shard in open_rows(tmp_path).shards]
+    assert found == ["01", "1", "1a", "_", "a", "٣"]
+
+
 def test_no_file_stays_open(tmp_path, whole, monkeypatch):
     np.save(tmp_path / "x.npy", whole)
     opened = []
