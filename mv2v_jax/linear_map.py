@@ -1,15 +1,14 @@
 """A linear map between two embedding spaces: what it holds, how to apply it and how to invert it."""
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mv2v_jax.errors import InputError
+from mv2v_jax.frame import Frame, check_frame
 from mv2v_jax.ops.masked import center_unit, unit_rows
 from mv2v_jax.ops.pytree import pytree
-
-Frame = Literal["centred", "target"]
 
 
 @pytree
@@ -67,8 +66,7 @@ def apply(linear_map: LinearMap, x: Any, *, frame: Frame = "centred") -> jax.Arr
     d_x = linear_map.W.shape[0]
     if x.ndim != 2 or x.shape[1] != d_x:
         raise InputError(f"x must be [n, {d_x}] for this map, found shape {list(x.shape)}")
-    if frame not in get_args(Frame):
-        raise InputError(f'frame must be "centred" or "target", found {frame!r}')
+    check_frame(frame)
     mapped = unit_rows(center_unit(x, linear_map.source.mean) @ linear_map.W)
     if frame == "target":
         mapped = linear_map.target.mean[None] + linear_map.target.scale * mapped

@@ -11,7 +11,8 @@ from mv2v_jax.cli.output import print_text, progress_bar
 from mv2v_jax.cli.shared import check_output, load_rows
 from mv2v_jax.data.formats import file_of
 from mv2v_jax.data.map_file import load_map
-from mv2v_jax.linear_map import Frame, invert
+from mv2v_jax.frame import Frame
+from mv2v_jax.linear_map import invert
 from mv2v_jax.runs.apply_shards import apply_to_file, source_files
 
 

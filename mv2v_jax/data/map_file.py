@@ -1,29 +1,19 @@
 """A linear map as a safetensors file."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from mv2v_jax.data.atomic_files import atomic_path
-from mv2v_jax.data.checks import check_finite
-from mv2v_jax.data.output_paths import check_suffix
-from mv2v_jax.errors import InputError, first_line
+from mv2v_jax.data.map_tensors import TENSOR_NAMES, read_tensors, write_tensors
 from mv2v_jax.linear_map import Centering, LinearMap
-from mv2v_jax.version import __version__
-
-_FORMAT = "mv2v_jax linear map 1"
-_NAMES = ("W", "mean_x", "mean_y", "scale_x", "scale_y")
 
 
 def map_tensors(linear_map: LinearMap) -> dict[str, np.ndarray]:
     """The arrays of a map by their names in a file."""
     source, target = linear_map.source, linear_map.target
     arrays = (linear_map.W, source.mean, target.mean, source.scale, target.scale)
-    return {name: np.asarray(array) for name, array in zip(_NAMES, arrays, strict=True)}
+    return {name: np.asarray(array) for name, array in zip(TENSOR_NAMES, arrays, strict=True)}
 
 
 def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] | None = None) -> None:
@@ -47,14 +37,7 @@ def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] |
         >>> load_map(path)[1]["note"]
         'identity'
     """
-    check_suffix(Path(path), ".safetensors")
-    stored = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (metadata or {}).items()}
-    stored |= {"format": _FORMAT, "mv2v_jax_version": __version__}
-    tensors = map_tensors(linear_map)
-    for name, tensor in tensors.items():
-        check_finite(tensor.reshape(1, -1), f"the map for {path}: {name}")
-    with atomic_path(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata=stored)
+    write_tensors(Path(path), map_tensors(linear_map), metadata or {})
 
 
 def load_map(path: str | Path) -> tuple[LinearMap, dict[str, str]]:
@@ -73,7 +56,7 @@ def load_map(path: str | Path) -> tuple[LinearMap, dict[str, str]]:
             NaN or infinity.
 
     Example:
-        >>> import tempfile, jax.numpy as jnp
+        >>> import json, tempfile, jax.numpy as jnp
         >>> centering = Centering(mean=jnp.zeros(2), scale=jnp.ones(()))
         >>> path = Path(tempfile.mkdtemp()) / "map.safetensors"
         >>> save_map(path, LinearMap(W=jnp.eye(2), source=centering, target=centering), {"score": 0.5})
@@ -81,25 +64,7 @@ def load_map(path: str | Path) -> tuple[LinearMap, dict[str, str]]:
         >>> linear_map.W.shape, json.loads(metadata["score"])
         ((2, 2), 0.5)
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path} must be a map that mv2v align wrote, found no file of that name")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            missing = sorted(set(_NAMES) - set(file.keys()))
-            if missing:
-                raise InputError(f"{path} must be a map that mv2v align wrote, found no tensor {', '.join(missing)}")
-            tensors = {name: file.get_tensor(name) for name in _NAMES}
-    except (SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} must be a map that mv2v align wrote, found: {first_line(error)}") from error
-    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    d_x, d_y = shapes["W"] if len(shapes["W"]) == 2 else (0, 0)
-    if shapes != {"W": [d_x, d_y], "mean_x": [d_x], "mean_y": [d_y], "scale_x": [], "scale_y": []}:
-        raise InputError(f"{path} must hold W [d_x, d_y], means [d_x] and [d_y] and two scalars, found {shapes}")
-    for name, tensor in tensors.items():
-        check_finite(tensor.reshape(1, -1), f"{path}: {name}")
+    tensors, metadata = read_tensors(Path(path))
     source = Centering(mean=tensors["mean_x"], scale=tensors["scale_x"])
     target = Centering(mean=tensors["mean_y"], scale=tensors["scale_y"])
     return LinearMap(W=tensors["W"], source=source, target=target), metadata

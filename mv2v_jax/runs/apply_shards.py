@@ -16,7 +16,8 @@ from mv2v_jax.data.resumable_npy import SourceFile, resumable_npy
 from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.data.scan import read_blocks
 from mv2v_jax.errors import InputError
-from mv2v_jax.linear_map import Frame, LinearMap, apply
+from mv2v_jax.frame import Frame
+from mv2v_jax.linear_map import LinearMap, apply
 from mv2v_jax.runs.compiled import OnStep
 from mv2v_jax.version import __version__
 

@@ -91,6 +91,11 @@ def check_several_spaces(printed: dict[str, list[str]], folder: Path) -> None:
     assert "True" not in printed["python"][0]
 
 
+def check_maps_anywhere(printed: dict[str, list[str]], folder: Path) -> None:
+    assert printed["python"][0] == "PortableMap(384 to 256 dimensions, float32) (2000, 256) (2000, 384)"
+    assert printed["python"][1:] == ["(5, 10)", "(5, 256)"]
+
+
 def check_top1(line: int):
     def check(printed: dict[str, list[str]], folder: Path) -> None:
         assert float(printed["python"][line]) > 0.5
@@ -117,6 +122,7 @@ CHECKS = {
     "docs/consensus.md": check_top1(0),
     "docs/devices.md": check_top1(-1),
     "docs/large-data.md": check_large_data,
+    "docs/maps-anywhere.md": check_maps_anywhere,
     "docs/seed-pairs.md": check_top1(-1),
     "docs/several-spaces.md": check_several_spaces,
     "docs/training-loops.md": check_top1(0),
