@@ -1,0 +1,159 @@
+"""Rows from wherever they are: arrays in files, columns of tables, vector stores."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from mv2v_jax.data import formats
+from mv2v_jax.data.row_files import RowFiles
+from mv2v_jax.data.scan import read_blocks
+from mv2v_jax.errors import InputError
+from mv2v_jax.stores.address import Address, parse_address
+from mv2v_jax.tables.columns import BATCH_ROWS, check_column, open_vectors
+from mv2v_jax.tables.quantised import Quantised, dequantise
+from mv2v_jax.tables.readers import SUFFIXES, is_table
+from mv2v_jax.tables.spill import spill
+
+
+class Source(NamedTuple):
+    """Rows that can be read in batches, with what belongs to them.
+
+    Attributes:
+        name: the address, without credentials.
+        vector_name: name of the column of vectors.
+        id_name: name of the column of ids; ``None`` if there is none.
+        batches: yields vectors ``[b, d]`` and a record batch of the other columns, ``None`` for rows without any.
+    """
+
+    name: str
+    vector_name: str
+    id_name: str | None
+    batches: Callable[[], Iterator[tuple[np.ndarray, Any]]]
+
+
+def load_embeddings(source: str | Path, column: str | None = None) -> np.ndarray | RowFiles:
+    """Read embeddings from a file, a folder, a table or a vector store, or open them if they can stay on disk.
+
+    Args:
+        source: a ``.npy`` file or a folder of them; a ``.npz``, ``.safetensors`` or ``.pt`` file, where ``FILE:KEY``
+            names one of several arrays; a ``.parquet``, ``.arrow``, ``.feather``, ``.jsonl``, ``.csv`` or ``.tsv``
+            table, a folder of such files, or a folder of ``datasets.Dataset.save_to_disk``, where ``FILE:COLUMN``
+            names one of several columns; or a vector store, such as ``lancedb:PATH/TABLE?vector=COLUMN``. Quantised
+            rows are named so: ``FILE?quantised=int8&ranges=FILE``.
+        column: name of the column of vectors, or of the array.
+
+    Returns:
+        For ``.npy`` files and folders, `RowFiles` ``(n, d)``, which reads no row yet. Tables and stores are copied to a
+        temporary file in batches, and are `RowFiles` as well. For other files, the array with the shape and dtype it
+        is stored in; bfloat16 in a ``.pt`` file becomes float32. Quantised rows and those in the byte order of another
+        machine become floats of this machine. No value is checked.
+
+    Raises:
+        InputError: the file is missing, damaged, cut short, of an unknown format, or would have to be unpickled; it
+            lacks the key, or holds several arrays and no key is given; a store cannot be reached.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "both.npz"
+        >>> np.savez(path, minilm=np.ones((3, 2), np.float16), wordllama=np.zeros((4, 5), np.float32))
+        >>> rows = load_embeddings(f"{path}:minilm")
+        >>> rows.shape, rows.dtype
+        ((3, 2), dtype('float16'))
+    """
+    address = _with_key(parse_address(source, vector=column))
+    if _is_array(address):
+        return _plain(_load_array(address), address)
+    opened = open_source(address)
+    return spill((vectors for vectors, _ in opened.batches()), opened.name)
+
+
+def open_source(address: Address, carried: list[str] | None = None) -> Source:
+    """Open rows to be read in batches together with their ids, texts and further columns.
+
+    Args:
+        address: from `parse_address`.
+        carried: names of the columns of a table to be read beside the vectors; by default those of ``id`` and ``text``
+            in the address, or all that hold no vectors if it names neither.
+    """
+    address = _with_key(address)
+    if address.store:
+        raise InputError(f"{address} cannot be read")
+    if not _is_array(address):
+        return _open_table(address, carried)
+    rows = _plain(_load_array(address), address)
+
+    def batches() -> Iterator[tuple[np.ndarray, Any]]:
+        for _, block in read_blocks(rows, BATCH_ROWS):
+            yield block, None
+
+    return Source(str(address), "embedding", None, batches)
+
+
+def _with_key(address: Address) -> Address:
+    """``FILE:COLUMN`` of a table as an option."""
+    path, colon, key = address.place.rpartition(":")
+    if address.store or not colon or Path(address.place).exists() or not path.lower().endswith(SUFFIXES):
+        return address
+    return address._replace(place=path, options={"vector": key, **address.options})
+
+
+def _is_array(address: Address) -> bool:
+    return not address.store and not is_table(Path(address.place))
+
+
+def _load_array(address: Address) -> np.ndarray | RowFiles:
+    key = address.options.get("vector")
+    return formats.load_embeddings(f"{address.place}:{key}" if key else address.place)
+
+
+def _open_table(address: Address, carried: list[str] | None) -> Source:
+    table = open_vectors(Path(address.place), address.options.get("vector"))
+    flags = {"id": "--id-column", "text": "--text-column"}
+    named = [
+        check_column(table, address.options[name], flag) for name, flag in flags.items() if name in address.options
+    ]
+    convert = _converter(address)
+
+    def batches() -> Iterator[tuple[np.ndarray, Any]]:
+        for vectors, others in table.batches((named or table.others) if carried is None else carried):
+            yield convert(vectors), others
+
+    vector_name = table.columns[0] if len(table.columns) == 1 else "embedding"
+    return Source(str(address), vector_name, address.options.get("id"), batches)
+
+
+# ----------------------------------------------------------------------------------------------------- kinds of numbers
+
+
+def _converter(address: Address) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns a batch as it is stored into floats."""
+    kind, ranges = address.options.get("quantised"), address.options.get("ranges")
+    name = str(address)
+    if kind is None:
+        if ranges is not None:
+            raise InputError(f"{name} must name how it is quantised beside its ranges; add quantised=int8 or uint8")
+        return lambda vectors: _as_native(vectors, name)
+    found = None if ranges is None else np.asarray(formats.load_embeddings(ranges))
+    return lambda vectors: dequantise(vectors, cast(Quantised, kind), found, name)
+
+
+def _as_native(vectors: np.ndarray, name: str) -> np.ndarray:
+    if vectors.dtype in (np.int8, np.uint8):
+        signs = "binary" if vectors.dtype == np.int8 else "ubinary"
+        raise InputError(
+            f"{name} holds {vectors.dtype}, which quantised rows are stored in; name how they are quantised after a "
+            f"question mark: ?quantised={vectors.dtype} for a code per number, with &ranges=FILE where there are "
+            f"ranges, or ?quantised={signs} for a bit per number"
+        )
+    return vectors.astype(vectors.dtype.newbyteorder("="), copy=False)
+
+
+def _plain(rows: np.ndarray | RowFiles, address: Address) -> np.ndarray | RowFiles:
+    """Rows as they are if JAX can use them so; otherwise a copy in floats of this machine."""
+    convert = _converter(address)
+    is_codes = rows.dtype in (np.int8, np.uint8)
+    if rows.ndim != 2 or (not is_codes and "quantised" not in address.options and rows.dtype.isnative):
+        return rows
+    return spill((convert(block) for _, block in read_blocks(rows, BATCH_ROWS)), str(address))

@@ -1,0 +1,57 @@
+"""Rows that come in batches, copied to a temporary file, so that they can be read in any order in bounded memory."""
+
+import os
+import tempfile
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from mv2v_jax.data.row_files import RowFiles, Shard
+from mv2v_jax.errors import InputError, first_line
+
+
+def spill(batches: Iterable[np.ndarray], name: str) -> RowFiles:
+    """Copy batches ``[b, d]`` to a file in the folder of temporary files, which is removed with the rows returned.
+
+    Args:
+        batches: rows of one width and dtype; converted to the byte order of this machine.
+        name: what an error message calls the rows.
+
+    Raises:
+        InputError: there is no row, the batches differ in width or dtype, or the disk is full.
+    """
+    handle, path = tempfile.mkstemp(prefix="mv2v_rows_", suffix=".bin")
+    count, width, dtype = 0, 0, np.dtype(np.float32)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            for batch in batches:
+                native = batch.dtype.newbyteorder("=")
+                if not count:
+                    width, dtype = batch.shape[1], native
+                if batch.shape[1] != width or native != dtype:
+                    raise InputError(
+                        f"{name} must hold rows of {width} numbers in {dtype} throughout, found {batch.shape[1]} in "
+                        f"{native}"
+                    )
+                file.write(np.ascontiguousarray(batch, dtype).view(np.uint8).data)
+                count += len(batch)
+        if not count:
+            raise InputError(f"{name} must hold at least one row, found none")
+    except OSError as error:
+        os.unlink(path)
+        raise InputError(
+            f"{name} cannot be copied to a temporary file: {first_line(error)}; name a folder with more space in the "
+            "variable TMPDIR"
+        ) from error
+    except BaseException:
+        os.unlink(path)
+        raise
+    rows = RowFiles([Shard(path=Path(path), offset=0, shape=(count, width), dtype=dtype, by_column=False)])
+    weakref.finalize(rows, _remove, path)
+    return rows
+
+
+def _remove(path: str) -> None:
+    Path(path).unlink(missing_ok=True)
