@@ -22,7 +22,6 @@ if TYPE_CHECKING:
         WhiteningConfig,
     )
     from mv2v_jax.data.demo import DemoData, load_demo_data
-    from mv2v_jax.data.formats import load_embeddings
     from mv2v_jax.data.map_file import load_map, save_map
     from mv2v_jax.data.row_files import RowFiles, open_rows
     from mv2v_jax.errors import InputError
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from mv2v_jax.evaluation.stability import Stability, measure_stability
     from mv2v_jax.linear_map import Centering, LinearMap, apply, invert
     from mv2v_jax.ops.sharding import make_mesh
+    from mv2v_jax.stores.sources import load_embeddings
 
 __all__ = [
     "AlignInfo",
@@ -84,7 +84,6 @@ _HOMES = {
     "alignment.several_spaces": "SyncConfig Synchronized synchronize",
     "config": "AnchorConfig AnnealingConfig Config PublishedConfig RelativeConfig SettlingConfig WhiteningConfig",
     "data.demo": "DemoData load_demo_data",
-    "data.formats": "load_embeddings",
     "data.map_file": "load_map save_map",
     "data.row_files": "RowFiles open_rows",
     "errors": "InputError",
@@ -92,6 +91,7 @@ _HOMES = {
     "evaluation.stability": "Stability measure_stability",
     "linear_map": "Centering LinearMap apply invert",
     "ops.sharding": "make_mesh",
+    "stores.sources": "load_embeddings",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

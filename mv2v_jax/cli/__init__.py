@@ -47,8 +47,8 @@ _INPUT_EXIT, _LOST_EXIT, _INTERRUPTED_EXIT = 2, 4, 130
 def cli(context: click.Context, compilation_cache: Path | None) -> None:
     """Learn a linear map between two embedding spaces without a single known pair.
 
-    Embeddings are read from .npy, .npz, .safetensors, .parquet (a list column) and .pt files, and from folders of .npy
-    shards; FILE:KEY names one of several arrays in a file.
+    Embeddings are read from .npy, .npz, .safetensors and .pt files, from folders of .npy shards, and from tables in
+    .parquet, .arrow, .jsonl and .csv; FILE:KEY names one of several arrays or columns in a file.
     """
     if compilation_cache is not None:
         _use_cache(compilation_cache)

@@ -11,6 +11,7 @@ from mv2v_jax.alignment.score import MIN_HELD_OUT, Reason, Verdict
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import (
     Devices,
+    column_option,
     count,
     flag,
     json_option,
@@ -57,6 +58,7 @@ NOT_ALIGNED_EXIT = 3
 @restarts_option
 @settled_option(1)
 @pairs_option
+@column_option
 @count(
     "--index-size",
     type=click.IntRange(1),
@@ -77,6 +79,7 @@ def align_command(
     restarts: int,
     settled: int,
     pairs: tuple[str, str] | None,
+    column: str | None,
     index_size: int | None,
     devices: Devices,
     accept: bool,
@@ -89,9 +92,9 @@ def align_command(
     """
     mesh = lay_out(restarts, devices)
     sources = (x_file, y_file, *(pairs or ()))
-    all_or_none(lambda: check_output(output, ".safetensors", *sources) if is_first() else None)
+    all_or_none(lambda: check_output(output, (".safetensors",), *sources) if is_first() else None)
     check_same({"options": (config, seed, restarts, settled, devices.row_devices)})
-    (x, of_x), (y, of_y) = (read_rows(file, config) for file in (x_file, y_file))
+    (x, of_x), (y, of_y) = (read_rows(file, config, column) for file in (x_file, y_file))
     known = read_pairs(pairs, x, y)
     fit = run_fit(x, y, config, seed, restarts, settled, mesh, known)
     judged = judge_fit(fit, index_size)

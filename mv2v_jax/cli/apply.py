@@ -6,14 +6,18 @@ import click
 
 from mv2v_jax.alignment.score import Verdict
 from mv2v_jax.cli.help import Command
-from mv2v_jax.cli.options import flag, option, output_option
+from mv2v_jax.cli.options import column_option, flag, id_column_option, option, output_option, text_column_option
 from mv2v_jax.cli.output import print_text, progress_bar
 from mv2v_jax.cli.shared import check_output, load_rows
-from mv2v_jax.data.formats import file_of
 from mv2v_jax.data.map_file import load_map
+from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame
-from mv2v_jax.linear_map import invert
-from mv2v_jax.runs.apply_shards import apply_to_file, source_files
+from mv2v_jax.linear_map import LinearMap, invert
+from mv2v_jax.runs.apply_shards import Applied, apply_to_file, source_files
+from mv2v_jax.runs.map_batches import apply_to_table
+from mv2v_jax.stores.address import parse_address
+from mv2v_jax.stores.sources import files_of, open_source
+from mv2v_jax.tables import write
 
 
 @click.command(
@@ -21,7 +25,7 @@ from mv2v_jax.runs.apply_shards import apply_to_file, source_files
     cls=Command,
     arguments={
         "MAP": "Map that mv2v align or mv2v stability wrote.",
-        "X": "Embeddings of the source encoder, one per row: a file or a folder of .npy shards.",
+        "X": "Embeddings of the source encoder, one per row: a file, a folder, a table or a store.",
     },
     examples=[
         "mv2v apply map.safetensors x.npy -o mapped.npy",
@@ -33,7 +37,10 @@ from mv2v_jax.runs.apply_shards import apply_to_file, source_files
 )
 @click.argument("map_file", metavar="MAP")
 @click.argument("x_file", metavar="X")
-@output_option("File to write the mapped rows to, in the .npy format.")
+@output_option(
+    "File to write the mapped rows to: .npy, or a table in .parquet, .arrow or .feather, which keeps the other columns "
+    "of X."
+)
 @option(
     "--frame",
     type=click.Choice(["centred", "target"]),
@@ -42,27 +49,40 @@ from mv2v_jax.runs.apply_shards import apply_to_file, source_files
     help="Coordinates of the mapped rows. centred: mean removed, unit length. target: comparable by cosine with raw "
     "vectors of the target encoder.",
 )
+@column_option
+@id_column_option
+@text_column_option
 @flag("--inverse", help="Map rows of the target space back into the source space.")
 @flag("--resume", help="Continue an earlier run with the same map and X that was interrupted.")
 @flag("--accept", help="Accept the map whatever its verdict: no warning is printed.")
 def apply_command(
-    map_file: str, x_file: str, output: Path, frame: Frame, inverse: bool, resume: bool, accept: bool
+    map_file: str,
+    x_file: str,
+    output: Path,
+    frame: Frame,
+    column: str | None,
+    id_column: str | None,
+    text_column: str | None,
+    inverse: bool,
+    resume: bool,
+    accept: bool,
 ) -> None:
     """Map the rows of X into the space of Y.
 
     X may have any number of rows; the output has the dtype of X. A killed run continues with --resume and ends with
     the same file.
     """
-    check_output(output, ".npy", map_file, x_file)
+    check_output(output, (".npy", *write.SUFFIXES), map_file, x_file)
     linear_map, metadata = load_map(map_file)
     if inverse:
         linear_map = invert(linear_map)
     d_x, d_y = linear_map.W.shape
-    x = load_rows(x_file, d_x, f"{map_file}{' inverted' if inverse else ''}")
-    n = x.shape[0]
-    with progress_bar() as on_step:
-        source = source_files(file_of(x_file), x)
-        done = apply_to_file(linear_map, x, source, output, x_file, frame=frame, resume=resume, on_step=on_step)
+    if output.suffix.lower() in write.SUFFIXES:
+        columns = {"vector": column, "id": id_column, "text": text_column}
+        n, done = _write_table(linear_map, x_file, columns, output, frame, resume)
+    else:
+        wanted_by = f"{map_file}{' inverted' if inverse else ''}"
+        n, done = _write_array(linear_map, x_file, column, output, frame, resume, wanted_by)
     verdict = metadata.get("verdict", Verdict.aligned.name)
     if verdict != Verdict.aligned.name and not accept:
         print_text(
@@ -71,3 +91,26 @@ def apply_command(
     kept = f", {n - done.num_mapped:,} of them from an earlier run" if done.num_mapped < n else ""
     speed = f"{done.num_mapped / done.seconds:,.0f} rows per second"
     print_text(f"{n:,} rows{kept}, {d_x} to {d_y} dimensions, {frame}, {speed}: {output}")
+
+
+def _write_array(
+    linear_map: LinearMap, x_file: str, column: str | None, output: Path, frame: Frame, resume: bool, wanted_by: str
+) -> tuple[int, Applied]:
+    """Write .npy; the number of rows and what was done."""
+    x = load_rows(x_file, linear_map.W.shape[0], wanted_by, column)
+    source = source_files(files_of(x_file)[0], x)
+    with progress_bar() as on_step:
+        done = apply_to_file(linear_map, x, source, output, x_file, frame=frame, resume=resume, on_step=on_step)
+    return x.shape[0], done
+
+
+def _write_table(
+    linear_map: LinearMap, x_file: str, columns: dict[str, str | None], output: Path, frame: Frame, resume: bool
+) -> tuple[int, Applied]:
+    """Write a table; the number of rows and what was done."""
+    if resume:
+        raise InputError(f"--resume continues a .npy file only, found {output}; leave --resume out, or write .npy")
+    source = open_source(parse_address(x_file, **columns))
+    with progress_bar() as on_step:
+        done = apply_to_table(linear_map, source, output, frame=frame, on_step=on_step)
+    return done.num_mapped, done

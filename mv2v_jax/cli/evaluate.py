@@ -6,16 +6,19 @@ from typing import Any
 
 import click
 import jax.numpy as jnp
+import numpy as np
 
 from mv2v_jax.cli.help import Command
-from mv2v_jax.cli.options import json_option
+from mv2v_jax.cli.options import column_option, id_column_option, json_option
 from mv2v_jax.cli.output import print_table, print_text
-from mv2v_jax.cli.shared import load_rows
+from mv2v_jax.cli.shared import check_row_shape, load_rows
 from mv2v_jax.data.checks import check_finite
 from mv2v_jax.data.map_file import load_map
 from mv2v_jax.errors import InputError
 from mv2v_jax.evaluation.metrics import Metrics, evaluate
 from mv2v_jax.linear_map import LinearMap
+from mv2v_jax.stores.sources import load_with_ids
+from mv2v_jax.tables.ids import match_ids
 
 METRIC_NOTES = {
     "top1": "share of rows whose true partner is the most similar row",
@@ -34,6 +37,17 @@ def score_map(linear_map: LinearMap, x: Any, y: Any) -> dict[str, float]:
     return {field.name: float(getattr(scores, field.name)) for field in dataclasses.fields(Metrics)}
 
 
+def _load_matched(
+    sides: list[tuple[str, str]], linear_map: LinearMap, column: str | None, id_column: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of both files that have an id in common."""
+    (x, x_ids), (y, y_ids) = (load_with_ids(file, column, id_column) for file, _ in sides)
+    for rows, (file, wanted_by), d in zip((x, y), sides, linear_map.W.shape, strict=True):
+        check_row_shape(rows, file, d, wanted_by)
+    in_x, in_y = match_ids(x_ids, y_ids, (sides[0][0], sides[1][0]))
+    return x[in_x], y[in_y]
+
+
 @click.command(
     "evaluate",
     cls=Command,
@@ -47,16 +61,24 @@ def score_map(linear_map: LinearMap, x: Any, y: Any) -> dict[str, float]:
 @click.argument("map_file", metavar="MAP")
 @click.argument("x_file", metavar="X_EVAL")
 @click.argument("y_file", metavar="Y_EVAL")
+@column_option
+@id_column_option
 @json_option("Print one JSON line on standard output instead of a table.")
-def evaluate_command(map_file: str, x_file: str, y_file: str, as_json: bool) -> None:
+def evaluate_command(
+    map_file: str, x_file: str, y_file: str, column: str | None, id_column: str | None, as_json: bool
+) -> None:
     """Measure a map on true pairs.
 
-    Row i of X_EVAL and row i of Y_EVAL belong together. Each mapped row is compared with all rows of Y_EVAL.
+    Row i of X_EVAL and row i of Y_EVAL belong together; with --id-column, rows with the same id do. Each mapped row is
+    compared with all rows of Y_EVAL.
     """
     linear_map, _ = load_map(map_file)
-    d_x, d_y = linear_map.W.shape
-    x = load_rows(x_file, d_x, f"the source of {map_file}")
-    y = load_rows(y_file, d_y, f"the target of {map_file}")
+    sides = [(x_file, f"the source of {map_file}"), (y_file, f"the target of {map_file}")]
+    if id_column is None:
+        loaded = zip(sides, linear_map.W.shape, strict=True)
+        x, y = (load_rows(file, d, wanted_by, column) for (file, wanted_by), d in loaded)
+    else:
+        x, y = _load_matched(sides, linear_map, column, id_column)
     for rows, source in ((x, x_file), (y, y_file)):
         check_finite(rows, source)
     if x.shape[0] != y.shape[0]:

@@ -78,6 +78,18 @@ def json_option(help: str = "Print one JSON line on standard output instead of t
     return flag("--json", "as_json", help=help)
 
 
+column_option = option(
+    "--column",
+    metavar="NAME",
+    help="Column of the vectors in a table or a store, or array in a file of several. A pattern such as 'dim_*' takes "
+    "columns with one number each. By default the only column of lists.",
+)
+
+id_column_option = option("--id-column", metavar="NAME", help="Column of the ids in a table or a store.")
+
+text_column_option = option("--text-column", metavar="NAME", help="Column of the texts in a table or a store.")
+
+
 class Devices(NamedTuple):
     """The options that say over which devices restarts and rows are distributed, as they were given."""
 

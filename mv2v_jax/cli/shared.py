@@ -13,7 +13,6 @@ from mv2v_jax.cli.output import progress_bar
 from mv2v_jax.config import Config
 from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.data.checks import check_pairs, check_shape
-from mv2v_jax.data.formats import file_of, load_embeddings
 from mv2v_jax.data.output_paths import check_apart, check_suffix
 from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.data.scan import CheckedRows, RowStatistics
@@ -21,6 +20,7 @@ from mv2v_jax.errors import InputError
 from mv2v_jax.ops.sharding import make_mesh
 from mv2v_jax.runs.compiled import TimedFit, align_on_mesh, align_with_progress
 from mv2v_jax.runs.processes import all_or_none, check_same, describe_shares, probe, start
+from mv2v_jax.stores.sources import files_of, load_embeddings
 
 Pairs = tuple[np.ndarray, np.ndarray]
 
@@ -46,18 +46,18 @@ def lay_out(restarts: int, devices: Devices) -> Mesh | None:
     return make_mesh(restarts, row_devices=devices.row_devices)
 
 
-def check_output(output: Path, suffix: str, *sources: str) -> None:
-    """Raise `InputError` if ``output`` cannot be written, lacks the suffix, or would overwrite what is read."""
+def check_output(output: Path, suffixes: tuple[str, ...], *sources: str) -> None:
+    """Raise `InputError` if ``output`` cannot be written, lacks a suffix, or would overwrite what is read."""
     check_writable(output)
-    check_suffix(output, suffix)
-    check_apart(output, map(file_of, sources))
+    check_suffix(output, *suffixes)
+    check_apart(output, (file for source in sources for file in files_of(source)))
 
 
-def read_rows(source: str, config: Config) -> tuple[CheckedRows, RowStatistics]:
+def read_rows(source: str, config: Config, column: str | None = None) -> tuple[CheckedRows, RowStatistics]:
     """Rows to fit, checked and described in one pass over them."""
 
     def load() -> Any:
-        rows = load_embeddings(source)
+        rows = load_embeddings(source, column)
         check_shape(rows, source, min_rows=config.anchors.num_clusters)
         return rows
 
@@ -84,16 +84,21 @@ def read_pairs(sources: tuple[str, str] | None, x: Any, y: Any) -> Pairs | None:
     return pairs
 
 
-def load_rows(source: str, columns: int, wanted_by: str) -> np.ndarray | RowFiles:
+def load_rows(source: str, columns: int, wanted_by: str, column: str | None = None) -> np.ndarray | RowFiles:
     """Rows to be mapped or to evaluate on, which must have the dimension of a map."""
-    rows = load_embeddings(source)
+    rows = load_embeddings(source, column)
+    check_row_shape(rows, source, columns, wanted_by)
+    return rows
+
+
+def check_row_shape(rows: Any, source: str, columns: int, wanted_by: str) -> None:
+    """Raise `InputError` unless rows have the dimension of a map."""
     check_shape(rows, source)
     if rows.shape[1] != columns:
         raise InputError(
             f"{source} must have {columns} columns for {wanted_by}, found {rows.shape[1]}; use rows of the encoder "
             "that the map was fitted on"
         )
-    return rows
 
 
 def run_fit(

@@ -11,6 +11,7 @@ from mv2v_jax.alignment.score import Verdict
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import (
     Devices,
+    column_option,
     count,
     flag,
     json_option,
@@ -27,13 +28,13 @@ from mv2v_jax.cli.output import print_command, print_table, print_text, progress
 from mv2v_jax.cli.shared import lay_out, read_pairs, read_rows
 from mv2v_jax.cli.verdict_text import describe_verdict
 from mv2v_jax.config import Config
-from mv2v_jax.data.formats import file_of
 from mv2v_jax.data.output_paths import check_apart
 from mv2v_jax.errors import InputError
 from mv2v_jax.ops.sharding import RESTART, is_first
 from mv2v_jax.runs.processes import all_or_none, check_same
 from mv2v_jax.runs.study import Plan, Study, run_study, write_study
 from mv2v_jax.runs.study_plots import check_plotting, plot_study
+from mv2v_jax.stores.sources import files_of
 
 # An interruption loses at most this number of restarts per device.
 _CHUNK = 8
@@ -68,6 +69,7 @@ _MAX_BASINS = 10
 )
 @settled_option(8)
 @pairs_option
+@column_option
 @flag("--resume", help="Continue the study in the folder. Its finished files are kept.")
 @option(
     "--plots/--no-plots",
@@ -118,6 +120,7 @@ def stability_command(
     restarts: int,
     settled: int,
     pairs: tuple[str, str] | None,
+    column: str | None,
     resume: bool,
     plots: bool,
     as_json: bool,
@@ -136,10 +139,10 @@ def stability_command(
     if plots:
         check_plotting()
     mesh = lay_out(chunk or restarts, devices)
-    sources = [file_of(source) for source in (x_file, y_file, *(pairs or ()))]
+    sources = [file for source in (x_file, y_file, *(pairs or ())) for file in files_of(source)]
     all_or_none(lambda: check_apart(output, sources) if is_first() else None)
     chunk = chunk or _CHUNK * (1 if mesh is None else mesh.shape[RESTART])
-    (x, _), (y, _) = (read_rows(file, config) for file in (x_file, y_file))
+    (x, _), (y, _) = (read_rows(file, config, column) for file in (x_file, y_file))
     plan = Plan(
         seed=seed,
         restarts=restarts,

@@ -17,7 +17,7 @@ def _choose_key(path: Path, keys: list[str], key: str | None) -> str:
     if key is None and len(keys) == 1:
         return keys[0]
     if not keys:
-        raise InputError(f"{path} must hold an array of embeddings (in Parquet, a list column), found none")
+        raise InputError(f"{path} must hold an array of embeddings, found none")
     known = ", ".join(sorted(keys))
     if key is None:
         raise InputError(f"{path} holds several arrays, name one as {path.name}:KEY; found {known}")
@@ -47,33 +47,6 @@ def _load_safetensors(path: Path, key: str | None) -> np.ndarray:
         return file.get_tensor(_choose_key(path, list(file.keys()), key))
 
 
-def _load_parquet(path: Path, key: str | None) -> np.ndarray:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise InputError(f'{path} needs pyarrow: pip install "mv2v_jax[parquet]"') from error
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-        schema = file.schema_arrow
-        is_list = (pyarrow.types.is_list, pyarrow.types.is_large_list, pyarrow.types.is_fixed_size_list)
-        lists = [field.name for field in schema if any(check(field.type) for check in is_list)]
-        name = _choose_key(path, lists, key)
-        column = file.read([name]).column(name).combine_chunks()
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{path} cannot be read as Parquet: {first_line(error)}") from error
-    if column.null_count:
-        raise InputError(f"{path}: column {name} must have a list in every row, found {column.null_count} nulls")
-    values = column.flatten()
-    if values.null_count:
-        raise InputError(f"{path}: lists of column {name} must hold numbers, found {values.null_count} nulls")
-    rows = values.to_numpy(zero_copy_only=False)
-    lengths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
-    if len(lengths) > 1:
-        raise InputError(f"{path}: lists of column {name} must have one length, found {lengths[0]} to {lengths[-1]}")
-    return rows.reshape(len(column), -1) if len(column) else rows.reshape(0, 0)
-
-
 def _load_torch(path: Path, key: str | None) -> np.ndarray:
     try:
         import torch
@@ -96,7 +69,6 @@ _LOADERS: dict[str, Callable[[Path, str | None], Any]] = {
     ".npy": _load_npy,
     ".npz": _load_npz,
     ".safetensors": _load_safetensors,
-    ".parquet": _load_parquet,
     ".pt": _load_torch,
 }
 
@@ -114,12 +86,12 @@ def file_of(source: str | Path) -> Path:
     return _split_key(source)[0]
 
 
-def load_embeddings(source: str | Path) -> np.ndarray | RowFiles:
-    """Read one array of embeddings, or open it if it can stay on disk.
+def load_array(source: str | Path) -> np.ndarray | RowFiles:
+    """Read one array of embeddings, or open it if it can stay on disk; `stores.sources` reads tables and stores too.
 
     Args:
-        source: a ``.npy`` file, a folder of ``.npy`` shards, or a ``.npz``, ``.safetensors``, ``.parquet`` (a list
-            column) or ``.pt`` file. If a file holds several arrays, ``FILE:KEY`` names one.
+        source: a ``.npy`` file, a folder of ``.npy`` shards, or a ``.npz``, ``.safetensors`` or ``.pt`` file. If a file
+            holds several arrays, ``FILE:KEY`` names one.
 
     Returns:
         For ``.npy`` files and folders, `RowFiles` ``(n, d)``, which reads no row yet. For other files, the array with
@@ -133,7 +105,7 @@ def load_embeddings(source: str | Path) -> np.ndarray | RowFiles:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "both.npz"
         >>> np.savez(path, minilm=np.ones((3, 2), np.float16), wordllama=np.zeros((4, 5), np.float32))
-        >>> rows = load_embeddings(f"{path}:minilm")
+        >>> rows = load_array(f"{path}:minilm")
         >>> rows.shape, rows.dtype
         ((3, 2), dtype('float16'))
     """
@@ -142,7 +114,10 @@ def load_embeddings(source: str | Path) -> np.ndarray | RowFiles:
         return open_rows(path)
     loader = _LOADERS.get(path.suffix.lower())
     if loader is None:
-        raise InputError(f"{path} must be one of {', '.join(_LOADERS)}, found suffix {path.suffix or 'none'}")
+        raise InputError(
+            f"{path} must be one of {', '.join(_LOADERS)}, a table such as .parquet, .arrow, .jsonl or .csv, or a "
+            f"store such as lancedb:PATH/TABLE, found suffix {path.suffix or 'none'}"
+        )
     if not path.is_file():
         raise InputError(f"{path} must be a file, found nothing of that name")
     try:

@@ -6,10 +6,11 @@ from pathlib import Path
 from mv2v_jax.errors import InputError
 
 
-def check_suffix(output: Path, suffix: str) -> None:
-    """Raise `InputError` unless the name of ``output`` ends in ``suffix``: the bytes must be what the name promises."""
-    if output.suffix.lower() != suffix:
-        raise InputError(f"{output} must end in {suffix}, the format that is written; found {output.name!r}")
+def check_suffix(output: Path, *suffixes: str) -> None:
+    """Raise `InputError` unless ``output`` ends in one of ``suffixes``: the bytes must be what the name promises."""
+    if output.suffix.lower() not in suffixes:
+        expected = f"{suffixes[0]}, the format that" if len(suffixes) == 1 else f"one of {', '.join(suffixes)}, which"
+        raise InputError(f"{output} must end in {expected} is written; found {output.name!r}")
 
 
 def check_apart(output: Path, sources: Iterable[Path]) -> None:

@@ -229,16 +229,18 @@ def open_rows(path: str | Path) -> RowFiles:
     return RowFiles(shards)
 
 
-def _by_number(path: Path) -> tuple[list[str | int], str]:
+def by_number(name: str) -> tuple[list[str | int], str]:
     """A key that sorts names as people number them: ``part-2`` comes before ``part-10``."""
     # Text and digits alternate, starting with text, so that no text is compared with a number.
-    parts = re.split(r"([0-9]+)", path.name)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], path.name
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
 
 
 def _list_shards(folder: Path) -> list[Path]:
     try:
-        names = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_by_number)
+        names = sorted(
+            (path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: by_number(path.name)
+        )
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {first_line(error)}") from error
     if not names:

@@ -14,11 +14,12 @@ from mv2v_jax.data.checks import name_row
 from mv2v_jax.data.map_file import map_tensors
 from mv2v_jax.data.resumable_npy import SourceFile, resumable_npy
 from mv2v_jax.data.row_files import RowFiles
-from mv2v_jax.data.scan import read_blocks
+from mv2v_jax.data.scan import digest, read_blocks
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame
 from mv2v_jax.linear_map import LinearMap, apply
 from mv2v_jax.runs.compiled import OnStep
+from mv2v_jax.tables.spill import SpilledRows
 from mv2v_jax.version import __version__
 
 # Numbers per block of rows, in the space of more dimensions.
@@ -39,6 +40,9 @@ class Applied(NamedTuple):
 
 def source_files(path: Path, rows: np.ndarray | RowFiles) -> list[SourceFile]:
     """The files of ``rows``, which were opened from ``path``, with their sizes and times."""
+    if isinstance(rows, SpilledRows):
+        # Their temporary file is another one in every run: the rows themselves are recognised.
+        return [SourceFile(digest(rows), rows.shape[0], size=0, mtime_ns=0)]
     if isinstance(rows, RowFiles):
         files = [(shard.path, shard.shape[0]) for shard in rows.shards]
     else:

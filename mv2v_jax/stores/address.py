@@ -58,7 +58,7 @@ def parse_address(source: str | Path, **options: str | None) -> Address:
     """
     text = str(source)
     given = {name: value for name, value in options.items() if value is not None}
-    if Path(text).exists():
+    if _exists(text):
         return Address("", text, given)
     store, colon, rest = text.partition(":")
     is_store = bool(colon) and store in STORES
@@ -76,6 +76,13 @@ def parse_address(source: str | Path, **options: str | None) -> Address:
     if is_store and store != "faiss" and ("/" not in place or not place.rpartition("/")[2]):
         raise InputError(f"{store}:{place} must be {store}:PLACE/COLLECTION, found no collection after a slash")
     return Address(store if is_store else "", place, given | found)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # A name that no file can have.
+        return False
 
 
 WHERE = {

@@ -8,7 +8,6 @@ import numpy as np
 
 from mv2v_jax.data import formats
 from mv2v_jax.data.row_files import RowFiles
-from mv2v_jax.data.scan import read_blocks
 from mv2v_jax.errors import InputError
 from mv2v_jax.stores.address import Address, parse_address
 from mv2v_jax.tables.columns import BATCH_ROWS, check_column, open_vectors
@@ -69,6 +68,24 @@ def load_embeddings(source: str | Path, column: str | None = None) -> np.ndarray
     return spill((vectors for vectors, _ in opened.batches()), opened.name)
 
 
+def load_with_ids(source: str | Path, column: str | None, id_column: str) -> tuple[RowFiles, list[Any]]:
+    """Rows as from `load_embeddings`, and the id of each of them.
+
+    Raises:
+        InputError: as `load_embeddings`, or there is no such column of ids.
+    """
+    address = parse_address(source, vector=column, id=id_column)
+    opened = open_source(address, [address.options["id"]])
+    ids: list[Any] = []
+
+    def vectors() -> Iterator[np.ndarray]:
+        for rows, others in opened.batches():
+            ids.extend(others.column(0).to_pylist())
+            yield rows
+
+    return spill(vectors(), opened.name), ids
+
+
 def open_source(address: Address, carried: list[str] | None = None) -> Source:
     """Open rows to be read in batches together with their ids, texts and further columns.
 
@@ -82,10 +99,13 @@ def open_source(address: Address, carried: list[str] | None = None) -> Source:
         raise InputError(f"{address} cannot be read")
     if not _is_array(address):
         return _open_table(address, carried)
+    for name in ("id", "text"):
+        if name in address.options:
+            raise InputError(f"{address} must be a table or a store to have a column of {name}s, found an array")
     rows = _plain(_load_array(address), address)
 
     def batches() -> Iterator[tuple[np.ndarray, Any]]:
-        for _, block in read_blocks(rows, BATCH_ROWS):
+        for block in _blocks(rows):
             yield block, None
 
     return Source(str(address), "embedding", None, batches)
@@ -105,7 +125,7 @@ def _is_array(address: Address) -> bool:
 
 def _load_array(address: Address) -> np.ndarray | RowFiles:
     key = address.options.get("vector")
-    return formats.load_embeddings(f"{address.place}:{key}" if key else address.place)
+    return formats.load_array(f"{address.place}:{key}" if key else address.place)
 
 
 def _open_table(address: Address, carried: list[str] | None) -> Source:
@@ -124,6 +144,17 @@ def _open_table(address: Address, carried: list[str] | None) -> Source:
     return Source(str(address), vector_name, address.options.get("id"), batches)
 
 
+def _blocks(rows: np.ndarray | RowFiles) -> Iterator[np.ndarray]:
+    for start in range(0, rows.shape[0], BATCH_ROWS):
+        yield rows[start : start + BATCH_ROWS]
+
+
+def files_of(source: str | Path) -> list[Path]:
+    """The files and folders that a source is read from, without options, keys and collections."""
+    address = _with_key(parse_address(source))
+    return [Path(address.database or address.place) if address.store else formats.file_of(address.place)]
+
+
 # ----------------------------------------------------------------------------------------------------- kinds of numbers
 
 
@@ -135,7 +166,7 @@ def _converter(address: Address) -> Callable[[np.ndarray], np.ndarray]:
         if ranges is not None:
             raise InputError(f"{name} must name how it is quantised beside its ranges; add quantised=int8 or uint8")
         return lambda vectors: _as_native(vectors, name)
-    found = None if ranges is None else np.asarray(formats.load_embeddings(ranges))
+    found = None if ranges is None else np.asarray(formats.load_array(ranges))
     return lambda vectors: dequantise(vectors, cast(Quantised, kind), found, name)
 
 
@@ -156,4 +187,4 @@ def _plain(rows: np.ndarray | RowFiles, address: Address) -> np.ndarray | RowFil
     is_codes = rows.dtype in (np.int8, np.uint8)
     if rows.ndim != 2 or (not is_codes and "quantised" not in address.options and rows.dtype.isnative):
         return rows
-    return spill((convert(block) for _, block in read_blocks(rows, BATCH_ROWS)), str(address))
+    return spill((convert(block) for block in _blocks(rows)), str(address))

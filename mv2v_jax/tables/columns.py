@@ -2,13 +2,13 @@
 
 import fnmatch
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from mv2v_jax.data.row_files import by_number
 from mv2v_jax.errors import InputError, first_line
 from mv2v_jax.objects.arrow import is_vector, vectors_of
 from mv2v_jax.tables.readers import Table, open_table
@@ -138,14 +138,10 @@ def _choose(table: Table, names: list[str], lists: list[str], column: str | None
         )
     if column in names:
         return [column]
-    numbered = sorted(fnmatch.filter(names, column), key=_natural)
+    numbered = sorted(fnmatch.filter(names, column), key=by_number)
     if not numbered or not any(sign in column for sign in "*?["):
         raise InputError(f"{table.path} must have a column {column}, found {', '.join(names)}")
     return numbered
-
-
-def _natural(name: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _is_list_text(table: Table, name: str) -> bool:

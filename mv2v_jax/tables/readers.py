@@ -2,11 +2,11 @@
 
 import io
 import json
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mv2v_jax.data.row_files import by_number
 from mv2v_jax.errors import InputError, first_line
 
 # Bytes of text that are parsed at a time.
@@ -158,11 +158,6 @@ SUFFIXES = tuple(_FORMATS)
 # -------------------------------------------------------------------------------------------------------------- files
 
 
-def natural_key(path: Path) -> list[Any]:
-    """Sort key of a file by its name, with the numbers in it as numbers: part-2 before part-10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)]
-
-
 def is_table(path: Path) -> bool:
     """Whether a path is a table by its suffix or, for a folder, by what is in it."""
     if not path.is_dir():
@@ -205,7 +200,7 @@ def _files_of(path: Path) -> list[Path]:
     kinds = {_FORMATS[file.suffix.lower()].name for file in files}
     if len(kinds) > 1:
         raise InputError(f"{path} must hold files of one kind, found {' and '.join(sorted(kinds))}; keep one of them")
-    return sorted(files, key=natural_key)
+    return sorted(files, key=lambda file: by_number(file.name))
 
 
 def open_table(path: Path) -> Table:

@@ -11,9 +11,13 @@ import numpy as np
 from mv2v_jax.data.row_files import RowFiles, Shard
 from mv2v_jax.errors import InputError, first_line
 
+_HANDLES = Path("/proc/self/fd")
+
 
 def spill(batches: Iterable[np.ndarray], name: str) -> RowFiles:
-    """Copy batches ``[b, d]`` to a file in the folder of temporary files, which is removed with the rows returned.
+    """Copy batches ``[b, d]`` to a file in the folder of temporary files, which goes with the rows returned.
+
+    On Linux the file has no name from the start, so that even a killed process leaves nothing.
 
     Args:
         batches: rows of one width and dtype; converted to the byte order of this machine.
@@ -48,10 +52,28 @@ def spill(batches: Iterable[np.ndarray], name: str) -> RowFiles:
     except BaseException:
         os.unlink(path)
         raise
-    rows = RowFiles([Shard(path=Path(path), offset=0, shape=(count, width), dtype=dtype, by_column=False)])
-    weakref.finalize(rows, _remove, path)
-    return rows
+    return SpilledRows(_hide(Path(path)), (count, width), dtype)
 
 
-def _remove(path: str) -> None:
-    Path(path).unlink(missing_ok=True)
+class SpilledRows(RowFiles):
+    """Rows in a temporary file, which is removed when they are no longer needed."""
+
+    def __init__(self, path: Path, shape: tuple[int, int], dtype: np.dtype) -> None:
+        super().__init__([Shard(path=path, offset=0, shape=shape, dtype=dtype, by_column=False)])
+        weakref.finalize(self, _remove, path)
+
+
+def _hide(path: Path) -> Path:
+    """Remove the name of a file where it can still be opened by the number of its handle."""
+    if not _HANDLES.is_dir():
+        return path
+    handle = os.open(path, os.O_RDONLY)
+    path.unlink()
+    return _HANDLES / str(handle)
+
+
+def _remove(path: Path) -> None:
+    if path.parent == _HANDLES:
+        os.close(int(path.name))
+    else:
+        path.unlink(missing_ok=True)

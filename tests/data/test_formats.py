@@ -11,11 +11,11 @@ from helpers import assert_trees_close
 
 from mv2v_jax import Centering, LinearMap, apply
 from mv2v_jax.data.atomic_files import atomic_path, check_writable, save_npy
-from mv2v_jax.data.formats import load_embeddings
 from mv2v_jax.data.map_file import load_map, map_tensors, save_map
 from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.data.scan import digest
 from mv2v_jax.errors import InputError
+from mv2v_jax.stores.sources import load_embeddings
 
 ROWS = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
 
@@ -80,7 +80,7 @@ def test_parquet_list_column(tmp_path):
     with pytest.raises(InputError, match="found 1 nulls"):
         load_embeddings(str(path))
     parquet.write_table(pyarrow.table({"id": [1, 2]}), path)
-    with pytest.raises(InputError, match="list column"):
+    with pytest.raises(InputError, match="column of lists"):
         load_embeddings(str(path))
 
 
@@ -129,8 +129,8 @@ def test_truncated_files(tmp_path, suffix, share):
 def test_missing_and_unknown_files(tmp_path):
     with pytest.raises(InputError, match="nothing of that name"):
         load_embeddings(str(tmp_path / "x.npy"))
-    with pytest.raises(InputError, match=r"found suffix \.csv"):
-        load_embeddings(str(tmp_path / "x.csv"))
+    with pytest.raises(InputError, match=r"found suffix \.xyz"):
+        load_embeddings(str(tmp_path / "x.xyz"))
 
 
 def test_map_round_trip(tmp_path, linear_map):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from mv2v_jax.data import row_files
-from mv2v_jax.data.formats import load_embeddings
 from mv2v_jax.data.row_files import RowFiles, open_rows
 from mv2v_jax.errors import InputError
+from mv2v_jax.stores.sources import load_embeddings
 
 N = 41
 

@@ -8,6 +8,7 @@ import pytest
 from mv2v_jax.errors import InputError
 from mv2v_jax.stores.address import parse_address
 from mv2v_jax.stores.sources import load_embeddings, open_source
+from mv2v_jax.tables import spill
 from mv2v_jax.tables.quantised import dequantise
 
 pa = pytest.importorskip("pyarrow")
@@ -117,7 +118,7 @@ def test_a_dataset_does_not_lead_out_of_its_folder(tmp_path):
     (tmp_path / "data").mkdir()
     state = {"_data_files": [{"filename": "../secret.arrow"}]}
     (tmp_path / "data" / "state.json").write_text(json.dumps(state))
-    with pytest.raises(InputError, match="data/secret.arrow cannot be read"):
+    with pytest.raises(InputError, match=r"data/secret\.arrow cannot be read"):
         load_embeddings(tmp_path / "data")
 
 
@@ -128,9 +129,9 @@ def test_wrong_columns(tmp_path):
         load_embeddings(path)
     np.testing.assert_array_equal(load_embeddings(f"{path}:other"), ROWS)
     np.testing.assert_array_equal(load_embeddings(f"{path}?vector=other"), ROWS)
-    with pytest.raises(InputError, match="must have a column none, found id, embedding, other"):
+    with pytest.raises(InputError, match="must have a column none, found"):
         load_embeddings(path, "none")
-    with pytest.raises(InputError, match="column id that --id-column names|must have the column doc"):
+    with pytest.raises(InputError, match="must have the column doc that --id-column names"):
         open_source(parse_address(path, vector="other", id="doc"))
     parquet.write_table(make_table(text=pa.array(["a"] * 50)), path)
     with pytest.raises(InputError, match="lists of one length"):
@@ -205,10 +206,15 @@ def test_foreign_byte_order_and_fortran_order(tmp_path, order):
     np.testing.assert_array_equal(loaded, ROWS)
 
 
-def test_the_temporary_file_goes_with_the_rows(tmp_path, monkeypatch):
+@pytest.mark.parametrize("has_handles", [True, False])
+def test_the_temporary_file_goes_with_the_rows(tmp_path, monkeypatch, has_handles):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    if not has_handles:
+        monkeypatch.setattr(spill, "_HANDLES", tmp_path / "none")
     parquet.write_table(make_table(), tmp_path / "x.parquet")
     rows = load_embeddings(tmp_path / "x.parquet")
-    assert len(list(tmp_path.iterdir())) == 2
+    files = len(list(tmp_path.iterdir()))
+    assert files == (1 if has_handles and spill._HANDLES.is_dir() else 2)
+    np.testing.assert_array_equal(rows[40:], ROWS[40:])
     del rows
     assert len(list(tmp_path.iterdir())) == 1
