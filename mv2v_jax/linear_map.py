@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame, check_frame
-from mv2v_jax.ops.masked import center_unit, unit_rows
+from mv2v_jax.ops.given_arrays import as_matrix, check_columns
+from mv2v_jax.ops.masked import center_unit, squarable_rows, unit_rows
 from mv2v_jax.ops.pytree import pytree
 
 
@@ -40,20 +41,52 @@ class LinearMap:
     target: Centering
 
 
+def map_parts(linear_map: LinearMap) -> dict[str, Any]:
+    """The arrays of a map by their names in a file."""
+    source, target = linear_map.source, linear_map.target
+    return {
+        "W": linear_map.W,
+        "mean_x": source.mean,
+        "mean_y": target.mean,
+        "scale_x": source.scale,
+        "scale_y": target.scale,
+    }
+
+
+def check_map(linear_map: Any, name: str = "linear_map", *, several: bool = False) -> tuple[int, int]:
+    """Raise `InputError` unless this is one `LinearMap`, or ``several`` stacked ones; returns ``d_x`` and ``d_y``."""
+    shape = "[r, d_x, d_y], several maps" if several else "[d_x, d_y], one map"
+    if not isinstance(linear_map, LinearMap):
+        hint = "; pass its map" if isinstance(getattr(linear_map, "map", None), LinearMap) else ""
+        raise InputError(f"{name} must be a LinearMap, found {type(linear_map).__name__}{hint}")
+    for part, array in map_parts(linear_map).items():
+        if not hasattr(array, "dtype") or not jnp.issubdtype(array.dtype, jnp.floating):
+            found = getattr(array, "dtype", type(array).__name__)
+            raise InputError(f"{name} must hold arrays of floating-point numbers, found {part} of {found}")
+    if linear_map.W.ndim != 2 + several:
+        raise InputError(f"{name} must hold W {shape}, found shape {list(linear_map.W.shape)}")
+    d_x, d_y = linear_map.W.shape[-2:]
+    for part, mean, d in (("mean_x", linear_map.source.mean, d_x), ("mean_y", linear_map.target.mean, d_y)):
+        if mean.shape[-1:] != (d,):
+            raise InputError(f"{name} must hold {part} [{d}] as W has, found shape {list(mean.shape)}")
+    return d_x, d_y
+
+
 def apply(linear_map: LinearMap, x: Any, *, frame: Frame = "centred") -> jax.Array:
     """Map raw source rows into the target space.
 
     Args:
         linear_map: from `align` (its ``map``), `load_map` or `invert`.
-        x: ``[n, d_x]`` raw rows of the source encoder, any floating dtype.
+        x: ``[n, d_x]`` raw rows of the source encoder, any floating dtype and any length that it can hold.
         frame: ``"centred"`` for unit rows with the target's mean removed, which the metrics compare; ``"target"`` for
             rows in the target's raw frame, comparable by cosine with raw vectors of the target encoder.
 
     Returns:
-        ``[n, d_y]`` in the dtype of ``x``. Zero rows become zero rows (centred) or the target's mean (target).
+        ``[n, d_y]`` in the dtype of ``x``. Zero rows become zero rows (centred) or the target's mean (target). A row
+        with NaN or infinity becomes a row of NaN, and changes no other row.
 
     Raises:
-        InputError: wrong shape or unknown frame.
+        InputError: not a map, wrong shape or dtype, masked values, or unknown frame.
 
     Example:
         >>> import jax.numpy as jnp
@@ -62,15 +95,17 @@ def apply(linear_map: LinearMap, x: Any, *, frame: Frame = "centred") -> jax.Arr
         >>> apply(turn, jnp.array([[2.0, 0.0]])).tolist()
         [[0.0, 1.0]]
     """
-    x = jnp.asarray(x)
-    d_x = linear_map.W.shape[0]
-    if x.ndim != 2 or x.shape[1] != d_x:
-        raise InputError(f"x must be [n, {d_x}] for this map, found shape {list(x.shape)}")
+    d_x, d_y = check_map(linear_map)
+    x = as_matrix(x, "x")
+    check_columns(x, "x", d_x, "for this map", other=d_y, min_rows=0)
     check_frame(frame)
-    mapped = unit_rows(center_unit(x, linear_map.source.mean) @ linear_map.W)
+    # A matrix product may spread NaN over the rows that it computes together.
+    finite = jnp.isfinite(x).all(axis=1, keepdims=True)
+    rows = center_unit(jnp.where(finite, x, 0), linear_map.source.mean)
+    mapped = unit_rows(squarable_rows(rows @ linear_map.W))
     if frame == "target":
         mapped = linear_map.target.mean[None] + linear_map.target.scale * mapped
-    return mapped.astype(x.dtype)
+    return jnp.where(finite, mapped, jnp.nan).astype(x.dtype)
 
 
 def invert(linear_map: LinearMap) -> LinearMap:
@@ -81,4 +116,5 @@ def invert(linear_map: LinearMap) -> LinearMap:
     correspondence that whitens both spaces again. In both cases rows keep their partners, because both maps compare
     ``x`` and ``y`` by ``x W y^T``.
     """
+    check_map(linear_map)
     return LinearMap(W=linear_map.W.T, source=linear_map.target, target=linear_map.source)

@@ -12,7 +12,7 @@ from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import column_option, id_column_option, json_option
 from mv2v_jax.cli.output import print_table, print_text
 from mv2v_jax.cli.shared import check_row_shape, load_rows
-from mv2v_jax.data.checks import check_finite
+from mv2v_jax.data.checks import check_values
 from mv2v_jax.data.map_file import load_map
 from mv2v_jax.errors import InputError
 from mv2v_jax.evaluation.metrics import Metrics, evaluate
@@ -80,7 +80,7 @@ def evaluate_command(
     else:
         x, y = _load_matched(sides, linear_map, column, id_column)
     for rows, source in ((x, x_file), (y, y_file)):
-        check_finite(rows, source)
+        check_values(rows, source)
     if x.shape[0] != y.shape[0]:
         raise InputError(
             f"{y_file} must have a row for each of the {x.shape[0]} of {x_file}, found {y.shape[0]}; give true pairs, "

@@ -23,9 +23,8 @@ from mv2v_jax.data.scan import (
     scan_rows,
 )
 from mv2v_jax.errors import InputError
-from mv2v_jax.linear_map import LinearMap
-
-_DTYPES = tuple(jnp.dtype(dtype) for dtype in (jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64))
+from mv2v_jax.linear_map import check_map
+from mv2v_jax.ops.given_arrays import as_array, check_columns, check_shape
 
 # ----------------------------------------------------------------------------------------------------------- arguments
 
@@ -43,20 +42,6 @@ def check_key(key: Any) -> None:
         found = repr(key) if key is None or isinstance(key, (bool, int, float, str)) else f"a {type(key).__name__}"
     hint = "; use jax.vmap over several keys" if is_typed or is_old else "; the key comes before x and y"
     raise InputError(f"key must be one random key, such as jax.random.key(0), found {found}{hint}")
-
-
-def check_shape(array: Any, name: str, *, min_rows: int = 1) -> None:
-    """Raise `InputError` unless ``array`` is a floating-point matrix with at least ``min_rows`` rows and one column."""
-    if array.ndim != 2:
-        raise InputError(f"{name} must be two-dimensional, one embedding per row, found shape {list(array.shape)}")
-    # JAX has no long double and no foreign byte order, and computes nothing in float8.
-    if array.dtype not in _DTYPES:
-        raise InputError(f"{name} must hold floating-point embeddings, found dtype {array.dtype}")
-    if array.shape[0] < min_rows:
-        expected = "1 row" if min_rows == 1 else f"{min_rows} rows"
-        raise InputError(f"{name} must have at least {expected}, found {array.shape[0]}")
-    if array.shape[1] < 1:
-        raise InputError(f"{name} must have at least one column, found shape {list(array.shape)}")
 
 
 def check_finite(array: Any, name: str) -> None:
@@ -85,13 +70,13 @@ def check_pairs(pairs: Any, x: Any, y: Any, names: tuple[str, str] = ("pairs[0]"
         raise InputError(
             "pairs must be two matrices, (x_pairs, y_pairs), row i of one the partner of row i of the other"
         )
-    sides = [side if isinstance(side, jax.Array) else np.asarray(side) for side in pairs]
+    sides = [as_array(side, name) for side, name in zip(pairs, names, strict=True)]
     for side, rows, name in zip(sides, (x, y), names, strict=True):
         check_shape(side, name, min_rows=0)
         if side.shape[1] != rows.shape[1]:
             raise InputError(f"{name} must have {rows.shape[1]} columns, as the rows to align, found {side.shape[1]}")
         if not isinstance(side, jax.core.Tracer) and side.shape[0]:
-            _check_values(side, name)
+            check_values(side, name)
     check_paired(sides[0], sides[1], names)
     return sides[0], sides[1]
 
@@ -100,36 +85,6 @@ def check_paired(x: Any, y: Any, names: tuple[str, str] = ("x", "y")) -> None:
     """Raise `InputError` unless ``x`` and ``y`` have the same number of rows."""
     if x.shape[0] != y.shape[0]:
         raise InputError(f"{names[1]} must have a row for each of the {x.shape[0]} of {names[0]}, found {y.shape[0]}")
-
-
-def check_columns(
-    rows: Any, name: str, num_columns: int, why: str, *, other: int | None = None, min_rows: int = 1
-) -> None:
-    """Raise `InputError` unless ``rows`` are a floating-point matrix ``[n, num_columns]``.
-
-    Args:
-        rows: an array, traced or not.
-        name: what the message calls it.
-        num_columns: expected number of columns.
-        why: where the number comes from, such as "for this map".
-        other: number of columns that the other space has; the message then asks whether x and y were swapped.
-        min_rows: minimum number of rows.
-    """
-    check_shape(rows, name, min_rows=min_rows)
-    if rows.shape[1] != num_columns:
-        hint = "; were x and y swapped?" if rows.shape[1] == other else ""
-        raise InputError(f"{name} must have {num_columns} columns {why}, found {rows.shape[1]}{hint}")
-
-
-def check_map(linear_map: Any, name: str = "linear_map", *, several: bool = False) -> tuple[int, int]:
-    """Raise `InputError` unless this is one `LinearMap`, or ``several`` stacked ones; returns ``d_x`` and ``d_y``."""
-    shape = "[r, d_x, d_y], several maps" if several else "[d_x, d_y], one map"
-    if not isinstance(linear_map, LinearMap):
-        hint = "; pass its map" if isinstance(getattr(linear_map, "map", None), LinearMap) else ""
-        raise InputError(f"{name} must be a LinearMap, found {type(linear_map).__name__}{hint}")
-    if linear_map.W.ndim != 2 + several:
-        raise InputError(f"{name} must hold W {shape}, found shape {list(linear_map.W.shape)}")
-    return linear_map.W.shape[-2], linear_map.W.shape[-1]
 
 
 def check_map_rows(linear_map: Any, x: Any, y: Any, *, several: bool = False) -> None:
@@ -146,7 +101,7 @@ def check_fitting_rows(x: Any, name: str, config: Config) -> Any:
     Values are checked where they are concrete, not under a transformation. Rows that a fit will sample, because they
     are more than ``config.max_rows``, come back as `CheckedRows` with the mean of all.
     """
-    rows = x if isinstance(x, (jax.Array, RowFiles, CheckedRows)) else np.asarray(x)
+    rows = x if isinstance(x, (RowFiles, CheckedRows)) else as_array(x, name)
     # Every anchor set clusters these rows.
     check_shape(rows, name, min_rows=config.anchors.num_clusters)
     if isinstance(rows, (jax.core.Tracer, CheckedRows)):
@@ -158,8 +113,8 @@ def check_fitting_rows(x: Any, name: str, config: Config) -> Any:
 # -------------------------------------------------------------------------------------------------------------- values
 
 
-def _check_values(rows: Any, name: str, *accumulators: Accumulator, on_rows: OnRows | None = None) -> Moments:
-    """Check that ``rows [n, d]`` are finite and in range; other accumulators see them in the same pass."""
+def check_values(rows: Any, name: str, *accumulators: Accumulator, on_rows: OnRows | None = None) -> Moments:
+    """Raise `InputError` unless ``rows [n, d]`` are finite and in range; other accumulators see the same pass."""
     moments = Moments(sampled_median_length(rows))
     scan_rows(rows, moments, *accumulators, on_rows=on_rows)
     refuse_not_finite(rows, name, moments)
@@ -175,7 +130,7 @@ def check_rows(rows: Any, name: str) -> CheckedRows:
         InputError: they are not; the message names the first bad row, with its shard if there are several.
     """
     difference = Difference()
-    moments = _check_values(rows, name, difference)
+    moments = check_values(rows, name, difference)
     refuse_equal(rows, name, difference)
     return CheckedRows(rows=rows, mean=moments.mean)
 
@@ -193,7 +148,7 @@ def describe_rows(rows: Any, name: str, on_rows: OnRows | None = None) -> RowSta
             be read.
     """
     difference, digest, duplicates = Difference(), Digest(), Duplicates(rows)
-    moments = _check_values(rows, name, difference, digest, duplicates, on_rows=on_rows)
+    moments = check_values(rows, name, difference, digest, duplicates, on_rows=on_rows)
     refuse_equal(rows, name, difference)
     return RowStatistics(
         mean=moments.mean,

@@ -121,7 +121,8 @@ def load_array(source: str | Path) -> np.ndarray | RowFiles:
     if not path.is_file():
         raise InputError(f"{path} must be a file, found nothing of that name")
     try:
-        return loader(path, key)
+        rows = loader(path, key)
+        return rows.astype(rows.dtype.newbyteorder("="), copy=False) if isinstance(rows, np.ndarray) else rows
     except InputError:
         raise
     except Exception as error:

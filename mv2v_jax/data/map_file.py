@@ -5,15 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from mv2v_jax.data.map_tensors import TENSOR_NAMES, read_tensors, write_tensors
-from mv2v_jax.linear_map import Centering, LinearMap
+from mv2v_jax.data.map_tensors import read_tensors, write_tensors
+from mv2v_jax.linear_map import Centering, LinearMap, check_map, map_parts
 
 
 def map_tensors(linear_map: LinearMap) -> dict[str, np.ndarray]:
     """The arrays of a map by their names in a file."""
-    source, target = linear_map.source, linear_map.target
-    arrays = (linear_map.W, source.mean, target.mean, source.scale, target.scale)
-    return {name: np.asarray(array) for name, array in zip(TENSOR_NAMES, arrays, strict=True)}
+    return {name: np.asarray(array) for name, array in map_parts(linear_map).items()}
 
 
 def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] | None = None) -> None:
@@ -27,7 +25,8 @@ def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] |
             other values as JSON.
 
     Raises:
-        InputError: the map holds NaN or infinity, or the file cannot be written.
+        InputError: ``linear_map`` is not one map; it holds NaN or infinity, numbers that are no floats, only zeros, or
+            numbers too large to square; or the file cannot be written.
 
     Example:
         >>> import tempfile, jax.numpy as jnp
@@ -37,6 +36,7 @@ def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] |
         >>> load_map(path)[1]["note"]
         'identity'
     """
+    check_map(linear_map)
     write_tensors(Path(path), map_tensors(linear_map), metadata or {})
 
 
@@ -52,8 +52,8 @@ def load_map(path: str | Path) -> tuple[LinearMap, dict[str, str]]:
         that were not text.
 
     Raises:
-        InputError: there is no such file, it is not a map or is damaged, its shapes do not fit together, or it holds
-            NaN or infinity.
+        InputError: there is no such file, it is not a map or is damaged, it was written in a later format, its shapes
+            do not fit together, or its numbers are such as `save_map` refuses.
 
     Example:
         >>> import json, tempfile, jax.numpy as jnp

@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from mv2v_jax.data.atomic_files import atomic_path
 from mv2v_jax.data.output_paths import check_suffix
+from mv2v_jax.data.tensor_files import MAP_FORMAT, check_map_format, check_map_tensors, save_tensors
 from mv2v_jax.errors import InputError, first_line
 from mv2v_jax.version import __version__
 
-_FORMAT = "mv2v_jax linear map 1"
 TENSOR_NAMES = ("W", "mean_x", "mean_y", "scale_x", "scale_y")
 
 
@@ -21,23 +19,22 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str
     """Write the tensors of `TENSOR_NAMES` and metadata; text is stored as it is, other values as JSON.
 
     Raises:
-        InputError: the name does not end in .safetensors, a tensor holds NaN or infinity, or the file cannot be
-            written.
+        InputError: the name does not end in .safetensors, a tensor is such as `check_map_tensors` refuses, or the
+            file cannot be written.
     """
     check_suffix(path, ".safetensors")
     stored = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
-    stored |= {"format": _FORMAT, "mv2v_jax_version": __version__}
-    _refuse_not_finite(tensors, f"the map for {path}")
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=stored)
+    stored |= {"format": MAP_FORMAT, "mv2v_jax_version": __version__}
+    check_map_tensors(tensors, f"the map for {path}")
+    save_tensors(path, tensors, stored)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Read what `write_tensors` wrote: the tensors of `TENSOR_NAMES`, and the metadata as text.
 
     Raises:
-        InputError: there is no such file, it is not a map or is damaged, its shapes do not fit together, or it holds
-            NaN or infinity.
+        InputError: there is no such file, it is not a map or is damaged, it has a later format, its shapes do not fit
+            together, or a tensor is such as `check_map_tensors` refuses.
     """
     if not path.is_file():
         raise InputError(f"{path} must be a map that mv2v align wrote, found no file of that name")
@@ -56,11 +53,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     d_x, d_y = shapes["W"] if len(shapes["W"]) == 2 else (0, 0)
     if shapes != {"W": [d_x, d_y], "mean_x": [d_x], "mean_y": [d_y], "scale_x": [], "scale_y": []}:
         raise InputError(f"{path} must hold W [d_x, d_y], means [d_x] and [d_y] and two scalars, found {shapes}")
-    _refuse_not_finite(tensors, str(path))
+    check_map_format(metadata, path)
+    check_map_tensors(tensors, str(path))
     return tensors, metadata
-
-
-def _refuse_not_finite(tensors: dict[str, np.ndarray], name: str) -> None:
-    for tensor_name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise InputError(f"{name}: {tensor_name} must be finite, found NaN or infinity")

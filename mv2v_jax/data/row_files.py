@@ -115,7 +115,7 @@ class RowFiles:
     Attributes:
         shards: the files, in order.
         shape: ``(n, d)``.
-        dtype: dtype of the numbers, the same in every file.
+        dtype: dtype of the numbers, the same in every file, in the byte order of this machine.
         ndim: 2.
         nbytes: number of bytes of all rows.
     """
@@ -124,7 +124,8 @@ class RowFiles:
 
     def __init__(self, shards: list[Shard]) -> None:
         self.shards = shards
-        self.dtype = shards[0].dtype
+        # JAX has no foreign byte order: rows change it when they are read.
+        self.dtype = shards[0].dtype.newbyteorder("=")
         self._starts = np.cumsum([0, *(shard.shape[0] for shard in shards)])
         self.shape = (int(self._starts[-1]), shards[0].shape[1])
         self.nbytes = math.prod(self.shape) * self.dtype.itemsize
@@ -164,7 +165,7 @@ class RowFiles:
         wanted = index if order is None else index[order]
         bounds = np.searchsorted(wanted, self._starts)
         parts = [
-            _read_rows(shard, wanted[first:last] - start)
+            _read_rows(shard, wanted[first:last] - start).astype(self.dtype, copy=False)
             for shard, start, first, last in zip(self.shards, self._starts, bounds, bounds[1:], strict=False)
             if first < last
         ]

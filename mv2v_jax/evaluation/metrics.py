@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mv2v_jax.alignment.space import fit_space
 from mv2v_jax.data.checks import check_columns, check_map_rows, check_paired, check_shape
 from mv2v_jax.linear_map import LinearMap, apply
+from mv2v_jax.ops.given_arrays import as_matrix
 from mv2v_jax.ops.knn import map_blocks
 from mv2v_jax.ops.linalg import procrustes
 from mv2v_jax.ops.masked import center_unit, working_dtype
@@ -88,7 +89,7 @@ def evaluate(linear_map: LinearMap, x: Any, y: Any) -> Metrics:
         >>> float(evaluate(LinearMap(W=turn, source=centering, target=centering), x, x @ turn).top1)
         1.0
     """
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    x, y = as_matrix(x, "x"), as_matrix(y, "y")
     check_map_rows(linear_map, x, y)
     check_paired(x, y)
     return _evaluate(linear_map, x, y)
@@ -132,7 +133,7 @@ def oracle(x: Any, y_true: Any, y: Any) -> LinearMap:
         >>> bool(jnp.allclose(oracle(x, x @ turn, x @ turn).W, turn, atol=1e-4))
         True
     """
-    x, y_true, y = jnp.asarray(x), jnp.asarray(y_true), jnp.asarray(y)
+    x, y_true, y = as_matrix(x, "x"), as_matrix(y_true, "y_true"), as_matrix(y, "y")
     check_shape(x, "x")
     check_shape(y, "y")
     # If x has the columns of y, y_true probably holds the rows of x.

@@ -16,6 +16,7 @@ from mv2v_jax.alignment.fit import map_agreement
 from mv2v_jax.alignment.space import fit_space
 from mv2v_jax.data.checks import check_map_rows
 from mv2v_jax.linear_map import LinearMap
+from mv2v_jax.ops.given_arrays import as_matrix
 from mv2v_jax.ops.knn import top_neighbors
 from mv2v_jax.ops.masked import mean_present, present_rows, unit_rows
 from mv2v_jax.ops.pytree import pytree
@@ -161,6 +162,6 @@ def measure_stability(maps: LinearMap, x: Any, y: Any) -> Stability:
         >>> measure_stability(LinearMap(W=W, source=centering, target=centering), x, y).basin.tolist()
         [0, 0, 1]
     """
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    x, y = as_matrix(x, "x"), as_matrix(y, "y")
     check_map_rows(maps, x, y, several=True)
     return compare_maps(maps.W, fit_space(x).rows, fit_space(y).rows)

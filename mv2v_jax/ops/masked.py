@@ -21,13 +21,25 @@ def working_dtype(dtype: jax.typing.DTypeLike) -> jax.typing.DTypeLike:
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
+def squarable_rows(x: jax.Array) -> jax.Array:
+    """Scale every row by a power of two, so that its square neither overflows nor vanishes.
+
+    A power of two rounds nothing: unit rows of the result are those of ``x``, bit for bit, wherever those can be
+    computed at all.
+    """
+    largest = jnp.max(jnp.abs(jax.lax.stop_gradient(x)), axis=-1, keepdims=True)
+    limit = jnp.finfo(x.dtype).maxexp - 2
+    exponent = jnp.clip(-jnp.frexp(largest)[1], -limit, limit)
+    return x * jnp.ldexp(jnp.ones((), x.dtype), exponent)
+
+
 def center_unit(x: jax.Array, mean: jax.Array) -> jax.Array:
     """Centre rows ``x [n, d]`` with a known ``mean [d]`` and scale them to unit length, in the dtype of the mean.
 
     Zero rows stay zero; centring would turn them into the direction of ``-mean``.
     """
     x = x.astype(mean.dtype)
-    return jnp.where(jnp.any(x != 0, axis=-1, keepdims=True), unit_rows(x - mean[None]), 0)
+    return jnp.where(jnp.any(x != 0, axis=-1, keepdims=True), unit_rows(squarable_rows(x - mean[None])), 0)
 
 
 def present_rows(x: jax.Array) -> jax.Array:

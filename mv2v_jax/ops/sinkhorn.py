@@ -6,6 +6,7 @@ Sinkhorn's iterations run in the log domain and a fixed number of times.
 import jax
 import jax.numpy as jnp
 
+from mv2v_jax.ops.given_arrays import as_matrix, check_columns
 from mv2v_jax.ops.masked import present_rows, working_dtype
 
 
@@ -70,12 +71,17 @@ def sinkhorn_divergence(
         stop_gradient: whether the plan is constant in the gradient. At convergence the gradient is the same (envelope
             theorem), and it needs no memory for the iterations.
 
+    Raises:
+        InputError: wrong shape or dtype.
+
     Example:
         >>> import jax.numpy as jnp
         >>> x = jnp.eye(3)
         >>> [abs(round(float(sinkhorn_divergence(x, y)), 3)) for y in (x[::-1], -x)]
         [0.0, 0.965]
     """
+    x, y = as_matrix(x, "x", min_rows=1), as_matrix(y, "y")
+    check_columns(y, "y", x.shape[1], "like x")
     (x, y) = to_working(x, y)
     cross, within_x, within_y = (
         _transport(a, b, epsilon, num_steps, stop_gradient) for a, b in ((x, y), (x, x), (y, y))

@@ -10,6 +10,7 @@ import numpy as np
 from mv2v_jax.data.map_tensors import read_tensors, write_tensors
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame, check_frame
+from mv2v_jax.host_arrays import as_host_array
 
 # Numbers per block of rows, so that temporary arrays stay small however many rows are mapped.
 _BLOCK_NUMBERS = 2**22
@@ -61,10 +62,10 @@ class PortableMap:
 
         Returns:
             ``[n, d_y]``, or ``[d_y]`` for a single row, in the dtype of ``rows``. Zero rows become zero rows (centred)
-            or the mean (target).
+            or the mean (target). A row with NaN or infinity becomes a row of NaN.
 
         Raises:
-            InputError: wrong shape or dtype, or unknown frame.
+            InputError: wrong shape or dtype, masked values, or unknown frame.
 
         Example:
             >>> zero, one = np.zeros(2, np.float32), np.float32(1)
@@ -75,7 +76,7 @@ class PortableMap:
         if inverse:
             return self.invert().apply(rows, frame=frame)
         check_frame(frame)
-        rows = self._check(rows if isinstance(rows, np.ndarray) else np.asarray(rows))
+        rows = self._check(as_host_array(rows, "rows"))
         if rows.ndim == 1:
             return self.apply(rows[None], frame=frame)[0]
         d_x, d_y = self.W.shape
@@ -96,6 +97,11 @@ class PortableMap:
 
     def _map(self, rows: np.ndarray, frame: Frame) -> np.ndarray:
         rows = rows.astype(self.W.dtype)
+        # A matrix product may spread NaN over the rows that it computes together.
+        finite = np.isfinite(rows).all(axis=1, keepdims=True)
+        return np.where(finite, self._map_finite(np.where(finite, rows, 0), frame), np.nan)
+
+    def _map_finite(self, rows: np.ndarray, frame: Frame) -> np.ndarray:
         present = (rows != 0).any(axis=1, keepdims=True)
         mapped = _unit_rows(np.where(present, _unit_rows(rows - self.mean_x), 0) @ self.W)
         return mapped if frame == "centred" else self.mean_y + self.scale_y * mapped
@@ -107,16 +113,17 @@ class PortableMap:
             InputError: the map holds NaN or infinity, or the file cannot be written.
         """
         tensors = {name: getattr(self, name) for name in ("W", "mean_x", "mean_y", "scale_x", "scale_y")}
-        # safetensors writes the memory of an array, whatever its strides.
         write_tensors(
             Path(path),
-            {name: np.ascontiguousarray(a).reshape(a.shape) for name, a in tensors.items()},
+            tensors,
             dict(self.metadata),
         )
 
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
     """Rows of length 1; zero rows stay zero."""
+    # Scaled by a power of two, which rounds nothing, so that no square overflows or vanishes.
+    rows = np.ldexp(rows, -np.frexp(np.abs(rows).max(axis=1, keepdims=True, initial=0))[1])
     lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))[:, None]
     return rows / np.where(lengths > 0, lengths, 1)
 

@@ -18,6 +18,8 @@ from mv2v_jax.data.scan import digest, read_blocks
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame
 from mv2v_jax.linear_map import LinearMap, apply
+from mv2v_jax.ops.given_arrays import to_device
+from mv2v_jax.ops.masked import working_dtype
 from mv2v_jax.runs.compiled import OnStep
 from mv2v_jax.tables.spill import SpilledRows
 from mv2v_jax.version import __version__
@@ -59,9 +61,11 @@ def _fingerprint(linear_map: LinearMap) -> str:
 
 
 @functools.partial(jax.jit, static_argnames="frame")
-def _map_block(linear_map: LinearMap, block: jax.Array, frame: Frame) -> tuple[jax.Array, jax.Array]:
-    """The mapped rows, and whether the rows were finite."""
-    return apply(linear_map, block, frame=frame), jnp.isfinite(block).all()
+def _map_block(linear_map: LinearMap, block: jax.Array, frame: Frame) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The mapped rows, and which rows the device sees as finite, and as long enough to keep their direction."""
+    largest = jnp.max(jnp.abs(block.astype(working_dtype(block.dtype))), axis=1)
+    numbers = jnp.finfo(largest.dtype)
+    return apply(linear_map, block, frame=frame), jnp.isfinite(block).all(axis=1), largest >= numbers.tiny / numbers.eps
 
 
 def apply_to_file(
@@ -88,8 +92,8 @@ def apply_to_file(
         on_step: called with "rows mapped", the number of rows done and the number of rows to do.
 
     Raises:
-        InputError: a row holds NaN or infinity, a file can no longer be read, or `resumable_npy` cannot write or resume
-            the output.
+        InputError: a row holds NaN or infinity, or is too short for float32; a file can no longer be read, or
+            `resumable_npy` cannot write or resume the output.
     """
     started = time.perf_counter()
     n = rows.shape[0]
@@ -109,24 +113,27 @@ def apply_to_file(
     with resumable_npy(output, (n, d_y), dtype, made_by, source, block_rows=block_rows, resume=resume) as out:
         first = out.rows_done
 
-        def write(start: int, block: np.ndarray, mapped: jax.Array, finite: jax.Array) -> None:
-            if not finite:
-                with np.errstate(over="ignore"):
-                    bad = ~np.isfinite(block.astype(np.float32)).all(axis=1)
+        def write(start: int, block: np.ndarray, mapped: jax.Array, finite: jax.Array, long: jax.Array) -> None:
+            bad, expected = ~np.asarray(finite), "be finite, found NaN or infinity"
+            if not bad.any():
+                # The device computes in float32, and takes its smallest numbers for zero.
+                bad, expected = ~np.asarray(long), "hold rows that float32 can represent, found a shorter one"
+                bad[bad] = (block[bad] != 0).any(axis=1)
+            if bad.any():
                 row = name_row(rows, start + int(bad.argmax()))
-                too_large = " (as float32)" if np.isfinite(block).all() else ""
+                too_large = " (as float32)" if np.isfinite(block).all() and "finite" in expected else ""
                 kept = "; rows before it are kept: repair it and continue with --resume" if out.rows_done else ""
-                raise InputError(f"{name} must be finite, found NaN or infinity, first in {row}{too_large}{kept}")
+                raise InputError(f"{name} must {expected}, first in {row}{too_large}{kept}")
             out.write(np.asarray(mapped))
             on_step("rows mapped", out.rows_done, n)
 
         # The device maps a block while the block before is written and the next one read.
         waiting = None
         for start, block in read_blocks(rows, block_rows, first):
-            mapped, finite = _map_block(linear_map, jnp.asarray(block), frame)
+            mapped = _map_block(linear_map, to_device(block), frame)
             if waiting is not None:
                 write(*waiting)
-            waiting = start, block, mapped, finite
+            waiting = start, block, *mapped
         if waiting is not None:
             write(*waiting)
     return Applied(num_mapped=n - first, seconds=time.perf_counter() - started)

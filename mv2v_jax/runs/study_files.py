@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mv2v_jax.data.atomic_files import atomic_path
+from mv2v_jax.data.tensor_files import save_tensors
 from mv2v_jax.errors import InputError, first_line
 
 _MANIFEST, _CHUNKS = "study.json", "chunks"
@@ -68,8 +68,7 @@ def chunk_path(folder: Path, part: str, first: int) -> Path:
 
 def save_arrays(path: Path, arrays: list[np.ndarray]) -> None:
     """Write arrays as safetensors, named by their numbers, whole or not at all."""
-    with atomic_path(path) as temporary:
-        save_file({str(number): array for number, array in enumerate(arrays)}, temporary)
+    save_tensors(path, {str(number): array for number, array in enumerate(arrays)})
 
 
 def load_arrays(path: Path, shapes: list[tuple[tuple[int, ...], Any]]) -> list[np.ndarray]:

@@ -21,9 +21,10 @@ import optax
 
 from mv2v_jax.alignment.seeds import pair_seeds, worth_in_pairs
 from mv2v_jax.config import Settings, check_settings, count, number, switch
-from mv2v_jax.data.checks import check_columns, check_key, check_map_rows, check_paired, check_pairs, check_shape
+from mv2v_jax.data.checks import check_columns, check_key, check_map_rows, check_paired, check_pairs
 from mv2v_jax.linear_map import LinearMap
 from mv2v_jax.ops.csls import match_csls
+from mv2v_jax.ops.given_arrays import as_matrix
 from mv2v_jax.ops.linalg import polar
 from mv2v_jax.ops.masked import center_unit, mean_present, present_rows, unit_rows, working_dtype
 from mv2v_jax.ops.pytree import pytree
@@ -89,7 +90,7 @@ def contrastive_loss(mapped: jax.Array, y: jax.Array, *, temperature: float | ja
         >>> round(float(right), 3), round(float(chance), 3)
         (0.0, 0.693)
     """
-    check_shape(mapped, "mapped")
+    mapped, y = as_matrix(mapped, "mapped", min_rows=1), as_matrix(y, "y")
     check_columns(y, "y", mapped.shape[1], "like mapped")
     check_paired(mapped, y, ("mapped", "y"))
     present = present_rows(mapped) & present_rows(y)
@@ -158,7 +159,7 @@ def refine_contrastive(
     config = ContrastiveConfig() if config is None else config
     check_settings(config, ContrastiveConfig)
     check_key(key)
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    x, y = as_matrix(x, "x"), as_matrix(y, "y")
     check_map_rows(linear_map, x, y)
     seeds = check_pairs(pairs, x, y)
     if seeds[0] is not None and not seeds[0].shape[0]:

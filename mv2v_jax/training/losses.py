@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.config import Settings, check_settings, count, number, switch
-from mv2v_jax.data.checks import check_columns, check_map_rows, check_paired, check_shape
+from mv2v_jax.data.checks import check_columns, check_map_rows, check_paired
 from mv2v_jax.errors import InputError
 from mv2v_jax.linear_map import LinearMap
 from mv2v_jax.ops.csls import dense_csls
+from mv2v_jax.ops.given_arrays import as_matrix
 from mv2v_jax.ops.linalg import polar
 from mv2v_jax.ops.masked import center_unit, present_rows, unit_rows
 from mv2v_jax.ops.pytree import pytree
@@ -60,7 +61,7 @@ class AlignmentTerms:
 
 def _same_space(x: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
     """Check that unit rows ``x [b, d]`` and ``y [c, d]`` can be compared, and return them in their working dtype."""
-    check_shape(x, "x")
+    x, y = as_matrix(x, "x", min_rows=1), as_matrix(y, "y")
     check_columns(y, "y", x.shape[1], "like x")
     return to_working(x, y)
 
@@ -129,6 +130,7 @@ def soft_procrustes(
         >>> bool(jnp.allclose(soft_procrustes(jnp.eye(3), jnp.eye(3), jnp.eye(3)), jnp.eye(3), atol=1e-5))
         True
     """
+    x, y, W = as_matrix(x, "x"), as_matrix(y, "y"), as_matrix(W, "W", min_rows=1)
     check_columns(x, "x", W.shape[0], "for this W", other=W.shape[1])
     check_columns(y, "y", W.shape[1], "for this W", other=W.shape[0])
     (x, y, W) = to_working(x, y, W)
@@ -187,6 +189,8 @@ def cycle_loss(x: jax.Array, W: jax.Array, back: jax.Array | None = None) -> jax
         >>> float(cycle_loss(jnp.eye(2), jnp.array([[0.0, 1.0], [-1.0, 0.0]])))
         0.0
     """
+    x, W = as_matrix(x, "x"), as_matrix(W, "W", min_rows=1)
+    back = None if back is None else as_matrix(back, "back")
     check_columns(x, "x", W.shape[0], "for this W")
     if back is not None and back.shape != W.shape[::-1]:
         raise InputError(f"back must have shape {list(W.shape[::-1])} for this W, found {list(back.shape)}")
@@ -214,8 +218,7 @@ def preservation_loss(before: jax.Array, after: jax.Array) -> jax.Array:
         >>> float(preservation_loss(jnp.eye(2), jnp.ones((2, 1))))
         0.5
     """
-    check_shape(before, "before")
-    check_shape(after, "after")
+    before, after = as_matrix(before, "before", min_rows=1), as_matrix(after, "after", min_rows=1)
     check_paired(before, after, ("before", "after"))
     (before, after) = to_working(before, after)
     shares = row_shares(before)
@@ -228,7 +231,7 @@ def alignment_terms(
     """The terms of `alignment_loss` before weighting. Arguments, dtypes and errors are those of `alignment_loss`."""
     config = LossConfig() if config is None else config
     check_settings(config, LossConfig)
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    x, y = as_matrix(x, "x"), as_matrix(y, "y")
     check_map_rows(linear_map, x, y)
     (W,) = to_working(linear_map.W)
     source = center_unit(x, linear_map.source.mean.astype(W.dtype))

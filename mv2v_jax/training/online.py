@@ -25,6 +25,7 @@ from mv2v_jax.data.checks import check_columns, check_map, check_pairs
 from mv2v_jax.errors import InputError
 from mv2v_jax.linear_map import Centering, LinearMap
 from mv2v_jax.ops.csls import dense_csls
+from mv2v_jax.ops.given_arrays import as_matrix
 from mv2v_jax.ops.linalg import polar, polar_step, scale_to_norm
 from mv2v_jax.ops.masked import (
     center_unit,
@@ -172,7 +173,7 @@ def online_init(linear_map: LinearMap, y: jax.Array, config: OnlineConfig | None
         InputError: wrong shape or dtype, or a setting that is out of range.
     """
     config = _checked(config)
-    y = jnp.asarray(y)
+    y = as_matrix(y, "y")
     d_x, d_y = check_map(linear_map)
     check_columns(y, "y", d_y, "for this map", other=d_x)
     dtype = working_dtype(linear_map.W.dtype)
@@ -257,12 +258,13 @@ def online_update(
     config = _checked(config)
     if not isinstance(state, OnlineState):
         raise InputError(f"state must be an OnlineState, such as online_init returns, found {type(state).__name__}")
-    state, x, y, pairs = jax.lax.stop_gradient((state, jnp.asarray(x), jnp.asarray(y), pairs))
-    dtype, q = state.W.dtype, state.queue.shape[0]
+    x, y = as_matrix(x, "x"), as_matrix(y, "y")
     d_x, d_y = state.W.shape
     check_columns(x, "x", d_x, "for this state", other=d_y)
     check_columns(y, "y", d_y, "for this state", other=d_x, min_rows=0)
-    seeds_x, seeds_y = check_pairs(pairs, x, y)
+    pairs = check_pairs(pairs, x, y)
+    state, x, y, (seeds_x, seeds_y) = jax.lax.stop_gradient((state, x, y, pairs))
+    dtype, q = state.W.dtype, state.queue.shape[0]
     x, y = x.astype(dtype), y.astype(dtype)
     decay = jnp.asarray(config.decay, dtype)
 

@@ -1,6 +1,7 @@
 """Reading and writing files: every format, damaged files, atomic writes, and no unpickling."""
 
 import pickle
+import re
 
 import jax
 import jax.numpy as jnp
@@ -198,3 +199,68 @@ def test_digest():
     assert digest(ROWS) == digest(ROWS.copy(order="F"))
     assert digest(ROWS) != digest(ROWS.astype(np.float64))
     assert digest(ROWS) != digest(ROWS[::-1])
+
+
+BAD_TENSORS = {
+    "integers": ("W", np.eye(4, 3, dtype=np.int64), "W must hold floating-point numbers, found int64"),
+    "booleans": ("W", np.eye(4, 3) > 0, "W must hold floating-point numbers, found bool"),
+    "complex": ("W", np.eye(4, 3, dtype=np.complex64), "W must hold floating-point numbers, found complex64"),
+    "integer mean": ("mean_x", np.zeros(4, np.int32), "mean_x must hold floating-point numbers, found int32"),
+    "zeros": ("W", np.zeros((4, 3), np.float32), "W must have a norm from 1e-15 to 1e+15, found 0"),
+    "too large to square": ("W", np.full((4, 3), 1e25, np.float32), "W must have a norm from 1e-15 to 1e"),
+    "too small to square": ("W", np.full((4, 3), 1e-25, np.float32), "W must have a norm from 1e-15 to 1e"),
+    "NaN": ("W", np.full((4, 3), np.nan, np.float32), "W must be finite"),
+    "infinite mean": ("mean_y", np.full(3, np.inf, np.float32), "mean_y must be finite"),
+    "a long mean": ("mean_y", np.full(3, 1e30, np.float32), "mean_y must have a norm"),
+    "no scale": ("scale_y", np.float32(0), "scale_y must have a norm"),
+    "a negative scale": ("scale_x", np.float32(-1), "scale_x must be positive, found -1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TENSORS)
+def test_numbers_that_are_no_map(tmp_path, linear_map, name):
+    """They are refused where they are read, and where they would be written."""
+    part, tensor, message = BAD_TENSORS[name]
+    tensors = {**map_tensors(linear_map), part: np.asarray(tensor)}
+    path = tmp_path / "map.safetensors"
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_map(path)
+    path.unlink()
+    source = Centering(mean=tensors["mean_x"], scale=tensors["scale_x"])
+    target = Centering(mean=tensors["mean_y"], scale=tensors["scale_y"])
+    with pytest.raises(InputError):
+        save_map(path, LinearMap(W=tensors["W"], source=source, target=target))
+    assert not path.exists()
+
+
+def test_a_later_format_is_refused_and_a_file_without_one_is_not(tmp_path, linear_map):
+    path = tmp_path / "map.safetensors"
+    safetensors.numpy.save_file(map_tensors(linear_map), path, metadata={"format": "mv2v_jax linear map 2"})
+    with pytest.raises(InputError, match="found 'mv2v_jax linear map 2'; use a later version"):
+        load_map(path)
+    safetensors.numpy.save_file(map_tensors(linear_map), path)
+    assert_trees_close(load_map(path)[0], linear_map)
+
+
+def test_the_same_map_has_the_same_bytes(tmp_path, linear_map):
+    """Safetensors writes its metadata in the order of a hash with a random seed."""
+    facts = {f"fact {number}": f'"\\\n\x1b\x7fä{number}' for number in range(20)}
+    written = set()
+    for number in range(5):
+        path = tmp_path / f"{number}.safetensors"
+        save_map(path, linear_map, facts)
+        written.add(path.read_bytes())
+        assert facts.items() <= load_map(path)[1].items()
+    assert len(written) == 1
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f4", ">f2"])
+def test_numbers_in_another_byte_order(tmp_path, suffix, dtype):
+    path = tmp_path / f"x.{suffix}"
+    (np.save if suffix == "npy" else np.savez)(path, ROWS.astype(dtype))
+    loaded = load_embeddings(str(path))
+    assert loaded.dtype.isnative
+    assert np.asarray(loaded).dtype.isnative
+    np.testing.assert_array_equal(loaded, ROWS.astype(dtype).astype(loaded.dtype))

@@ -327,3 +327,14 @@ def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_bytes(folder, rn
 
 def rows_done(manifest):
     return json.loads(manifest.read_text())["rows_done"] if manifest.exists() else 0
+
+
+@pytest.mark.parametrize(("dtype", "length"), [(np.float32, 1e-40), (np.float32, 1e-35), (np.float64, 1e-300)])
+def test_rows_too_short_for_float32_are_named(tmp_path, dtype, length):
+    rows = np.ones((3, 6), dtype)
+    rows[1] *= length
+    rows[2] = 0
+    np.save(tmp_path / "x.npy", rows)
+    with pytest.raises(InputError, match="float32 can represent, found a shorter one, first in row 1"):
+        run(tmp_path, source="x.npy")
+    assert not (tmp_path / "out.npy").exists()
