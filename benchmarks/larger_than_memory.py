@@ -36,7 +36,7 @@ _GIB = 2**30
 def run_command(*arguments: str | Path) -> dict[str, Any]:
     """Run ``mv2v`` in its own process: its output, its seconds and its peak resident bytes."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "mv2v_jax", *map(str, arguments)]
+    command = [sys.executable, "-m", "mv2v_jax", "--compilation-cache", "", *map(str, arguments)]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
         # The usage of this child; that of all children would keep the peak of the largest one.

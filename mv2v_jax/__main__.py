@@ -1,5 +1,6 @@
 """``python -m mv2v_jax`` and the script ``mv2v``; names the extra to install if a package is missing."""
 
+import importlib.util
 import os
 import sys
 
@@ -9,16 +10,15 @@ def main() -> None:
     # JAX calls SciPy's LAPACK, loaded at the first decomposition. Its threads keep spinning for a while after each call
     # and make XLA's threads wait: a fit on few cores takes a third longer. A value that the user set stays.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
-        from mv2v_jax.cli import main as run
-    except ModuleNotFoundError as error:
-        if error.name not in ("click", "rich"):
-            raise
-        print(
-            f'Error: the command line needs the package {error.name}, found none; do pip install "mv2v_jax[cli]"',
-            file=sys.stderr,
-        )
-        sys.exit(2)
+    for package in ("click", "rich"):
+        if importlib.util.find_spec(package) is None:
+            print(
+                f'Error: the command line needs the package {package}, found none; do pip install "mv2v_jax[cli]"',
+                file=sys.stderr,
+            )
+            sys.exit(2)
+    from mv2v_jax.cli import main as run
+
     run()
 
 

@@ -23,6 +23,9 @@ def _set_if_known(flag: str) -> None:
 # Compiling takes nearly all of the suite's time, and half of that goes to emitters with an MLIR context per kernel.
 _set_if_known(OLD_EMITTERS)
 
+# No test keeps what it compiles in the folder of whoever runs it.
+os.environ["MV2V_COMPILATION_CACHE"] = ""
+
 # For meshes. Tests without a mesh run on one of them.
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -1,27 +1,19 @@
 """The command line, one file per command: ``mv2v demo | align | stability | apply | evaluate | info``."""
 
 import os
+import sys
 import traceback
-from pathlib import Path
+from typing import NoReturn
 
 import click
-import jax
 
-from mv2v_jax.cli.align import align_command
-from mv2v_jax.cli.apply import apply_command
-from mv2v_jax.cli.demo import demo_command
-from mv2v_jax.cli.evaluate import evaluate_command
-from mv2v_jax.cli.help import Group
-from mv2v_jax.cli.info import info_command
-from mv2v_jax.cli.options import option
+from mv2v_jax.cli.help import Group, Option
 from mv2v_jax.cli.output import print_text
-from mv2v_jax.cli.shared import make_folder
-from mv2v_jax.cli.stability import stability_command
 from mv2v_jax.errors import InputError
-from mv2v_jax.runs.processes import LostProcess, exit_together, translate_process_loss
 from mv2v_jax.version import __version__
 
-_INPUT_EXIT, _LOST_EXIT, _INTERRUPTED_EXIT = 2, 4, 130
+CACHE_VARIABLE = "MV2V_COMPILATION_CACHE"
+_INPUT_EXIT, _INTERRUPTED_EXIT = 2, 130
 
 
 @click.group(
@@ -33,42 +25,36 @@ _INPUT_EXIT, _LOST_EXIT, _INTERRUPTED_EXIT = 2, 4, 130
         "mv2v align x.npy y.npy -o map.safetensors",
         "mv2v apply map.safetensors x.npy -o mapped.npy",
     ],
+    summaries={
+        "demo": "Align the bundled real embeddings and measure the map.",
+        "align": "Learn the map from the space of X to the space of Y.",
+        "apply": "Map the rows of X into the space of Y.",
+        "evaluate": "Measure a map on true pairs.",
+        "info": "Show a map's verdict, the reasons for it and its origin.",
+        "stability": "Search many times and compare the maps that are found.",
+    },
 )
 @click.version_option(__version__, prog_name="mv2v")
-@option(
+@click.option(
     "--compilation-cache",
-    type=click.Path(path_type=Path),
-    envvar="MV2V_COMPILATION_CACHE",
+    cls=Option,
+    metavar="FOLDER",
+    envvar=CACHE_VARIABLE,
     show_envvar=True,
     help="Folder to keep compiled functions in, made if it is missing: the next run on data of similar size compiles "
-    "nothing.",
+    "nothing. By default mv2v_jax in the user's cache folder, at most some 256 MiB. An empty name keeps nothing.",
 )
 @click.pass_context
-def cli(context: click.Context, compilation_cache: Path | None) -> None:
+def cli(context: click.Context, compilation_cache: str | None) -> None:
     """Learn a linear map between two embedding spaces without a single known pair.
 
     Embeddings are read from .npy, .npz, .safetensors and .pt files, from folders of .npy shards, and from tables in
     .parquet, .arrow, .jsonl and .csv; FILE:KEY names one of several arrays or columns in a file.
     """
-    if compilation_cache is not None:
-        _use_cache(compilation_cache)
+    # Click takes an empty variable for one that is not set.
+    context.obj = os.environ.get(CACHE_VARIABLE) if compilation_cache is None else compilation_cache
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
-
-
-for _command in (demo_command, align_command, apply_command, evaluate_command, info_command, stability_command):
-    cli.add_command(_command)
-
-
-def _use_cache(folder: Path) -> None:
-    """Let JAX keep everything it compiles in ``folder``, even what compiles faster than JAX's minimum of a second."""
-    make_folder(folder, "--compilation-cache")
-    if not os.access(folder, os.W_OK):
-        raise InputError(
-            f"--compilation-cache: {folder} must be a folder that can be written to, found it read-only; name another"
-        )
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def main() -> None:
@@ -79,13 +65,10 @@ def main() -> None:
     prints its traceback and ends with 1.
     """
     try:
-        with translate_process_loss():
-            code = cli.main(prog_name="mv2v", standalone_mode=False)
-        exit_together(code if isinstance(code, int) else 0)
+        code = cli.main(prog_name="mv2v", standalone_mode=False)
+        _end(code if isinstance(code, int) else 0)
     except InputError as error:
         message, code = str(error), _INPUT_EXIT
-    except LostProcess as error:
-        message, code = str(error), _LOST_EXIT
     except click.ClickException as error:
         message, code = _describe(error), error.exit_code
     except click.Abort:
@@ -93,8 +76,17 @@ def main() -> None:
     except Exception:
         # With several processes this one must end as well, or the others would wait for it.
         traceback.print_exc()
-        exit_together(1)
+        _end(1)
     print_text(f"Error: {message}", to_stderr=True)
+    _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End this process, together with the others of the run; without JAX there are none."""
+    if "jax" not in sys.modules:
+        sys.exit(code)
+    from mv2v_jax.runs.processes import exit_together
+
     exit_together(code)
 
 

@@ -1,5 +1,9 @@
-"""`--help` in sections: arguments and examples first, then everyday options, then the settings of the algorithm."""
+"""`--help` in sections: arguments and examples first, then everyday options, then the settings of the algorithm.
 
+Nothing here imports JAX, so that ``mv2v --help`` answers at once.
+"""
+
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -115,18 +119,51 @@ class _Sections(click.Command):
         _write_options(self.get_params(ctx), ctx, formatter)
 
 
+class Lost(click.ClickException):
+    """Another process of the run is gone."""
+
+    exit_code = 4
+
+
 class Command(_Sections):
     """A command with arguments, examples and options in sections."""
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, and keep what it compiles; raises `Lost` where it needs a process that is gone."""
+        from mv2v_jax.cli.shared import use_cache
+        from mv2v_jax.runs.processes import LostProcess, translate_process_loss
+
+        use_cache(ctx.obj)
+        try:
+            with translate_process_loss():
+                return super().invoke(ctx)
+        except LostProcess as error:
+            raise Lost(str(error)) from error
+
 
 class Group(_Sections, click.Group):
-    """A group of commands, listed in the order in which they were added."""
+    """A group of commands; ``name_command`` of the module ``name`` is imported when the command is used.
+
+    Attributes:
+        summaries: the first sentence of each command's help by its name, in the order in which they are listed.
+    """
+
+    def __init__(self, *args: Any, summaries: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.summaries = summaries
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands."""
-        return list(self.commands)
+        return list(self.summaries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name, if there is one."""
+        if cmd_name not in self.summaries:
+            return None
+        return getattr(importlib.import_module(f"mv2v_jax.cli.{cmd_name}"), f"{cmd_name}_command")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, then the options."""
-        self.format_commands(ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.summaries.items()))
         super().format_options(ctx, formatter)

@@ -9,13 +9,13 @@ import shlex
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+# Rich and JAX are imported where they are used, so that `mv2v --help` answers at once.
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
-from mv2v_jax.runs.compiled import OnStep
+    from mv2v_jax.runs.compiled import OnStep
 
 _DEFAULT_COLUMNS = 80
 
@@ -109,6 +109,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, notes:
         rows: one cell per column.
         notes: whether the last column is text, which may take several lines.
     """
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table()
     for index, column in enumerate(columns):
         is_note = notes and index == len(columns) - 1
@@ -121,8 +124,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, notes:
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[OnStep]:
+def progress_bar() -> Iterator["OnStep"]:
     """A bar per stage with its step and the time left; nothing at all if standard error is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Not console.is_terminal, which FORCE_COLOR makes true for a pipe as well.

@@ -1,6 +1,7 @@
 """What several commands share: opening rows and known pairs, laying out devices, running a fit."""
 
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mv2v_jax.cli.options import Devices
-from mv2v_jax.cli.output import progress_bar
+from mv2v_jax.cli.output import print_text, progress_bar
 from mv2v_jax.config import Config
 from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.data.checks import check_pairs, check_shape
@@ -18,11 +19,35 @@ from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.data.scan import CheckedRows, RowStatistics
 from mv2v_jax.errors import InputError
 from mv2v_jax.ops.sharding import make_mesh
+from mv2v_jax.runs.compilation_cache import default_folder, keep_compiled
 from mv2v_jax.runs.compiled import TimedFit, align_on_mesh, align_with_progress
 from mv2v_jax.runs.processes import all_or_none, check_same, describe_shares, probe, start
 from mv2v_jax.stores.sources import files_of, load_embeddings
 
 Pairs = tuple[np.ndarray, np.ndarray]
+
+
+def use_cache(named: str | None) -> None:
+    """Keep what is compiled in a folder that a user named, or in the default one; nowhere if its name is empty.
+
+    Raises:
+        InputError: the named folder cannot be made or written to.
+    """
+    if named:
+        folder: Path | None = Path(named)
+        make_folder(Path(named), "--compilation-cache")
+        if not os.access(named, os.W_OK):
+            raise InputError(
+                f"--compilation-cache: {named} must be a folder that can be written to, found it read-only; name "
+                "another"
+            )
+    elif named == "" or jax.config.values["jax_compilation_cache_dir"]:
+        # A folder that JAX's own variable names is used by JAX.
+        return
+    else:
+        folder = default_folder()
+    if folder is not None:
+        keep_compiled(folder, lambda text: print_text(f"Warning: {text}", to_stderr=True))
 
 
 def lay_out(restarts: int, devices: Devices) -> Mesh | None:

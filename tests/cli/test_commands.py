@@ -395,19 +395,22 @@ def test_demo_succeeds_for_ten_seeds(folder, monkeypatch):
         assert found["mv2v"]["top1"] > 0.7 * found["oracle"]["top1"]
 
 
-@pytest.mark.parametrize("named_by", ["option", "variable"])
-def test_compiled_functions_are_kept_where_asked(folder, tmp_path, monkeypatch, named_by):
-    cache = tmp_path / "new" / "cache"
-    option = ["--compilation-cache", cache] if named_by == "option" else []
-    if named_by == "variable":
-        monkeypatch.setenv("MV2V_COMPILATION_CACHE", str(cache))
-    evaluate = ["evaluate", "map.safetensors", "x_eval.npy", "y_eval.npy", "--json"]
-    first = run(*option, *evaluate, cwd=folder)
-    assert first.returncode == 0, first.stderr
-    kept = {file.name for file in cache.iterdir()}
+def test_compiled_functions_are_kept_by_several_processes_at_once(folder, tmp_path):
+    """In the user's folder by default, where nothing is set."""
+    without = {"MV2V_COMPILATION_CACHE", "JAX_COMPILATION_CACHE_DIR"}
+    home = {name: value for name, value in {**os.environ, **CACHE}.items() if name not in without}
+    evaluate = [sys.executable, "-m", "mv2v_jax", "evaluate", "map.safetensors", "x_eval.npy", "y_eval.npy", "--json"]
+
+    def start():
+        environment = {**home, "XDG_CACHE_HOME": str(tmp_path)}
+        return subprocess.Popen(evaluate, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+
+    together = [process.communicate(timeout=300) for process in (start(), start())]
+    cache = tmp_path / "mv2v_jax"
+    kept = {file.name: file.stat().st_mtime_ns for file in cache.iterdir()}
     assert kept
-    assert run(*option, *evaluate, cwd=folder).stdout == first.stdout
-    assert {file.name for file in cache.iterdir() if file.name.endswith("-cache")} <= kept
+    assert {*together, start().communicate(timeout=300)} == {(together[0][0], b"")}
+    assert {file.name: file.stat().st_mtime_ns for file in cache.iterdir()} == kept
 
 
 def test_a_cache_that_cannot_be_is_named(tmp_path):

@@ -1,5 +1,8 @@
 """``--help`` of every command: examples and everyday options first, every line understandable alone."""
 
+import subprocess
+import sys
+
 import click
 import pytest
 from cli.commands import run
@@ -10,7 +13,9 @@ from mv2v_jax.cli.help import Formatter
 from mv2v_jax.config import Config, iterate_fields
 from mv2v_jax.version import __version__
 
-COMMANDS = {"mv2v": cli, **cli.commands}
+CONTEXT = click.Context(cli)
+SUBCOMMANDS = {name: cli.get_command(CONTEXT, name) for name in cli.list_commands(CONTEXT)}
+COMMANDS = {"mv2v": cli, **SUBCOMMANDS}
 EVERYDAY = {
     "mv2v": ["--compilation-cache", "--version"],
     "demo": ["--seed", "--restarts", "--export", "--json"],
@@ -70,9 +75,9 @@ def test_every_option_is_described_in_whole_sentences(name):
         assert option.help.endswith("."), option.help
 
 
-@pytest.mark.parametrize("name", cli.commands)
+@pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_every_argument_is_described(name):
-    command = cli.commands[name]
+    command = SUBCOMMANDS[name]
     arguments = [parameter.metavar for parameter in command.params if isinstance(parameter, click.Argument)]
     assert list(command.arguments) == arguments
     assert all(text[0].isupper() and text.endswith(".") for text in command.arguments.values())
@@ -89,14 +94,14 @@ def test_no_line_is_longer_than_the_terminal_and_no_flag_is_torn(name):
     assert not [line for line in text.splitlines() if line.endswith("-")]
 
 
-@pytest.mark.parametrize("name", cli.commands)
+@pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_examples_are_commands_that_can_be_parsed(name):
     """Of every example all flags exist, and all arguments are given."""
-    for line in cli.commands[name].examples:
+    for line in SUBCOMMANDS[name].examples:
         if not line.startswith("#"):
             words = line.split()
             assert words[:2] == ["mv2v", name]
-            cli.commands[name].make_context(name, words[2:])
+            SUBCOMMANDS[name].make_context(name, words[2:])
 
 
 def test_a_setting_is_shown_with_its_default_of_the_preset():
@@ -104,6 +109,26 @@ def test_a_setting_is_shown_with_its_default_of_the_preset():
         help_of("align").split()
     )
     assert "--published-project / --no-published-project" in help_of("align")
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_command_is_listed_by_the_first_sentence_of_its_help(name):
+    """The list is written apart from the commands, so that it needs none of their imports."""
+    assert cli.summaries[name] == SUBCOMMANDS[name].help.split("\n")[0]
+
+
+def test_the_list_of_commands_needs_neither_jax_nor_rich(tmp_path):
+    program = "import sys; sys.argv[1:] = ['--help']; from mv2v_jax.__main__ import main\n"
+    program += "try: main()\nexcept SystemExit: print({'jax', 'numpy', 'rich'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.endswith("\nset()\n")
+
+
+def test_an_unknown_command_is_one_sentence(tmp_path):
+    done = run("algin", cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "No such command 'algin'" in done.stderr
 
 
 def test_a_wide_term_has_its_description_on_the_next_line():
