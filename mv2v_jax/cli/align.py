@@ -108,7 +108,8 @@ def align_command(
     }
     if known is not None:
         provenance |= {"pairs": len(known[0]), "digest_pairs": [digest(rows) for rows in known]}
-    all_or_none(lambda: save_map(output, fit.result.best.map, {**shapes, **run, **provenance}) if is_first() else None)
+    metadata = {**shapes, **run, **provenance}
+    all_or_none(lambda: save_map(output, fit.result.best.map, metadata, rows=(x, y)) if is_first() else None)
     times = {"seconds": fit.seconds, "compile_seconds": fit.compile_seconds}
     facts = {**times, **shapes, **run, **_count_odd_rows(of_x, of_y)}
     is_good = accept or judged["verdict"] == Verdict.aligned.name

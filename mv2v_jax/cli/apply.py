@@ -1,10 +1,14 @@
 """``mv2v apply``: map rows of any number from a file to a file."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mv2v_jax.alignment.score import Verdict
+from mv2v_jax.cli.guard import guard_rows, strict_option
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import column_option, flag, id_column_option, option, output_option, text_column_option
 from mv2v_jax.cli.output import print_text, progress_bar
@@ -18,6 +22,8 @@ from mv2v_jax.runs.map_batches import apply_to_table
 from mv2v_jax.stores.address import parse_address
 from mv2v_jax.stores.sources import files_of, open_source
 from mv2v_jax.tables import write
+
+Guard = Callable[[Any], None]
 
 
 @click.command(
@@ -53,6 +59,7 @@ from mv2v_jax.tables import write
 @id_column_option
 @text_column_option
 @flag("--inverse", help="Map rows of the target space back into the source space.")
+@strict_option
 @flag("--resume", help="Continue an earlier run with the same map and X that was interrupted.")
 @flag("--accept", help="Accept the map whatever its verdict: no warning is printed.")
 def apply_command(
@@ -64,6 +71,7 @@ def apply_command(
     id_column: str | None,
     text_column: str | None,
     inverse: bool,
+    strict: bool,
     resume: bool,
     accept: bool,
 ) -> None:
@@ -77,12 +85,13 @@ def apply_command(
     if inverse:
         linear_map = invert(linear_map)
     d_x, d_y = linear_map.W.shape
+    guard = functools.partial(guard_rows, map_file, name=x_file, inverse=inverse, strict=strict)
     if output.suffix.lower() in write.SUFFIXES:
         columns = {"vector": column, "id": id_column, "text": text_column}
-        n, done = _write_table(linear_map, x_file, columns, output, frame, resume)
+        n, done = _write_table(linear_map, x_file, columns, output, frame, resume, guard)
     else:
         wanted_by = f"{map_file}{' inverted' if inverse else ''}"
-        n, done = _write_array(linear_map, x_file, column, output, frame, resume, wanted_by)
+        n, done = _write_array(linear_map, x_file, column, output, frame, resume, wanted_by, guard)
     verdict = metadata.get("verdict", Verdict.aligned.name)
     if verdict != Verdict.aligned.name and not accept:
         print_text(
@@ -94,10 +103,18 @@ def apply_command(
 
 
 def _write_array(
-    linear_map: LinearMap, x_file: str, column: str | None, output: Path, frame: Frame, resume: bool, wanted_by: str
+    linear_map: LinearMap,
+    x_file: str,
+    column: str | None,
+    output: Path,
+    frame: Frame,
+    resume: bool,
+    wanted_by: str,
+    guard: Guard,
 ) -> tuple[int, Applied]:
     """Write .npy; the number of rows and what was done."""
     x = load_rows(x_file, linear_map.W.shape[0], wanted_by, column)
+    guard(x)
     source = source_files(files_of(x_file)[0], x)
     with progress_bar() as on_step:
         done = apply_to_file(linear_map, x, source, output, x_file, frame=frame, resume=resume, on_step=on_step)
@@ -105,12 +122,21 @@ def _write_array(
 
 
 def _write_table(
-    linear_map: LinearMap, x_file: str, columns: dict[str, str | None], output: Path, frame: Frame, resume: bool
+    linear_map: LinearMap,
+    x_file: str,
+    columns: dict[str, str | None],
+    output: Path,
+    frame: Frame,
+    resume: bool,
+    guard: Guard,
 ) -> tuple[int, Applied]:
     """Write a table; the number of rows and what was done."""
     if resume:
         raise InputError(f"--resume continues a .npy file only, found {output}; leave --resume out, or write .npy")
     source = open_source(parse_address(x_file, **columns))
+    first, _ = next(source.batches(), (None, None))
+    if first is not None and first.shape[1] == linear_map.W.shape[0]:
+        guard(first)
     with progress_bar() as on_step:
         done = apply_to_table(linear_map, source, output, frame=frame, on_step=on_step)
     return done.num_mapped, done

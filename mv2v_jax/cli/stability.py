@@ -156,7 +156,7 @@ def stability_command(
     known = read_pairs(pairs, x, y)
     with progress_bar() as on_step:
         study = run_study(x, y, config, plan, output, on_step, resume=resume, mesh=mesh, pairs=known)
-    all_or_none(lambda: _write(study, output, plots) if is_first() else None)
+    all_or_none(lambda: _write(study, output, plots, (x, y)) if is_first() else None)
     if is_first():
         if as_json:
             print(json.dumps(study.facts))
@@ -164,8 +164,8 @@ def stability_command(
             _print_study(study, x_file, output)
 
 
-def _write(study: Study, folder: Path, plots: bool) -> None:
-    write_study(study, folder)
+def _write(study: Study, folder: Path, plots: bool, rows: tuple[Any, Any]) -> None:
+    write_study(study, folder, rows)
     if plots:
         plot_study(study, folder)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from mv2v_jax.data.map_tensors import read_tensors, write_tensors
 from mv2v_jax.linear_map import Centering, LinearMap, check_map, map_parts
+from mv2v_jax.profiles.profile import profile_rows
 
 
 def map_tensors(linear_map: LinearMap) -> dict[str, np.ndarray]:
@@ -14,7 +15,13 @@ def map_tensors(linear_map: LinearMap) -> dict[str, np.ndarray]:
     return {name: np.asarray(array) for name, array in map_parts(linear_map).items()}
 
 
-def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] | None = None) -> None:
+def save_map(
+    path: str | Path,
+    linear_map: LinearMap,
+    metadata: dict[str, Any] | None = None,
+    *,
+    rows: tuple[Any, Any] | None = None,
+) -> None:
     """Write a map as safetensors: tensors ``W``, ``mean_x``, ``mean_y``, ``scale_x``, ``scale_y``, and metadata.
 
     Args:
@@ -23,6 +30,9 @@ def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] |
             keeps their dtypes.
         metadata: facts about the map, for example its verdict; any value that JSON can hold. Text is stored as it is,
             other values as JSON.
+        rows: the rows ``x [n, d_x]`` and ``y [m, d_y]`` that the map was fitted on. The file then remembers what they
+            look like, and ``mv2v apply`` and `mv2v_jax.portable.PortableMap.find_mismatch` recognise rows of another
+            space. At most 4,096 rows of each are read.
 
     Raises:
         InputError: ``linear_map`` is not one map; it holds NaN or infinity, numbers that are no floats, only zeros, or
@@ -37,7 +47,8 @@ def save_map(path: str | Path, linear_map: LinearMap, metadata: dict[str, Any] |
         'identity'
     """
     check_map(linear_map)
-    write_tensors(Path(path), map_tensors(linear_map), metadata or {})
+    profiles = (None, None) if rows is None else (profile_rows(rows[0]), profile_rows(rows[1]))
+    write_tensors(Path(path), map_tensors(linear_map), metadata or {}, profiles)
 
 
 def load_map(path: str | Path) -> tuple[LinearMap, dict[str, str]]:

@@ -10,13 +10,16 @@ from safetensors import SafetensorError, safe_open
 from mv2v_jax.data.output_paths import check_suffix
 from mv2v_jax.data.tensor_files import MAP_FORMAT, check_map_format, check_map_tensors, save_tensors
 from mv2v_jax.errors import InputError, first_line
+from mv2v_jax.profiles.profile import Profiles, profile_tensors, profiles_from
 from mv2v_jax.version import __version__
 
 TENSOR_NAMES = ("W", "mean_x", "mean_y", "scale_x", "scale_y")
 
 
-def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-    """Write the tensors of `TENSOR_NAMES` and metadata; text is stored as it is, other values as JSON.
+def write_tensors(
+    path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any], profiles: Profiles = (None, None)
+) -> None:
+    """Write the tensors of `TENSOR_NAMES`, the profiles of both spaces, and metadata: text as it is, others as JSON.
 
     Raises:
         InputError: the name does not end in .safetensors, a tensor is such as `check_map_tensors` refuses, or the
@@ -26,7 +29,7 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str
     stored = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
     stored |= {"format": MAP_FORMAT, "mv2v_jax_version": __version__}
     check_map_tensors(tensors, f"the map for {path}")
-    save_tensors(path, tensors, stored)
+    save_tensors(path, tensors | profile_tensors(profiles), stored)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -56,3 +59,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     check_map_format(metadata, path)
     check_map_tensors(tensors, str(path))
     return tensors, metadata
+
+
+def read_profiles(path: Path) -> Profiles:
+    """The profiles of source and target in a file that `read_tensors` reads; ``None`` where it holds none."""
+    with safe_open(path, framework="numpy") as file:
+        tensors = {name: file.get_tensor(name) for name in set(file.keys()) - {"W"}}
+    profiles = profiles_from(tensors)
+    for side, profile in zip("xy", profiles, strict=True):
+        d = tensors[f"mean_{side}"].shape
+        if profile is not None and not (profile.unit_mean.shape == d == profile.directions.shape[:1]):
+            raise InputError(f"{path} must hold profiles of the dimensions of its means, found another; fit it again")
+    return profiles

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mv2v_jax.data.map_tensors import read_tensors, write_tensors
+from mv2v_jax.data.map_tensors import read_profiles, read_tensors, write_tensors
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame, check_frame
 from mv2v_jax.host_arrays import as_host_array
+from mv2v_jax.profiles.mismatch import find_mismatch
+from mv2v_jax.profiles.profile import Profiles
 
 # Numbers per block of rows, so that temporary arrays stay small however many rows are mapped.
 _BLOCK_NUMBERS = 2**22
@@ -27,6 +29,7 @@ class PortableMap:
         scale_x: scalar, mean length of centred rows of the source.
         scale_y: scalar, mean length of centred rows of the target.
         metadata: facts about the map as text, such as its verdict; empty for a map of a fit in memory.
+        profiles: what the fitting rows of source and target looked like; ``None`` where the file holds none.
     """
 
     W: np.ndarray
@@ -35,6 +38,7 @@ class PortableMap:
     scale_x: np.ndarray
     scale_y: np.ndarray
     metadata: Mapping[str, str] = field(default_factory=dict)
+    profiles: Profiles = (None, None)
 
     def __repr__(self) -> str:
         return f"PortableMap({self.W.shape[0]} to {self.W.shape[1]} dimensions, {self.W.dtype})"
@@ -48,6 +52,7 @@ class PortableMap:
             scale_x=self.scale_y,
             scale_y=self.scale_x,
             metadata=self.metadata,
+            profiles=self.profiles[::-1],
         )
 
     def apply(self, rows: Any, *, frame: Frame = "centred", inverse: bool = False) -> np.ndarray:
@@ -106,6 +111,27 @@ class PortableMap:
         mapped = _unit_rows(np.where(present, _unit_rows(rows - self.mean_x), 0) @ self.W)
         return mapped if frame == "centred" else self.mean_y + self.scale_y * mapped
 
+    def find_mismatch(self, rows: Any, *, inverse: bool = False) -> str | None:
+        """What tells raw rows from those that the map was fitted on, in one clause; ``None`` if nothing does.
+
+        It finds rows of another encoder or of the other side, in another scale, or truncated. Other texts of the same
+        encoder are no mismatch. At most 2,048 rows are looked at; the encoder is recognised from 10 rows on.
+
+        Args:
+            rows: ``[n, d_x]``, or a single row ``[d_x]``, as for `apply`.
+            inverse: the rows are of the target.
+
+        Raises:
+            InputError: wrong shape or dtype, masked values, or the map has no profile of that space.
+        """
+        if inverse:
+            return self.invert().find_mismatch(rows)
+        rows = np.atleast_2d(self._check(as_host_array(rows, "rows")))
+        profile, other = self.profiles
+        if profile is None:
+            raise InputError("the map must remember its spaces, found no profile; save it with save_map(rows=(x, y))")
+        return find_mismatch(profile, rows, other)
+
     def save(self, path: str | Path) -> None:
         """Write the map as `mv2v_jax.save_map` does, whole or not at all.
 
@@ -117,6 +143,7 @@ class PortableMap:
             Path(path),
             tensors,
             dict(self.metadata),
+            self.profiles,
         )
 
 
@@ -136,7 +163,7 @@ def load(path: str | Path) -> PortableMap:
             NaN or infinity.
     """
     tensors, metadata = read_tensors(Path(path))
-    return PortableMap(**tensors, metadata=metadata)
+    return PortableMap(**tensors, metadata=metadata, profiles=read_profiles(Path(path)))
 
 
 def from_map(linear_map: Any) -> PortableMap:

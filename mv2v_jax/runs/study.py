@@ -213,9 +213,15 @@ def _pad_drawn(
 # --------------------------------------------------------------------------------------------------------------- write
 
 
-def write_study(study: Study, folder: Path) -> None:
-    """Write ``map.safetensors``, ``stability.json``, ``restarts.csv`` and ``rows.csv``, each whole or not at all."""
-    save_map(folder / "map.safetensors", study.result.map, study.facts)
+def write_study(study: Study, folder: Path, rows: tuple[Any, Any] | None = None) -> None:
+    """Write ``map.safetensors``, ``stability.json``, ``restarts.csv`` and ``rows.csv``, each whole or not at all.
+
+    Args:
+        study: the study.
+        folder: folder to write to.
+        rows: the rows of both spaces, which the map then remembers (`save_map`).
+    """
+    save_map(folder / "map.safetensors", study.result.map, study.facts, rows=rows)
     write_json(folder / "stability.json", study.facts)
     write_csv(folder / "restarts.csv", study.restarts)
     stable = zip(study.row_numbers, np.asarray(study.stability.row_stability), strict=True)

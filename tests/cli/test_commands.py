@@ -332,7 +332,7 @@ def test_a_map_that_does_not_fit_on_the_disk(folder):
     before = sorted(folder.iterdir())
     program = "import resource; from mv2v_jax.cli import align, main; save = align.save_map\n"
     # The limit would fall on everything that is compiled as well.
-    program += "def limited(*a): resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000)); save(*a)\n"
+    program += "def limited(*a, **k): resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, 1_000)); save(*a, **k)\n"
     program += "align.save_map = limited; main()"
     arguments = ["align", "x.npy", "y.npy", "-o", "full.safetensors", *SMALL]
     done = subprocess.run(

@@ -1,0 +1,78 @@
+"""``mv2v apply`` recognises rows that the map was not fitted on: a warning, or a refusal with ``--strict``."""
+
+import json
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mv2v_jax import InputError, portable
+from mv2v_jax.__main__ import main
+from mv2v_jax.data.map_file import save_map
+from mv2v_jax.linear_map import Centering, LinearMap
+
+
+@pytest.fixture
+def mapped(data, tmp_path, monkeypatch, capfd):
+    """A function that maps a file in this process: its exit code, standard error, and whether the output is there."""
+    monkeypatch.chdir(tmp_path)
+    x, y = np.load(data / "x.npy"), np.load(data / "y.npy")
+    source, target = (Centering(mean=jnp.asarray(rows.mean(axis=0)), scale=jnp.ones(())) for rows in (x, y))
+    linear_map = LinearMap(W=jnp.eye(16, 12), source=source, target=target)
+    save_map("map.safetensors", linear_map, rows=(x, y))
+    save_map("bare.safetensors", linear_map)
+    np.save("x.npy", np.load(data / "x_eval.npy"))
+    np.save("y.npy", np.load(data / "y_eval.npy"))
+    np.save("scaled.npy", np.load(data / "x_eval.npy") * 7)
+    np.save(
+        "turned.npy", np.load(data / "y_eval.npy") @ np.linalg.qr(np.random.default_rng(0).normal(size=(12, 12)))[0]
+    )
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["mv2v", "apply", *arguments, "-o", "out.npy"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capfd.readouterr().err, (tmp_path / "out.npy").exists()
+
+    return run
+
+
+def test_rows_of_the_map_pass(mapped):
+    assert mapped("map.safetensors", "x.npy", "--strict") == (0, "", True)
+    assert mapped("map.safetensors", "y.npy", "--inverse", "--strict") == (0, "", True)
+
+
+def test_other_rows_are_mapped_with_a_warning(mapped):
+    code, error, written = mapped("map.safetensors", "scaled.npy")
+    assert (code, written) == (0, True)
+    assert error.startswith("Warning: scaled.npy does not look like the source of map.safetensors: found lengths from ")
+    assert mapped("bare.safetensors", "scaled.npy")[1] == ""
+
+
+def test_strict_refuses_them(mapped):
+    code, error, written = mapped("map.safetensors", "turned.npy", "--inverse", "--strict")
+    assert (code, written) == (2, False)
+    assert error.startswith("Error: turned.npy must hold rows like the target of map.safetensors, found rows of ")
+    code, error, written = mapped("bare.safetensors", "x.npy", "--strict")
+    assert (code, written) == (2, False)
+    assert "--strict needs a map that remembers its source, found none in bare.safetensors" in error
+
+
+def test_tables_are_looked_at_as_well(mapped):
+    pytest.importorskip("pyarrow")
+    with open("scaled.jsonl", "w") as file:
+        file.writelines(json.dumps({"v": row}) + "\n" for row in np.load("scaled.npy").tolist())
+    assert "found lengths from" in mapped("map.safetensors", "scaled.jsonl")[1]
+
+
+def test_portable_maps_remember(mapped, tmp_path):
+    linear_map = portable.load("map.safetensors")
+    scaled = np.load("scaled.npy")
+    assert "give the rows in the scale of the fitting rows" in linear_map.find_mismatch(scaled)
+    assert linear_map.find_mismatch(np.load("y.npy"), inverse=True) is None
+    assert linear_map.find_mismatch(scaled[0] / 7) is None
+    linear_map.invert().save("back.safetensors")
+    assert portable.load("back.safetensors").find_mismatch(np.load("y.npy")) is None
+    with pytest.raises(InputError, match="must remember its spaces, found no profile"):
+        portable.load("bare.safetensors").find_mismatch(scaled)
