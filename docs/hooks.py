@@ -14,7 +14,7 @@ import sys
 import griffe
 from mkdocs.exceptions import PluginError
 
-from mv2v_jax.config import Settings, iterate_fields
+from mv2v_jax.settings import Settings, iterate_fields
 
 _MARK = re.compile(r"^<!-- (settings|help): ([\w.]+) -->$", re.MULTILINE)
 # As wide as a page shows beside both sidebars.

@@ -4,73 +4,31 @@ Integers and booleans are static: they decide shapes and which code is compiled.
 compiles nothing, and they can be vmapped over.
 """
 
-import dataclasses
-import difflib
-import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Self
-
-import jax
-import numpy as np
+from typing import Self
 
 from mv2v_jax.errors import InputError
 from mv2v_jax.ops.pytree import pytree
+from mv2v_jax.settings import Settings, check_settings, count, number, part, switch
 
-_MAX_COUNT = 2**31 - 1
-
-
-def count(default: int, help: str, *, low: int = 0, high: int = _MAX_COUNT) -> Any:
-    """A whole number from ``low`` to ``high``; static."""
-    return dataclasses.field(default=default, metadata={"static": True, "help": help, "low": low, "high": high})
-
-
-def switch(default: bool, help: str) -> Any:
-    """True or false; static."""
-    return dataclasses.field(default=default, metadata={"static": True, "help": help})
-
-
-def number(default: float, help: str, *, low: float = 0.0, high: float = math.inf) -> Any:
-    """A number from ``low`` to ``high``; traced."""
-    return dataclasses.field(default=default, metadata={"help": help, "low": low, "high": high})
-
-
-def part(cls: type, help: str) -> Any:
-    """The settings of one stage, a config of its own."""
-    return dataclasses.field(default_factory=cls, metadata={"help": help})
-
-
-class Settings:
-    """What all configs have in common."""
-
-    def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed; those of a stage as a dict.
-
-        Example:
-            >>> Config.fast().replace(max_rows=10_000, anchors={"num_clusters": 60}).anchors.num_clusters
-            60
-        """
-        fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        for name, value in changes.items():
-            if name not in fields:
-                near = difflib.get_close_matches(name, fields, 1)
-                hint = f"; did you mean {near[0]}?" if near else f"; its fields are {', '.join(fields)}"
-                raise InputError(f"{type(self).__name__} has no field {name}{hint}")
-            nested = isinstance(fields[name], Settings) and isinstance(value, Mapping)
-            fields[name] = fields[name].replace(**value) if nested else value
-        return type(self)(**fields)
+# Above these no fit would end, or no memory would hold it.
+_MAX_STEPS, _MAX_RUNS, _MAX_NEIGHBORS = 1_000_000, 10_000, 10_000
+# Numbers in the matrices of all starts of the assignment search: 1 GiB.
+_MAX_START_NUMBERS = 2**28
 
 
 @pytree
 class AnchorConfig(Settings):
     """Anchor sets: k-means centres of both spaces, matched to each other by quadratic assignment."""
 
-    num_sets: int = count(30, "Number of anchor sets, each from its own random rows.", low=1)
-    num_clusters: int = count(30, "Number of k-means clusters per anchor set.", low=2)
+    num_sets: int = count(30, "Number of anchor sets, each from its own random rows.", low=1, high=_MAX_RUNS)
+    num_clusters: int = count(30, "Number of k-means clusters per anchor set.", low=2, high=_MAX_NEIGHBORS)
     rows: int = count(5_000, "Rows drawn from each space per anchor set.", low=2)
-    lloyd_steps: int = count(12, "Lloyd iterations per k-means of the anchor sets.")
-    num_starts: int = count(8, "Starts of the assignment search per anchor set.", low=1)
-    search_steps: int = count(150, "Swaps per start of the assignment search.")
-    kept_sets: int = count(15, "Number of anchor sets kept: those that agree best with the others.", low=1)
+    lloyd_steps: int = count(12, "Lloyd iterations per k-means of the anchor sets.", high=_MAX_RUNS)
+    num_starts: int = count(8, "Starts of the assignment search per anchor set.", low=1, high=_MAX_RUNS)
+    search_steps: int = count(150, "Swaps per start of the assignment search.", high=_MAX_STEPS)
+    kept_sets: int = count(
+        15, "Number of anchor sets kept: those that agree best with the others.", low=1, high=_MAX_RUNS
+    )
 
 
 @pytree
@@ -78,23 +36,29 @@ class RelativeConfig(Settings):
     """The first matching of rows, by relative representations."""
 
     rows: int = count(2_048, "Rows of X matched by relative representations; 0 for all rows.")
-    num_neighbors: int = count(50, "Nearest rows of Y averaged into a pseudo-partner.", low=1)
+    num_neighbors: int = count(50, "Nearest rows of Y averaged into a pseudo-partner.", low=1, high=_MAX_NEIGHBORS)
 
 
 @pytree
 class ComponentsConfig(Settings):
     """The second search, from independent components, for data on which the first one falls short."""
 
-    num_runs: int = count(18, "Runs of independent component analysis; 0 leaves the second search and guided runs out.")
-    ica_steps: int = count(30, "Steps of each independent component analysis.", low=1)
-    num_starts: int = count(12, "Starts of the matching of axes per run.", low=1)
-    match_steps: int = count(60, "Steps per start of the matching of axes.", low=1)
-    rounds: int = count(3, "Number of times that every run is matched again from the sum of the others.")
+    num_runs: int = count(
+        18, "Runs of independent component analysis; 0 leaves the second search and guided runs out.", high=_MAX_RUNS
+    )
+    ica_steps: int = count(30, "Steps of each independent component analysis.", low=1, high=_MAX_STEPS)
+    num_starts: int = count(12, "Starts of the matching of axes per run.", low=1, high=_MAX_RUNS)
+    match_steps: int = count(60, "Steps per start of the matching of axes.", low=1, high=_MAX_STEPS)
+    rounds: int = count(
+        3, "Number of times that every run is matched again from the sum of the others.", high=_MAX_RUNS
+    )
     likeness: float = number(
         0.006, "Weight of what makes two axes alike by themselves, beside their relations to other axes."
     )
     guided_runs: int = count(
-        4, "Runs that match axes once more, guided by the chosen map, where the second search was not used."
+        4,
+        "Runs that match axes once more, guided by the chosen map, where the second search was not used.",
+        high=_MAX_RUNS,
     )
     below: float = number(
         0.22, "The second search runs where the closeness of the first one, at the finest scale, is less.", high=10.0
@@ -105,12 +69,16 @@ class ComponentsConfig(Settings):
 class PublishedConfig(Settings):
     """The two refinements of the mini-vec2vec paper. A refinement with zero steps is left out."""
 
-    match_steps: int = count(0, "Steps of refine-1: match, Procrustes, smooth.")
+    match_steps: int = count(0, "Steps of refine-1: match, Procrustes, smooth.", high=_MAX_STEPS)
     match_rows: int = count(1_000, "Rows of X drawn per step of refine-1.", low=1)
-    num_neighbors: int = count(50, "Nearest rows of Y averaged into a pseudo-partner in refine-1.", low=1)
-    cluster_steps: int = count(0, "Rounds of refine-2: k-means of X, k-means of Y from there, Procrustes, smooth.")
-    num_clusters: int = count(500, "Number of k-means clusters in refine-2.", low=2)
-    lloyd_steps: int = count(12, "Lloyd iterations of each k-means in refine-2.")
+    num_neighbors: int = count(
+        50, "Nearest rows of Y averaged into a pseudo-partner in refine-1.", low=1, high=_MAX_NEIGHBORS
+    )
+    cluster_steps: int = count(
+        0, "Rounds of refine-2: k-means of X, k-means of Y from there, Procrustes, smooth.", high=_MAX_RUNS
+    )
+    num_clusters: int = count(500, "Number of k-means clusters in refine-2.", low=2, high=_MAX_NEIGHBORS)
+    lloyd_steps: int = count(12, "Lloyd iterations of each k-means in refine-2.", high=_MAX_RUNS)
     smoothing: float = number(0.5, "Share a of the new map in W <- (1 - a) W + a W_new.", high=1.0)
     project: bool = switch(True, "Return the nearest semi-orthogonal map instead of the smoothed average.")
 
@@ -124,9 +92,13 @@ class PublishedConfig(Settings):
 class AnnealingConfig(Settings):
     """The annealed refinement: directions that are matched well decide first, the others join later."""
 
-    steps: int = count(100, "Steps of the annealed refinement; small data sets take up to four times as many.")
+    steps: int = count(
+        100, "Steps of the annealed refinement; small data sets take up to four times as many.", high=_MAX_STEPS
+    )
     rows: int = count(2_048, "Rows of each space drawn per annealed step, at most half of the rows.", low=2)
-    num_neighbors: int = count(3, "Nearest rows averaged into a pseudo-partner per annealed step.", low=1)
+    num_neighbors: int = count(
+        3, "Nearest rows averaged into a pseudo-partner per annealed step.", low=1, high=_MAX_NEIGHBORS
+    )
     power: float = number(
         4.0,
         "Power of the correlation that weights a direction at first; falls to whitening.reliability_power.",
@@ -141,13 +113,15 @@ class AnnealingConfig(Settings):
 class SettlingConfig(Settings):
     """The CSLS refinement that settles the chosen map: first on samples, then on all rows."""
 
-    steps: int = count(8, "Steps of the CSLS refinement on samples of the rows.")
+    steps: int = count(8, "Steps of the CSLS refinement on samples of the rows.", high=_MAX_STEPS)
     rows: int = count(8_192, "Rows of each space drawn per step of the CSLS refinement on samples.", low=2)
-    min_neighbors: int = count(2, "Minimum number of nearest rows averaged into a pseudo-partner by CSLS.", low=1)
+    min_neighbors: int = count(
+        2, "Minimum number of nearest rows averaged into a pseudo-partner by CSLS.", low=1, high=_MAX_NEIGHBORS
+    )
     ample_rows: int = count(
         40_000, "Rows per space from which on settling.min_neighbors suffices; smaller spaces average more rows."
     )
-    whole_steps: int = count(2, "Last steps of the CSLS refinement, on all rows.")
+    whole_steps: int = count(2, "Last steps of the CSLS refinement, on all rows.", high=_MAX_RUNS)
     whole_rows: int = count(32_768, "Maximum number of rows of each space per CSLS step on all rows.", low=2)
 
 
@@ -228,47 +202,16 @@ class Config(Settings):
 PRESETS = ("default", "fast", "notebook", "paper")
 
 
-def iterate_fields(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dataclasses.Field, Any]]:
-    """Path, field and value of every setting of a config, those of its stages included, in their order."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, Settings):
-            yield from iterate_fields(value, (*path, field.name))
-        else:
-            yield (*path, field.name), field, value
-
-
-def check_settings(config: Any, cls: type) -> None:
-    """Raise `InputError` unless ``config`` is of the class and every setting is within its bounds."""
-    if not isinstance(config, cls):
-        hint = f"; use {cls.__name__}.{config}()" if cls is Config and config in PRESETS[1:] else ""
-        article = "an" if cls.__name__[0] in "AEIOU" else "a"
-        raise InputError(f"config must be {article} {cls.__name__}, found {config!r}{hint}")
-    for path, field, value in iterate_fields(config):
-        _check_field(".".join(path), field, value)
-
-
-def _check_field(name: str, field: dataclasses.Field, value: Any) -> None:
-    if field.type is bool:
-        if not isinstance(value, bool):
-            raise InputError(f"{name} must be true or false, found {value!r}")
-        return
-    low, high = field.metadata["low"], field.metadata["high"]
-    if field.type is int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            bounds = f"of at least {low}" if high == _MAX_COUNT and value != high + 1 else f"from {low} to {high}"
-            raise InputError(f"{name} must be a whole number {bounds}, found {value!r}")
-    # Traced or batched floats cannot be looked at; they are the caller's own sweep.
-    elif not isinstance(value, (jax.Array, np.ndarray)) and not (
-        isinstance(value, (int, float, np.floating, np.integer)) and low <= value <= high
-    ):
-        raise InputError(f"{name} must be a number from {low} to {high}, found {value!r}")
-
-
 def check_config(config: Config) -> None:
     """Raise `InputError` naming the first setting that is out of range, what was expected and what was found."""
     check_settings(config, Config)
     num_clusters = config.anchors.num_clusters
+    starts = config.anchors.num_starts * num_clusters**2
+    if starts > _MAX_START_NUMBERS:
+        raise InputError(
+            f"anchors.num_starts times anchors.num_clusters squared must be at most {_MAX_START_NUMBERS:,}, found "
+            f"{starts:,}; use fewer starts or clusters"
+        )
     for name, rows in (("max_rows", config.max_rows), ("anchors.rows", config.anchors.rows)):
         if rows < num_clusters:
             raise InputError(f"{name} must be at least anchors.num_clusters ({num_clusters}), found {rows}")

@@ -11,8 +11,9 @@ import numpy as np
 
 from mv2v_jax.alignment.estimate import Estimate
 from mv2v_jax.alignment.space import TwoSpaces
-from mv2v_jax.config import Config, iterate_fields
+from mv2v_jax.config import Config
 from mv2v_jax.linear_map import Centering, LinearMap
+from mv2v_jax.settings import iterate_fields
 
 OLD_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 

@@ -1,6 +1,7 @@
 """Configs: published presets, bounds, help texts, nested changes, and which fields are traced."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 from helpers import small_config, with_settings
 
 from mv2v_jax import Config, InputError, SyncConfig, align
-from mv2v_jax.config import PRESETS, check_config, check_settings, iterate_fields
+from mv2v_jax.config import PRESETS, check_config
+from mv2v_jax.settings import as_config, check_settings, iterate_fields
 
 PUBLISHED = {
     "anchors.num_clusters": 20,
@@ -230,3 +232,57 @@ def test_frozen():
         Config().max_rows = 3
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().anchors.num_clusters = 3
+
+
+SCALARS = {
+    "a whole number": 0,
+    "float32": np.float32(0),
+    "float64": np.float64(0),
+    "int64": np.int64(0),
+    "array": np.zeros(()),
+    "JAX array": jnp.zeros(()),
+}
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_sweeping_floats_of_any_kind_compiles_nothing(name):
+    """They become Python floats, which have one type once traced."""
+    counted = []
+
+    @jax.jit
+    def power(config):
+        counted.append(config)
+        return config.whitening.power
+
+    power(as_config(None, Config))
+    power(as_config(Config().replace(whitening={"power": SCALARS[name]}), Config))
+    assert len(counted) == 1
+
+
+@pytest.mark.parametrize(
+    "value", ["no", np.zeros(2), np.array([0.1]), jnp.zeros(2), True, np.True_, 1j, np.complex64(1), "0.1", [0.1], None]
+)
+def test_what_is_no_number_is_refused(value):
+    with pytest.raises(InputError, match=r"whitening\.power must be a number from 0\.0 to 0\.5, found"):
+        as_config(Config().replace(whitening={"power": value}), Config)
+
+
+@pytest.mark.parametrize(("path", "field"), [(path, field) for path, field, _ in iterate_fields(Config())])
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), float("inf"), -float("inf"), 2**63, 10**400, -(10**400)],
+    ids=lambda value: f"{str(value)[:5]}",
+)
+def test_numbers_out_of_any_range_are_refused(path, field, value):
+    if field.type is bool:
+        pytest.skip("a switch")
+    if field.type is float and value == 2**63 and field.metadata["high"] > value:
+        pytest.skip("in range")
+    changes = {path[-1]: value}
+    with pytest.raises(InputError, match=re.escape(".".join(path))):
+        as_config(Config().replace(**(changes if len(path) == 1 else {path[0]: changes})), Config)
+
+
+def test_starts_that_no_memory_holds_are_refused():
+    with pytest.raises(InputError, match="must be at most 268,435,456, found 360,000,000; use fewer"):
+        check_config(Config().replace(anchors={"num_starts": 4_000, "num_clusters": 300}))

@@ -20,6 +20,7 @@ from mv2v_jax.linear_map import LinearMap
 from mv2v_jax.ops.knn import BLOCK_ENTRIES, BLOCK_ROWS
 from mv2v_jax.ops.pytree import pytree
 from mv2v_jax.ops.sharding import EVERYWHERE, RESTART, from_first, over_mesh
+from mv2v_jax.settings import as_config
 
 Keep = Literal["best", "summary", "all"]
 
@@ -95,7 +96,7 @@ def align(
 
     Source: mini-vec2vec (arXiv 2510.02348); the default preset departs from it as `refine_annealed` says.
     """
-    config = Config() if config is None else config
+    config = as_config(config, Config)
     padded = prepare_inputs(key, x, y, config, pairs)
     return _align(key, *padded, config)
 
@@ -210,7 +211,7 @@ def align_restarts(
         >>> fits.agreement.shape
         (2, 2)
     """
-    config = Config() if config is None else config
+    config = as_config(config, Config)
     x, y, choices = prepare_restarts(
         key,
         x,

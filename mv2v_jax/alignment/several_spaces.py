@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2v_jax.config import Settings, check_settings, count, number
 from mv2v_jax.data.checks import check_map
 from mv2v_jax.errors import InputError
 from mv2v_jax.linear_map import Centering, LinearMap
 from mv2v_jax.ops.linalg import polar
 from mv2v_jax.ops.masked import working_dtype
 from mv2v_jax.ops.pytree import pytree
+from mv2v_jax.settings import Settings, as_config, count, number
 
 Pair = tuple[Hashable, Hashable]
 
@@ -254,8 +254,7 @@ def synchronize(maps: Mapping[Pair, LinearMap], config: SyncConfig | None = None
         raise InputError(f"maps must be a dict of a LinearMap per pair of spaces, found {type(maps).__name__}")
     maps = dict(maps)
     dims = _spaces(maps)
-    config = SyncConfig() if config is None else config
-    check_settings(config, SyncConfig)
+    config = as_config(config, SyncConfig)
     if not 0 <= config.num_dims <= max(dims.values()):
         raise InputError(f"num_dims must be from 0 to {max(dims.values())}, found {config.num_dims}")
     return _synchronize(maps, config)

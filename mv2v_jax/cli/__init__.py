@@ -3,17 +3,17 @@
 import os
 import sys
 import traceback
+import warnings
 from typing import NoReturn
 
 import click
 
+from mv2v_jax.cli.failures import describe_failure
 from mv2v_jax.cli.help import Group, Option
-from mv2v_jax.cli.output import print_text
-from mv2v_jax.errors import InputError
+from mv2v_jax.cli.output import print_text, survive_encodings
 from mv2v_jax.version import __version__
 
 CACHE_VARIABLE = "MV2V_COMPILATION_CACHE"
-_INPUT_EXIT, _INTERRUPTED_EXIT = 2, 130
 
 
 @click.group(
@@ -64,21 +64,30 @@ def main() -> None:
     error: 2 for what the user gave, 4 if another process of the run is gone, 130 for Ctrl-C. A defect of this package
     prints its traceback and ends with 1.
     """
+    survive_encodings()
     try:
-        code = cli.main(prog_name="mv2v", standalone_mode=False)
-        _end(code if isinstance(code, int) else 0)
-    except InputError as error:
-        message, code = str(error), _INPUT_EXIT
-    except click.ClickException as error:
-        message, code = _describe(error), error.exit_code
-    except click.Abort:
-        message, code = "interrupted; no file is left half-written", _INTERRUPTED_EXIT
-    except Exception:
-        # With several processes this one must end as well, or the others would wait for it.
-        traceback.print_exc()
-        _end(1)
-    print_text(f"Error: {message}", to_stderr=True)
+        code = _run()
+        sys.stdout.flush()
+    except Exception as error:
+        failure = describe_failure(error)
+        if failure is None:
+            # With several processes this one must end as well, or the others would wait for it.
+            traceback.print_exc()
+            _end(1)
+        message, code = failure
+        if message:
+            print_text(f"Error: {message}", to_stderr=True)
     _end(code)
+
+
+def _run() -> int:
+    """Run the command that was typed; returns its exit code."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            # Those of libraries, beside which our sentence would be lost.
+            warnings.simplefilter("ignore")
+        code = cli.main(prog_name="mv2v", standalone_mode=False)
+    return code if isinstance(code, int) else 0
 
 
 def _end(code: int) -> NoReturn:
@@ -88,11 +97,3 @@ def _end(code: int) -> NoReturn:
     from mv2v_jax.runs.processes import exit_together
 
     exit_together(code)
-
-
-def _describe(error: click.ClickException) -> str:
-    """Click's own message and, for wrong usage, the command that describes the right one."""
-    message = error.format_message()
-    if not isinstance(error, click.UsageError) or error.ctx is None:
-        return message
-    return f"{message}{'' if message.endswith(('.', '?', ')')) else '.'} See {error.ctx.command_path} --help."

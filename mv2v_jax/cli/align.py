@@ -61,7 +61,7 @@ NOT_ALIGNED_EXIT = 3
 @column_option
 @count(
     "--index-size",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10**12),
     help="Number of rows of the index that the map is meant for. Recall@1 and recall@10 at this size are estimated, in "
     "both directions.",
 )

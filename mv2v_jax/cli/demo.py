@@ -18,6 +18,7 @@ from mv2v_jax.data.demo import DemoData, load_demo_data
 from mv2v_jax.data.row_files import open_rows
 from mv2v_jax.errors import InputError
 from mv2v_jax.evaluation.metrics import oracle
+from mv2v_jax.paths import exists
 
 
 @click.command(
@@ -75,7 +76,7 @@ def _export(data: DemoData, folder: Path) -> None:
     make_folder(folder, "--export")
     files = {folder / f"{name}.npy": getattr(data, name) for name in ("x", "y", "x_eval", "y_eval")}
     for path, rows in files.items():
-        if path.exists() and not _holds(path, rows):
+        if exists(path) and not _holds(path, rows):
             raise InputError(f"--export: {path} must not exist, found a file with other rows; name another folder")
     for path, rows in files.items():
         save_npy(path, rows)

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from mv2v_jax.cli.output import wrap
+from mv2v_jax.cli.output import OutputClosed, wrap
+from mv2v_jax.interrupts import ending_at_interrupts
 
 _EVERYDAY = "Options"
 # Wider terms have their description on the next line.
@@ -152,6 +153,15 @@ class Group(_Sections, click.Group):
         super().__init__(*args, **kwargs)
         self.summaries = summaries
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; what click ends the program for by itself is raised as errors of ours."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise click.Abort from error
+        except BrokenPipeError as error:
+            raise OutputClosed from error
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands."""
         return list(self.summaries)
@@ -160,7 +170,8 @@ class Group(_Sections, click.Group):
         """The command of a name, if there is one."""
         if cmd_name not in self.summaries:
             return None
-        return getattr(importlib.import_module(f"mv2v_jax.cli.{cmd_name}"), f"{cmd_name}_command")
+        with ending_at_interrupts():
+            return getattr(importlib.import_module(f"mv2v_jax.cli.{cmd_name}"), f"{cmd_name}_command")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, then the options."""

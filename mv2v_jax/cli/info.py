@@ -9,6 +9,7 @@ import click
 
 from mv2v_jax.alignment.space import num_held_out
 from mv2v_jax.cli.help import Command
+from mv2v_jax.cli.map_facts import parse_facts
 from mv2v_jax.cli.options import json_option
 from mv2v_jax.cli.output import print_facts, print_table, print_text
 from mv2v_jax.cli.verdict_text import describe_verdict, list_reasons
@@ -42,7 +43,7 @@ def info_command(map_file: str, as_json: bool) -> None:
         print(json.dumps({"W": list(linear_map.W.shape), **dict(sorted(metadata.items()))}))
         return
     names = [*(name for name in _FIRST if name in metadata), *sorted(metadata.keys() - set(_FIRST))]
-    facts = {name: _parse(metadata[name]) for name in names}
+    facts = parse_facts({name: metadata[name] for name in names})
     config = facts.pop("config", None)
     d_x, d_y = linear_map.W.shape
     fitted = f", fitted on {facts['n']:,} and {facts['m']:,} rows" if {"n", "m"} <= facts.keys() else ""
@@ -55,14 +56,6 @@ def info_command(map_file: str, as_json: bool) -> None:
         print()
         print_text("Settings:")
         print_facts(_list_settings(config))
-
-
-def _parse(text: str) -> Any:
-    """A value of the metadata; text that is no JSON stays text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _print_verdict(facts: Mapping[str, Any], config: Any) -> None:
@@ -87,7 +80,7 @@ def _count_held_out(facts: Mapping[str, Any], config: Any) -> dict[str, int]:
         max_rows = config["max_rows" if "max_rows" in config else "most_rows"]
         rows = min(padded_size(min(facts[name], max_rows)) for name in ("n", "m"))
         return {"held_out_rows": num_held_out(rows, config["held_out_rows"])}
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return {}
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import click
 
 from mv2v_jax.cli.help import Option
-from mv2v_jax.config import PRESETS, Config, check_config, iterate_fields
+from mv2v_jax.config import PRESETS, Config, check_config
+from mv2v_jax.settings import iterate_fields
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -117,11 +118,13 @@ def _device_options() -> Iterator[Decorator]:
         "Slurm, Open MPI and on TPU the processes find each other.",
     )
     yield device("--coordinator", metavar="HOST:PORT", help=f"Address of process 0. {unfound}")
-    yield device_count("--num-processes", type=click.IntRange(1), help=f"Number of processes. {unfound}")
-    yield device_count("--process", type=click.IntRange(0), help=f"Number of this process, from 0. {unfound}")
+    yield device_count("--num-processes", type=click.IntRange(1, 2**16), help=f"Number of processes. {unfound}")
+    yield device_count(
+        "--process", type=click.IntRange(0, 2**16 - 1), help=f"Number of this process, from 0. {unfound}"
+    )
     yield device_count(
         "--row-devices",
-        type=click.IntRange(1),
+        type=click.IntRange(1, 2**16),
         help="Number of devices that share the rows of one restart. By default as few as keep all devices busy.",
     )
 

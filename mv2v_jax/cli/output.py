@@ -4,10 +4,12 @@ Only a terminal has an edge: where a stream is a file or a pipe, every sentence 
 """
 
 import contextlib
+import io
 import os
 import shlex
 import sys
 import textwrap
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -18,6 +20,14 @@ if TYPE_CHECKING:
     from mv2v_jax.runs.compiled import OnStep
 
 _DEFAULT_COLUMNS = 80
+# Control characters, invisible ones such as those that turn the direction of text, halves of characters, separators.
+_CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
+# Some scripts are spelled with these.
+_JOINERS = "\u200c\u200d"
+
+
+class OutputClosed(Exception):
+    """The reader of standard output is gone, such as ``head``."""
 
 
 def wrap(text: str, width: int | None, *, first: str = "", rest: str = "") -> str:
@@ -54,15 +64,36 @@ def stream_width(stream: TextIO) -> int | None:
         return _DEFAULT_COLUMNS
 
 
+def printable(text: str) -> str:
+    r"""Text in which characters that control a terminal, or turn the direction of text, are written as escapes.
+
+    Names of files and columns and the metadata of maps come from others, and could hide or rewrite what is printed.
+
+    Example:
+        >>> printable("map\x1b[2J.safetensors")
+        'map\\x1b[2J.safetensors'
+    """
+    return "".join(
+        repr(sign)[1:-1] if unicodedata.category(sign) in _CONTROLS and sign not in _JOINERS else sign for sign in text
+    )
+
+
+def survive_encodings() -> None:
+    """Let the streams write characters that their encoding lacks as escapes, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def print_text(text: str = "", *, to_stderr: bool = False) -> None:
     """Print one paragraph."""
     stream = sys.stderr if to_stderr else sys.stdout
-    print(wrap(text, stream_width(stream)), file=stream, flush=to_stderr)
+    print(wrap(printable(text), stream_width(stream)), file=stream, flush=to_stderr)
 
 
 def print_command(*arguments: Any) -> None:
     """Print a command that can be copied into a shell, indented; a long one is continued by backslashes."""
-    words, width = [shlex.quote(str(argument)) for argument in arguments], stream_width(sys.stdout)
+    words, width = [printable(shlex.quote(str(argument))) for argument in arguments], stream_width(sys.stdout)
     lines = [f"  {words[0]}"]
     for word in words[1:]:
         # Two columns are left for the backslash.
@@ -75,9 +106,9 @@ def print_command(*arguments: Any) -> None:
 
 def print_facts(facts: Mapping[str, Any]) -> None:
     """Print one fact per line, with the names aligned."""
-    width, indent = stream_width(sys.stdout), 2 + max(len(name) for name in facts)
+    width, indent = stream_width(sys.stdout), 2 + max(len(printable(name)) for name in facts)
     for name, value in facts.items():
-        text = _format(value)
+        text, name = printable(_format(value)), printable(name)
         first = f"{name:<{indent}}"
         if width is not None and max(map(len, text.split()), default=0) > width - indent:
             # A word that does not fit beside the name gets the next line.
@@ -117,10 +148,10 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, notes:
         is_note = notes and index == len(columns) - 1
         table.add_column(column, justify="right" if index and not is_note else "left", no_wrap=not is_note)
     for row in rows:
-        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else printable(str(cell)) for cell in row))
     width = stream_width(sys.stdout)
     # A pipe has no width of its own; the default of 80 columns would cut figures off.
-    Console(width=160 if width is None else width).print(table)
+    Console(width=160 if width is None else width, markup=False, emoji=False).print(table)
 
 
 @contextlib.contextmanager
@@ -130,14 +161,14 @@ def progress_bar() -> Iterator["OnStep"]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Not console.is_terminal, which FORCE_COLOR makes true for a pipe as well.
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bars:
         tasks: dict[str, TaskID] = {}
 
         def on_step(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage.replace("_", " "), total=total)
+                tasks[stage] = bars.add_task(printable(stage.replace("_", " ")), total=total)
             bars.update(tasks[stage], completed=done)
 
         yield on_step

@@ -1,8 +1,11 @@
 """Files that are written whole or not at all."""
 
 import contextlib
+import glob
 import os
+import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +13,23 @@ import numpy as np
 from safetensors import SafetensorError
 
 from mv2v_jax.errors import InputError, first_line
+from mv2v_jax.paths import exists, is_file, is_folder
+
+_PREFIX_BYTES = 100
+# What `tempfile` puts between the prefix and the suffix.
+_RANDOM = re.compile(r"[a-z0-9_]{8}\.part")
+# No file takes so long to write.
+_ORPHAN_SECONDS = 24 * 3600
+
+
+def _remove_orphans(folder: Path, prefix: str) -> None:
+    """Remove what killed processes left of the same file, long after they wrote it."""
+    for path in folder.glob(f"{glob.escape(prefix)}*.part"):
+        if _RANDOM.fullmatch(path.name.removeprefix(prefix)):
+            # Another process may remove it at the same time, or own it.
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _ORPHAN_SECONDS:
+                    path.unlink()
 
 
 @contextlib.contextmanager
@@ -20,9 +40,12 @@ def atomic_path(final: Path) -> Iterator[Path]:
         InputError: the file cannot be written.
     """
     check_writable(final)
+    # Not the whole name: with what is added it could be too long for the file system.
+    prefix = os.fsdecode(b"." + os.fsencode(final.name)[:_PREFIX_BYTES] + b".")
     temporary: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.name}.", suffix=".part")
+        _remove_orphans(final.parent, prefix)
+        handle, name = tempfile.mkstemp(dir=final.parent, prefix=prefix, suffix=".part")
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -43,12 +66,12 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
 def check_writable(final: Path) -> None:
     """Raise `InputError` if ``final`` cannot be written; call this before the work whose result it will hold."""
-    if final.is_dir():
+    if is_folder(final):
         raise InputError(f"{final} must be a file to write, found a folder")
     # The rename would replace a device such as /dev/null by the file.
-    if final.exists() and not final.is_file():
+    if exists(final) and not is_file(final):
         raise InputError(f"{final} must be a file to write, found a device or a pipe")
-    if not final.parent.is_dir():
+    if not is_folder(final.parent):
         raise InputError(f"{final} cannot be written: there is no folder {final.parent}")
     try:
         with tempfile.TemporaryFile(dir=final.parent):

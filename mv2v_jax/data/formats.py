@@ -9,7 +9,9 @@ import numpy as np
 from safetensors import safe_open
 
 from mv2v_jax.data.row_files import RowFiles, open_rows
+from mv2v_jax.data.tensor_files import check_header
 from mv2v_jax.errors import InputError, first_line
+from mv2v_jax.paths import exists, is_file, is_folder
 
 
 def _choose_key(path: Path, keys: list[str], key: str | None) -> str:
@@ -43,6 +45,7 @@ def _load_npz(path: Path, key: str | None) -> np.ndarray:
 
 
 def _load_safetensors(path: Path, key: str | None) -> np.ndarray:
+    check_header(path)
     with safe_open(path, framework="numpy") as file:
         return file.get_tensor(_choose_key(path, list(file.keys()), key))
 
@@ -76,7 +79,7 @@ _LOADERS: dict[str, Callable[[Path, str | None], Any]] = {
 def _split_key(source: str | Path) -> tuple[Path, str | None]:
     """Split ``FILE:KEY`` into its parts, unless there is a file of that whole name."""
     path, colon, key = str(source).rpartition(":")
-    if colon and not Path(source).exists() and Path(path).suffix.lower() in _LOADERS:
+    if colon and not exists(Path(source)) and Path(path).suffix.lower() in _LOADERS:
         return Path(path), key
     return Path(source), None
 
@@ -110,7 +113,7 @@ def load_array(source: str | Path) -> np.ndarray | RowFiles:
         ((3, 2), dtype('float16'))
     """
     path, key = _split_key(source)
-    if path.is_dir():
+    if is_folder(path):
         return open_rows(path)
     loader = _LOADERS.get(path.suffix.lower())
     if loader is None:
@@ -118,7 +121,7 @@ def load_array(source: str | Path) -> np.ndarray | RowFiles:
             f"{path} must be one of {', '.join(_LOADERS)}, a table such as .parquet, .arrow, .jsonl or .csv, or a "
             f"store such as lancedb:PATH/TABLE, found suffix {path.suffix or 'none'}"
         )
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{path} must be a file, found nothing of that name")
     try:
         rows = loader(path, key)

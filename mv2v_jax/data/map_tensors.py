@@ -8,8 +8,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from mv2v_jax.data.output_paths import check_suffix
-from mv2v_jax.data.tensor_files import MAP_FORMAT, check_map_format, check_map_tensors, save_tensors
+from mv2v_jax.data.tensor_files import MAP_FORMAT, check_header, check_map_format, check_map_tensors, save_tensors
 from mv2v_jax.errors import InputError, first_line
+from mv2v_jax.paths import is_file
 from mv2v_jax.profiles.profile import Profiles, profile_tensors, profiles_from
 from mv2v_jax.version import __version__
 
@@ -39,9 +40,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         InputError: there is no such file, it is not a map or is damaged, it has a later format, its shapes do not fit
             together, or a tensor is such as `check_map_tensors` refuses.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{path} must be a map that mv2v align wrote, found no file of that name")
     try:
+        check_header(path)
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             missing = sorted(set(TENSOR_NAMES) - set(file.keys()))

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mv2v_jax.errors import InputError
+from mv2v_jax.paths import exists, is_folder, list_folder, reaching
 
 
 def check_suffix(output: Path, *suffixes: str) -> None:
@@ -21,23 +22,27 @@ def check_apart(output: Path, sources: Iterable[Path]) -> None:
         sources: the files and folders that are read. Links, hard links and other spellings of a path are seen through.
     """
     for source in sources:
-        if not source.exists():
+        if not exists(source):
             # Whatever opens it reports this.
             continue
-        if source.is_dir() and _is_inside(output, source):
+        if is_folder(source) and _is_inside(output, source):
             raise InputError(f"{output} must be outside the folder {source}, which is read; write it elsewhere")
-        if output.is_dir() and _is_inside(source, output):
+        if is_folder(output) and _is_inside(source, output):
             raise InputError(f"{output} must be a folder without inputs, found {source} in it; name another folder")
-        for file in (source, *(source.iterdir() if source.is_dir() else ())):
+        for file in (source, *(list_folder(source) if is_folder(source) else ())):
             if _is_same(output, file):
                 raise InputError(f"{output} must not be an input, found that it is {file}; write to another file")
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    return one.exists() and other.exists() and one.samefile(other)
+    if not (exists(one) and exists(other)):
+        return False
+    with reaching(one):
+        return one.samefile(other)
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
     """Whether ``path``, or what it links to, is in ``folder`` or a folder below it."""
-    spellings = (path.absolute().parent, path.resolve().parent)
+    with reaching(path):
+        spellings = (path.absolute().parent, path.resolve().parent)
     return any(_is_same(parent, folder) for start in spellings for parent in (start, *start.parents))

@@ -5,6 +5,7 @@ them are certain to be on disk. ``NAME`` itself appears when the file is complet
 """
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import numpy as np
 
 from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.errors import InputError
+from mv2v_jax.paths import exists
 
 try:
     import fcntl
@@ -23,6 +25,7 @@ except ImportError:  # On Windows nothing stops two processes from writing one f
 
 # A link of that name could lead to a file of the user, which would be overwritten.
 _OPEN = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+_NAME_BYTES = 200
 # Bytes between two updates of the manifest: the most that is written again after a kill.
 _SAVE_BYTES = 2**27
 
@@ -110,6 +113,14 @@ def _rows_to_keep(manifest: Path, made_by: dict[str, Any], source: list[SourceFi
     return min(rows_done, unchanged)
 
 
+def _short(name: str) -> str:
+    """The name, or a shorter one of its own if the hidden names made from it would be too long for a file system."""
+    encoded = os.fsencode(name)
+    if len(encoded) <= _NAME_BYTES:
+        return name
+    return f"{os.fsdecode(encoded[:100])}-{hashlib.sha256(encoded).hexdigest()[:16]}"
+
+
 def _lock(file: BinaryIO, part: Path, final: Path) -> None:
     """Lock the file, so that no two processes write it."""
     if fcntl is None:
@@ -117,7 +128,7 @@ def _lock(file: BinaryIO, part: Path, final: Path) -> None:
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         # A process that held the lock may have finished and renamed the file.
-        alone = part.exists() and os.path.samestat(os.fstat(file.fileno()), part.stat())
+        alone = exists(part) and os.path.samestat(os.fstat(file.fileno()), part.stat())
     except BlockingIOError:
         alone = False
     if not alone:
@@ -156,15 +167,15 @@ def resumable_npy(
             were made from other files or with another ``made_by``.
     """
     check_writable(final)
-    part = final.with_name(f".{final.name}.part")
+    part = final.with_name(f".{_short(final.name)}.part")
     manifest = part.with_name(f"{part.name}.json")
     try:
-        if resume and manifest.exists() and not part.exists() and final.exists():
+        if resume and exists(manifest) and not exists(part) and exists(final):
             # Killed between its last two steps: the file has its final name, and the manifest still exists.
             final.replace(part)
         with open(os.open(part, _OPEN, 0o666), "r+b") as file:
             _lock(file, part, final)
-            keep = _rows_to_keep(manifest, made_by, source, final) if resume and manifest.exists() else 0
+            keep = _rows_to_keep(manifest, made_by, source, final) if resume and exists(manifest) else 0
             out = PartFile(file, manifest, {"made_by": made_by, "source": source}, shape, dtype)
             try:
                 if not keep:
@@ -181,9 +192,9 @@ def resumable_npy(
                         out.save()
                 raise
             finally:
-                if part.exists() and not manifest.exists():
+                if exists(part) and not exists(manifest):
                     part.unlink()
             manifest.unlink()
     except OSError as error:
-        kept = "; rows so far are kept: continue with --resume" if manifest.exists() else ""
+        kept = "; rows so far are kept: continue with --resume" if exists(manifest) else ""
         raise InputError(f"{final} cannot be written: {error.strerror or error}{kept}") from error

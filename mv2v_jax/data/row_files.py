@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mv2v_jax.errors import InputError, first_line
+from mv2v_jax.paths import is_file, is_folder, list_folder
 
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -49,7 +50,10 @@ def _open_shard(path: Path) -> Shard:
             offset, size = file.tell(), path.stat().st_size
             if min(shape, default=0) < 0:
                 raise ValueError(f"its shape is {list(shape)}")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {first_line(error)}") from error
+    except Exception as error:
+        # NumPy evaluates the header, and damaged ones raise whatever that raises: SyntaxError, TypeError, tokenize's.
         raise InputError(f"{path} cannot be read, it is damaged or cut short: {first_line(error)}") from error
     if dtype.hasobject:
         raise InputError(f"{path} must hold numbers, found an object array, which is not unpickled")
@@ -210,9 +214,9 @@ def open_rows(path: str | Path) -> RowFiles:
         ((6, 2), [[0.0, 0.0], [1.0, 1.0]])
     """
     path = Path(path)
-    if not path.is_dir() and not path.is_file():
+    if not is_folder(path) and not is_file(path):
         raise InputError(f"{path} must be a .npy file or a folder of them, found nothing of that name")
-    shards = [_open_shard(file) for file in (_list_shards(path) if path.is_dir() else [path])]
+    shards = [_open_shard(file) for file in (_list_shards(path) if is_folder(path) else [path])]
     first = shards[0]
     for shard in shards:
         if len(shard.shape) != 2:
@@ -230,23 +234,23 @@ def open_rows(path: str | Path) -> RowFiles:
     return RowFiles(shards)
 
 
-def by_number(name: str) -> tuple[list[str | int], str]:
+def by_number(name: str) -> tuple[list[Any], str]:
     """A key that sorts names as people number them: ``part-2`` comes before ``part-10``."""
-    # Text and digits alternate, starting with text, so that no text is compared with a number.
-    parts = re.split(r"([0-9]+)", name)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+    # Text and digits alternate, starting with text, so that no text is compared with a number. Digits are compared by
+    # their count first, because Python reads no number of thousands of digits.
+    parts: list[Any] = re.split(r"([0-9]+)", name)
+    digits = [part.lstrip("0") for part in parts[1::2]]
+    parts[1::2] = [(len(number), number) for number in digits]
+    return parts, name
 
 
 def _list_shards(folder: Path) -> list[Path]:
-    try:
-        names = sorted(
-            (path for path in folder.iterdir() if not path.name.startswith(".")), key=lambda path: by_number(path.name)
-        )
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read: {first_line(error)}") from error
+    names = sorted(
+        (path for path in list_folder(folder) if not path.name.startswith(".")), key=lambda path: by_number(path.name)
+    )
     if not names:
         raise InputError(f"{folder} must hold .npy shards, found an empty folder")
     for path in names:
-        if path.suffix.lower() != ".npy" or not path.is_file():
+        if path.suffix.lower() != ".npy" or not is_file(path):
             raise InputError(f"{folder} must hold only .npy shards, found {path.name}; move it elsewhere")
     return names

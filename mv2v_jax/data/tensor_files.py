@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -16,6 +17,8 @@ from mv2v_jax.errors import InputError
 MAP_FORMAT = "mv2v_jax linear map 1"
 _ANY_MAP_FORMAT = MAP_FORMAT.rsplit(" ", 1)[0]
 _DTYPES = ("float16", "bfloat16", "float32", "float64")
+# That of safetensors.
+_MAX_HEADER_BYTES = 100_000_000
 # Norms whose square float32 can hold.
 _SMALLEST, _LARGEST = 1e-15, 1e15
 
@@ -31,6 +34,28 @@ def save_tensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str,
         save_file({name: np.asarray(t, order="C") for name, t in tensors.items()}, temporary, metadata=metadata)
         if metadata:
             _sort_metadata(temporary)
+
+
+def check_header(path: Path) -> None:
+    """Raise `ValueError` if a name occurs twice in the header of a safetensors file: readers differ in which they take.
+
+    The header is read as far as it can be; what else is wrong with it, safetensors reports.
+    """
+
+    def refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"its header has the name {max(names, key=names.count)!r} twice")
+        return found
+
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(min(size, _MAX_HEADER_BYTES))
+    try:
+        json.loads(header, object_pairs_hook=refuse_twice)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return
 
 
 def _sort_metadata(path: Path) -> None:

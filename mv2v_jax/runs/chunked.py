@@ -18,6 +18,7 @@ from mv2v_jax.alignment.fit import SEARCHING, Inline, Prepared, Searched
 from mv2v_jax.config import Config
 from mv2v_jax.data.padding import PaddedRows, row_specs
 from mv2v_jax.ops.sharding import EVERYWHERE, from_first, is_first, over_mesh
+from mv2v_jax.paths import is_file
 from mv2v_jax.runs.compiled import OnStep
 from mv2v_jax.runs.processes import all_or_none
 from mv2v_jax.runs.study_files import chunk_path, load_arrays, save_arrays
@@ -86,7 +87,7 @@ class Chunked:
         leaves, structure = jax.tree.flatten(jax.eval_shape(run, keys[:chunk]))
         self._on_step(self._part, 0, num_searches)
         paths = {first: chunk_path(self._folder, self._part, first) for first in range(0, num_searches, chunk)}
-        kept = [first for first, path in paths.items() if from_first(path.is_file())]
+        kept = [first for first, path in paths.items() if from_first(is_file(path))]
         for first in kept:
             # Report a damaged file before the other chunks are searched for, not after.
             all_or_none(functools.partial(_read, paths[first], leaves))

@@ -1,7 +1,7 @@
 """Keeps what is compiled in a folder, so that the next process on data of similar size compiles nothing.
 
-JAX reads and writes the entries. What JAX leaves open is done here: damaged entries are removed, a folder that cannot be
-written to costs a warning and not the result, and the folder does not grow without bound.
+JAX reads and writes the entries. What JAX leaves open is done here: damaged entries are removed, a folder that cannot
+be written to costs a warning and not the result, and the folder does not grow without bound.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def default_folder() -> Path | None:
 
 
 def keep_compiled(folder: Path, warn: Callable[[str], None]) -> None:
-    """Keep everything that this process compiles in ``folder``, even what compiles faster than JAX's minimum of a second.
+    """Keep all that this process compiles in ``folder``, even what compiles faster than JAX's minimum of a second.
 
     Several processes can share the folder. It must be trusted, because its entries are programs.
 

@@ -1,11 +1,13 @@
 """Several processes that work as one run: how they start, how they agree on inputs and errors, and how they end."""
 
+import atexit
 import contextlib
 import hashlib
 import importlib.metadata
 import importlib.util
 import itertools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
@@ -34,6 +36,7 @@ from mv2v_jax.data.scan import (
     scan_rows,
 )
 from mv2v_jax.errors import InputError
+from mv2v_jax.runs.rendezvous import await_coordinator
 
 _HEARTBEAT_SECONDS = 60
 _PROBE_ROWS = 256
@@ -75,13 +78,14 @@ def start(coordinator: str | None, num_processes: int | None, process: int | Non
     Raises:
         InputError: JAX finds no other processes to join, or they do not come.
     """
+    await_coordinator(coordinator, num_processes, process)
     if _has_cpu_only():
         # Otherwise JAX's service aborts this process when another is gone, before the collective that waits for the
         # other can report it. On an accelerator that collective may wait for ever, so there the abort is needed.
         jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(coordinator, num_processes, process, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, IndexError) as error:
         raise InputError(
             f"--distributed must find the other processes, found {str(error).strip().splitlines()[0]}; except under "
             "Slurm, Open MPI and on TPU, give --coordinator HOST:PORT, --num-processes and --process"
@@ -232,6 +236,8 @@ def translate_process_loss() -> Iterator[None]:
 
 def exit_together(code: int) -> NoReturn:
     """End this process with ``code``, without waiting for processes that may be gone."""
+    # An interrupt while Python ends would print a traceback and change the code.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     if not jax.distributed.is_initialized():
         sys.exit(code)
     if code in _SHARED_EXITS:

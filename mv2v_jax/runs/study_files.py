@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from mv2v_jax.data.atomic_files import atomic_path
 from mv2v_jax.data.tensor_files import save_tensors
 from mv2v_jax.errors import InputError, first_line
+from mv2v_jax.paths import is_file, is_folder, list_folder
 
 _MANIFEST, _CHUNKS = "study.json", "chunks"
 
@@ -28,7 +29,7 @@ def open_study(folder: Path, made_by: dict[str, Any], *, resume: bool) -> None:
             other files, or it cannot be written.
     """
     manifest, chunks = folder / _MANIFEST, folder / _CHUNKS
-    if manifest.is_file():
+    if is_file(manifest):
         try:
             found = json.loads(manifest.read_text())
         except ValueError as error:
@@ -40,16 +41,16 @@ def open_study(folder: Path, made_by: dict[str, Any], *, resume: bool) -> None:
             raise InputError(f"{folder} holds a study with another {', '.join(other)}; use another folder")
         if not resume:
             raise InputError(f"{folder} holds a study already; continue it with --resume or use another folder")
-    elif folder.is_dir() and any(not _is_unfinished(path) for path in folder.iterdir()):
+    elif is_folder(folder) and any(not _is_unfinished(path) for path in list_folder(folder)):
         raise InputError(f"{folder} must be empty or hold a study, found other files; use another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not manifest.is_file():
+        if not is_file(manifest):
             # The manifest comes first: after a kill, a folder with chunks but no manifest would not be a study.
             with atomic_path(manifest) as temporary:
                 temporary.write_text(json.dumps(made_by))
         chunks.mkdir(exist_ok=True)
-        for path in (*folder.iterdir(), *chunks.iterdir()):
+        for path in (*list_folder(folder), *list_folder(chunks)):
             if _is_unfinished(path):
                 path.unlink()
     except OSError as error:

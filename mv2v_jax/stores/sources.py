@@ -9,6 +9,7 @@ import numpy as np
 from mv2v_jax.data import formats
 from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.errors import InputError
+from mv2v_jax.paths import exists
 from mv2v_jax.stores.address import Address, parse_address
 from mv2v_jax.tables.columns import BATCH_ROWS, check_column, open_vectors
 from mv2v_jax.tables.quantised import Quantised, dequantise
@@ -114,7 +115,7 @@ def open_source(address: Address, carried: list[str] | None = None) -> Source:
 def _with_key(address: Address) -> Address:
     """``FILE:COLUMN`` of a table as an option."""
     path, colon, key = address.place.rpartition(":")
-    if address.store or not colon or Path(address.place).exists() or not path.lower().endswith(SUFFIXES):
+    if address.store or not colon or exists(Path(address.place)) or not path.lower().endswith(SUFFIXES):
         return address
     return address._replace(place=path, options={"vector": key, **address.options})
 
@@ -152,7 +153,8 @@ def _blocks(rows: np.ndarray | RowFiles) -> Iterator[np.ndarray]:
 def files_of(source: str | Path) -> list[Path]:
     """The files and folders that a source is read from, without options, keys and collections."""
     address = _with_key(parse_address(source))
-    return [Path(address.database or address.place) if address.store else formats.file_of(address.place)]
+    ranges = [Path(address.options["ranges"])] if "ranges" in address.options else []
+    return [Path(address.database or address.place) if address.store else formats.file_of(address.place), *ranges]
 
 
 # ----------------------------------------------------------------------------------------------------- kinds of numbers

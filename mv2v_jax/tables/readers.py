@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from mv2v_jax.data.row_files import by_number
 from mv2v_jax.errors import InputError, first_line
+from mv2v_jax.paths import is_file, is_folder, list_folder
 
 # Bytes of text that are parsed at a time.
 _TEXT_BYTES = 2**24
@@ -160,21 +161,18 @@ SUFFIXES = tuple(_FORMATS)
 
 def is_table(path: Path) -> bool:
     """Whether a path is a table by its suffix or, for a folder, by what is in it."""
-    if not path.is_dir():
+    if not is_folder(path):
         return path.suffix.lower() in _FORMATS
-    try:
-        return _is_dataset(path) or any(file.suffix.lower() in _FORMATS for file in path.iterdir())
-    except OSError:
-        return False
+    return _is_dataset(path) or any(file.suffix.lower() in _FORMATS for file in list_folder(path))
 
 
 def _is_dataset(folder: Path) -> bool:
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+    return is_file(folder / "state.json") or is_file(folder / "dataset_dict.json")
 
 
 def _dataset_files(folder: Path) -> list[Path]:
     """The files of a folder that ``datasets.Dataset.save_to_disk`` wrote."""
-    if (folder / "dataset_dict.json").is_file():
+    if is_file(folder / "dataset_dict.json"):
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         found = ", ".join(splits)
         raise InputError(f"{folder} holds several splits, name one as {folder}/SPLIT; found {found}")
@@ -184,17 +182,17 @@ def _dataset_files(folder: Path) -> list[Path]:
 
 
 def _files_of(path: Path) -> list[Path]:
-    if not path.is_dir():
-        if not path.is_file():
+    if not is_folder(path):
+        if not is_file(path):
             raise InputError(f"{path} must be a file, found nothing of that name")
         return [path]
     try:
         if _is_dataset(path):
             return _dataset_files(path)
-        files = [file for file in path.iterdir() if not file.name.startswith((".", "_"))]
+        files = [file for file in list_folder(path) if not file.name.startswith((".", "_"))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}") from error
-    strange = [file for file in files if file.suffix.lower() not in _FORMATS or not file.is_file()]
+    strange = [file for file in files if file.suffix.lower() not in _FORMATS or not is_file(file)]
     if strange:
         raise InputError(f"{path} must hold only files of one table, found {strange[0].name}; move it elsewhere")
     kinds = {_FORMATS[file.suffix.lower()].name for file in files}

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import optax
 
 from mv2v_jax.alignment.seeds import pair_seeds, worth_in_pairs
-from mv2v_jax.config import Settings, check_settings, count, number, switch
 from mv2v_jax.data.checks import check_columns, check_key, check_map_rows, check_paired, check_pairs
 from mv2v_jax.linear_map import LinearMap
 from mv2v_jax.ops.csls import match_csls
@@ -29,6 +28,7 @@ from mv2v_jax.ops.linalg import polar
 from mv2v_jax.ops.masked import center_unit, mean_present, present_rows, unit_rows, working_dtype
 from mv2v_jax.ops.pytree import pytree
 from mv2v_jax.ops.sampling import draw_rows, order_rows
+from mv2v_jax.settings import Settings, as_config, count, number, switch
 
 
 @pytree
@@ -156,8 +156,7 @@ def refine_contrastive(
         >>> refine_contrastive(jax.random.key(1), start, x, y, config).loss.shape
         (2, 5)
     """
-    config = ContrastiveConfig() if config is None else config
-    check_settings(config, ContrastiveConfig)
+    config = as_config(config, ContrastiveConfig)
     check_key(key)
     x, y = as_matrix(x, "x"), as_matrix(y, "y")
     check_map_rows(linear_map, x, y)

@@ -21,7 +21,6 @@ do not count, so batches can be padded with them.
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.config import Settings, check_settings, count, number, switch
 from mv2v_jax.data.checks import check_columns, check_map_rows, check_paired
 from mv2v_jax.errors import InputError
 from mv2v_jax.linear_map import LinearMap
@@ -31,6 +30,7 @@ from mv2v_jax.ops.linalg import polar
 from mv2v_jax.ops.masked import center_unit, present_rows, unit_rows
 from mv2v_jax.ops.pytree import pytree
 from mv2v_jax.ops.sinkhorn import row_shares, sinkhorn_divergence, to_working
+from mv2v_jax.settings import Settings, as_config, count, number, switch
 
 
 @pytree
@@ -229,8 +229,7 @@ def alignment_terms(
     linear_map: LinearMap, x: jax.Array, y: jax.Array, config: LossConfig | None = None
 ) -> AlignmentTerms:
     """The terms of `alignment_loss` before weighting. Arguments, dtypes and errors are those of `alignment_loss`."""
-    config = LossConfig() if config is None else config
-    check_settings(config, LossConfig)
+    config = as_config(config, LossConfig)
     x, y = as_matrix(x, "x"), as_matrix(y, "y")
     check_map_rows(linear_map, x, y)
     (W,) = to_working(linear_map.W)
@@ -279,7 +278,7 @@ def alignment_loss(linear_map: LinearMap, x: jax.Array, y: jax.Array, config: Lo
         >>> bool(alignment_loss(right, x, x @ turn) < alignment_loss(wrong, x, x @ turn))
         True
     """
-    config = LossConfig() if config is None else config
+    config = as_config(config, LossConfig)
     terms = alignment_terms(linear_map, x, y, config)
     return (
         config.csls * terms.csls

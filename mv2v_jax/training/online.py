@@ -20,7 +20,6 @@ import jax.numpy as jnp
 
 from mv2v_jax.alignment.seeds import add_seeds, pair_seeds
 from mv2v_jax.alignment.whitening import fit_whitening
-from mv2v_jax.config import Settings, check_settings, count, number
 from mv2v_jax.data.checks import check_columns, check_map, check_pairs
 from mv2v_jax.errors import InputError
 from mv2v_jax.linear_map import Centering, LinearMap
@@ -38,6 +37,7 @@ from mv2v_jax.ops.masked import (
     working_dtype,
 )
 from mv2v_jax.ops.pytree import pytree
+from mv2v_jax.settings import Settings, as_config, count, number
 
 
 @pytree
@@ -150,12 +150,6 @@ def _match(x: jax.Array, y: jax.Array, num_neighbors: int) -> _Match:
     return _Match(plan=plan, objective=objective)
 
 
-def _checked(config: OnlineConfig | None) -> OnlineConfig:
-    config = OnlineConfig() if config is None else config
-    check_settings(config, OnlineConfig)
-    return config
-
-
 def online_init(linear_map: LinearMap, y: jax.Array, config: OnlineConfig | None = None) -> OnlineState:
     """The state to start from, given a map.
 
@@ -172,7 +166,7 @@ def online_init(linear_map: LinearMap, y: jax.Array, config: OnlineConfig | None
     Raises:
         InputError: wrong shape or dtype, or a setting that is out of range.
     """
-    config = _checked(config)
+    config = as_config(config, OnlineConfig)
     y = as_matrix(y, "y")
     d_x, d_y = check_map(linear_map)
     check_columns(y, "y", d_y, "for this map", other=d_x)
@@ -255,7 +249,7 @@ def online_update(
         >>> int(state.count), online_map(state).W.shape
         (1, (3, 3))
     """
-    config = _checked(config)
+    config = as_config(config, OnlineConfig)
     if not isinstance(state, OnlineState):
         raise InputError(f"state must be an OnlineState, such as online_init returns, found {type(state).__name__}")
     x, y = as_matrix(x, "x"), as_matrix(y, "y")

@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from mv2v_jax.cli import cli
 from mv2v_jax.cli.help import Formatter
-from mv2v_jax.config import Config, iterate_fields
+from mv2v_jax.config import Config
+from mv2v_jax.settings import iterate_fields
 from mv2v_jax.version import __version__
 
 CONTEXT = click.Context(cli)
@@ -125,10 +126,10 @@ def test_the_list_of_commands_needs_neither_jax_nor_rich(tmp_path):
 
 
 def test_an_unknown_command_is_one_sentence(tmp_path):
-    done = run("algin", cwd=tmp_path)
+    done = run("alihn", cwd=tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert "No such command 'algin'" in done.stderr
+    assert "No such command 'alihn'" in done.stderr
 
 
 def test_a_wide_term_has_its_description_on_the_next_line():
