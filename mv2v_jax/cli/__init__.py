@@ -1,4 +1,4 @@
-"""The command line, one file per command: ``mv2v demo | align | stability | apply | evaluate | info``."""
+"""The command line, one file per command: ``mv2v demo | align | stability | apply | evaluate | move | info``."""
 
 import os
 import sys
@@ -30,6 +30,7 @@ CACHE_VARIABLE = "MV2V_COMPILATION_CACHE"
         "align": "Learn the map from the space of X to the space of Y.",
         "apply": "Map the rows of X into the space of Y.",
         "evaluate": "Measure a map on true pairs.",
+        "move": "Move all rows of SOURCE through a map into a new collection.",
         "info": "Show a map's verdict, the reasons for it and its origin.",
         "stability": "Search many times and compare the maps that are found.",
     },

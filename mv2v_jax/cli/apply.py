@@ -17,6 +17,7 @@ from mv2v_jax.data.map_file import load_map
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame
 from mv2v_jax.linear_map import LinearMap, invert
+from mv2v_jax.portable.numpy_map import from_map
 from mv2v_jax.runs.apply_shards import Applied, apply_to_file, source_files
 from mv2v_jax.runs.map_batches import apply_to_table
 from mv2v_jax.stores.address import parse_address
@@ -115,7 +116,7 @@ def _write_array(
     """Write .npy; the number of rows and what was done."""
     x = load_rows(x_file, linear_map.W.shape[0], wanted_by, column)
     guard(x)
-    source = source_files(files_of(x_file)[0], x)
+    source = source_files(next(iter(files_of(x_file)), Path()), x)
     with progress_bar() as on_step:
         done = apply_to_file(linear_map, x, source, output, x_file, frame=frame, resume=resume, on_step=on_step)
     return x.shape[0], done
@@ -138,5 +139,5 @@ def _write_table(
     if first is not None and first.shape[1] == linear_map.W.shape[0]:
         guard(first)
     with progress_bar() as on_step:
-        done = apply_to_table(linear_map, source, output, frame=frame, on_step=on_step)
+        done = apply_to_table(from_map(linear_map), source, output, frame=frame, on_step=on_step)
     return done.num_mapped, done

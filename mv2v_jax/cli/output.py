@@ -161,14 +161,17 @@ def progress_bar() -> Iterator["OnStep"]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    texts = (TextColumn("{task.description}", markup=False), TextColumn("{task.fields[speed]}"))
+    columns = (texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeRemainingColumn())
     # Not console.is_terminal, which FORCE_COLOR makes true for a pipe as well.
     with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bars:
         tasks: dict[str, TaskID] = {}
 
         def on_step(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(printable(stage.replace("_", " ")), total=total)
-            bars.update(tasks[stage], completed=done)
+                tasks[stage] = bars.add_task(printable(stage.replace("_", " ")), total=total, speed="")
+            speed = bars.tasks[tasks[stage]].speed
+            counts_rows = stage.startswith("rows") and speed is not None
+            bars.update(tasks[stage], completed=done, speed=f"{speed:,.0f} rows/s" if counts_rows else "")
 
         yield on_step

@@ -1,18 +1,16 @@
-"""Map rows that come in batches of any size, with one compiled program, and write them to a table."""
+"""Map rows that come in batches of any size, and write them to a table."""
 
 import time
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame
-from mv2v_jax.linear_map import LinearMap, apply
+from mv2v_jax.portable.numpy_map import PortableMap
 from mv2v_jax.runs.apply_shards import Applied
 from mv2v_jax.runs.compiled import OnStep
 from mv2v_jax.stores.sources import Source
-from mv2v_jax.tables.columns import BATCH_ROWS
 from mv2v_jax.tables.write import table_writer
 
 
@@ -23,14 +21,15 @@ class BatchMapper:
         linear_map: the map.
         frame: as for `apply`.
         name: what an error message calls the rows.
+        first_row: number of the first row.
     """
 
-    def __init__(self, linear_map: LinearMap, frame: Frame, name: str) -> None:
+    def __init__(self, linear_map: PortableMap, frame: Frame, name: str, first_row: int = 0) -> None:
         self._map, self._frame, self._name = linear_map, frame, name
-        self._num_rows = 0
+        self._num_rows = first_row
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """The mapped rows ``[b, d_y]``, in the dtype of the rows; float32 for dtypes that NumPy lacks.
+        """The mapped rows ``[b, d_y]``, in the dtype of the rows.
 
         Raises:
             InputError: rows of another dimension, or with NaN or infinity.
@@ -44,16 +43,10 @@ class BatchMapper:
             row = self._num_rows + int(np.argmin(finite))
             raise InputError(f"{self._name} must be finite, found NaN or infinity, first in row {row}")
         self._num_rows += len(rows)
-        parts = [self._map_padded(rows[start : start + BATCH_ROWS]) for start in range(0, len(rows), BATCH_ROWS)]
-        return np.concatenate(parts).astype(rows.dtype, copy=False)
-
-    def _map_padded(self, rows: np.ndarray) -> np.ndarray:
-        padded = np.zeros((BATCH_ROWS, rows.shape[1]), rows.dtype)
-        padded[: len(rows)] = rows
-        return np.asarray(apply(self._map, jnp.asarray(padded), frame=self._frame))[: len(rows)]
+        return self._map.apply(rows, frame=self._frame)
 
 
-def apply_to_table(linear_map: LinearMap, source: Source, output: Path, *, frame: Frame, on_step: OnStep) -> Applied:
+def apply_to_table(linear_map: PortableMap, source: Source, output: Path, *, frame: Frame, on_step: OnStep) -> Applied:
     """Map all rows of a source and write a table with them and with the source's other columns.
 
     Args:

@@ -1,5 +1,6 @@
 """Rows from wherever they are: arrays in files, columns of tables, vector stores."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -9,8 +10,11 @@ import numpy as np
 from mv2v_jax.data import formats
 from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.errors import InputError
+from mv2v_jax.objects.arrow import is_vector
 from mv2v_jax.paths import exists
 from mv2v_jax.stores.address import Address, parse_address
+from mv2v_jax.stores.open import open_store
+from mv2v_jax.stores.protocol import Batch, require
 from mv2v_jax.tables.columns import BATCH_ROWS, check_column, open_vectors
 from mv2v_jax.tables.quantised import Quantised, dequantise
 from mv2v_jax.tables.readers import SUFFIXES, is_table
@@ -97,7 +101,7 @@ def open_source(address: Address, carried: list[str] | None = None) -> Source:
     """
     address = _with_key(address)
     if address.store:
-        raise InputError(f"{address} cannot be read")
+        return _open_store(address, carried)
     if not _is_array(address):
         return _open_table(address, carried)
     for name in ("id", "text"):
@@ -145,6 +149,38 @@ def _open_table(address: Address, carried: list[str] | None) -> Source:
     return Source(str(address), vector_name, address.options.get("id"), batches)
 
 
+def _open_store(address: Address, carried: list[str] | None) -> Source:
+    store = open_store(address)
+    described = store.describe()
+    id_name = described.id_name or "row"
+
+    def batches() -> Iterator[tuple[np.ndarray, Any]]:
+        for batch in store.read(BATCH_ROWS):
+            ids = [key if described.integer_ids else str(key) for key in batch.ids]
+            yield np.asarray(batch.vectors), _columns_of(batch, {id_name: ids}, address, carried)
+
+    return Source(str(address), address.options.get("vector", "embedding"), id_name, batches)
+
+
+def _columns_of(batch: Batch, ids: dict[str, list[Any]], address: Address, carried: list[str] | None) -> Any:
+    """What belongs to the rows of a store, as columns: its own where it has some, otherwise ids, texts and payloads."""
+    require("pyarrow", "tables", str(address))
+    import pyarrow
+
+    columns = {name: pyarrow.array(values) for name, values in ids.items()}
+    if carried is not None:
+        return pyarrow.record_batch(columns)
+    if batch.columns is not None:
+        lists = [field.name for field in batch.columns.schema if is_vector(field.type)]
+        return batch.columns.drop_columns(lists) if lists else batch.columns
+    text = address.options.get("text")
+    payloads = [dict(payload) for payload in batch.dicts()]
+    if text is not None:
+        columns[text] = pyarrow.array([payload.pop(text, None) for payload in payloads], pyarrow.string())
+    columns["payload"] = pyarrow.array([json.dumps(payload, default=str) for payload in payloads])
+    return pyarrow.record_batch(columns)
+
+
 def _blocks(rows: np.ndarray | RowFiles) -> Iterator[np.ndarray]:
     for start in range(0, rows.shape[0], BATCH_ROWS):
         yield rows[start : start + BATCH_ROWS]
@@ -154,7 +190,11 @@ def files_of(source: str | Path) -> list[Path]:
     """The files and folders that a source is read from, without options, keys and collections."""
     address = _with_key(parse_address(source))
     ranges = [Path(address.options["ranges"])] if "ranges" in address.options else []
-    return [Path(address.database or address.place) if address.store else formats.file_of(address.place), *ranges]
+    if not address.store:
+        return [formats.file_of(address.place), *ranges]
+    # A FAISS index is a file; other stores on disk are folders, or files with collections in them.
+    place = address.place if address.store == "faiss" else address.database
+    return ranges if address.store == "postgres" or "://" in place else [Path(place), *ranges]
 
 
 # ----------------------------------------------------------------------------------------------------- kinds of numbers

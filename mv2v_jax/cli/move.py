@@ -1,0 +1,122 @@
+"""``mv2v move``: move a collection of a vector store through a map into a new collection."""
+
+from pathlib import Path
+
+import click
+
+from mv2v_jax.alignment.score import Verdict
+from mv2v_jax.cli.help import Command
+from mv2v_jax.cli.options import flag, option
+from mv2v_jax.cli.output import print_facts, print_text, progress_bar
+from mv2v_jax.errors import InputError
+from mv2v_jax.portable.numpy_map import PortableMap, load
+from mv2v_jax.runs.move import default_state, move, preview
+from mv2v_jax.stores.address import parse_address
+from mv2v_jax.stores.open import open_store
+from mv2v_jax.stores.protocol import ReadStore, Store
+from mv2v_jax.stores.table import TableStore
+
+
+@click.command(
+    "move",
+    cls=Command,
+    arguments={
+        "SOURCE": "Collection to read: a store such as lancedb:PATH/TABLE, or a table with ?id=COLUMN.",
+        "MAP": "Map from the space of SOURCE, which mv2v align wrote.",
+        "TARGET": "New collection to write, which must not exist.",
+    },
+    examples=[
+        "mv2v move lancedb:db/docs map.safetensors lancedb:db/docs_new",
+        "# What would happen, without writing anything.",
+        "mv2v move qdrant:http://localhost:6333/docs map.safetensors qdrant:http://localhost:6333/docs_new --dry-run",
+        "# A new column beside the old one.",
+        "mv2v move 'postgres:postgresql:///shop/docs?vector=old' map.safetensors "
+        "'postgres:postgresql:///shop/docs?vector=new'",
+    ],
+)
+@click.argument("source_address", metavar="SOURCE")
+@click.argument("map_file", metavar="MAP")
+@click.argument("target_address", metavar="TARGET")
+@flag("--inverse", help="SOURCE is in the target space of MAP; move it back into the source space.")
+@flag("--dry-run", help="Check everything and say what would be done; write nothing.")
+@flag("--resume", help="Continue an earlier run that was interrupted.")
+@option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="File that keeps the progress until the end. By default a hidden file in this folder, named by SOURCE and "
+    "TARGET.",
+)
+@flag("--accept", help="Accept the map whatever its verdict.")
+def move_command(
+    source_address: str,
+    map_file: str,
+    target_address: str,
+    inverse: bool,
+    dry_run: bool,
+    resume: bool,
+    state: Path | None,
+    accept: bool,
+) -> None:
+    """Move all rows of SOURCE through a map into a new collection.
+
+    Ids, payloads, the metric and the settings of indexes are carried over. SOURCE stays as it is. Rows are written so
+    that they can be searched with raw vectors of the encoder that the map leads to. A killed move continues with
+    --resume and neither loses nor doubles a row. At the end both collections are compared.
+    """
+    linear_map = load(map_file)
+    _check_verdict(linear_map, map_file, accept=accept)
+    if inverse:
+        linear_map = linear_map.invert()
+    source, target = _open(source_address), open_store(parse_address(target_address))
+    if source.name == target.name and parse_address(source_address).options == parse_address(target_address).options:
+        raise InputError(f"{target.name} must be another collection than SOURCE; a collection is never moved in place")
+    if dry_run:
+        _describe(source, linear_map, target)
+        return
+    state = state or default_state(source_address, target_address)
+    with progress_bar() as on_step:
+        moved = move(source, linear_map, target, state, resume=resume, on_step=on_step)
+    kept = f", {moved.num_kept:,} of them by an earlier run" if moved.num_kept else ""
+    speed = moved.num_moved / max(moved.seconds, 1e-9)
+    d_x, d_y = linear_map.W.shape
+    print_text(f"{moved.checked.rows:,} rows moved{kept}, {d_x} to {d_y} dimensions, {speed:,.0f} rows per second.")
+    recall = "" if moved.checked.recall is None else f", recall@10 of its index {moved.checked.recall:.3f}"
+    checked = f"both have {moved.checked.rows:,} rows with the same ids; {moved.checked.sampled} rows compared"
+    print_text(f"Checked: {checked}{recall}.")
+    print_text(f"The way back: {source.name} is as it was; read from it again, and remove {target.name} by:")
+    print(f"  {moved.undo}")
+
+
+def _open(address: str) -> ReadStore:
+    parsed = parse_address(address)
+    return open_store(parsed) if parsed.store else TableStore(parsed)
+
+
+def _check_verdict(linear_map: PortableMap, map_file: str, *, accept: bool) -> None:
+    verdict = linear_map.metadata.get("verdict", Verdict.aligned.name)
+    if accept or verdict == Verdict.aligned.name:
+        return
+    if verdict == Verdict.not_aligned.name:
+        raise InputError(
+            f"{map_file} must be a map that can be used, found the verdict not_aligned; mv2v info {map_file} shows "
+            "why, and --accept moves all the same"
+        )
+    print_text(f"Warning: the fit of {map_file} was judged {verdict}; mv2v info {map_file} shows why.", to_stderr=True)
+
+
+def _describe(source: ReadStore, linear_map: PortableMap, target: Store) -> None:
+    described, first = preview(source, linear_map, target)
+    names = ", ".join(sorted({str(name) for payload in first.dicts() for name in payload})) or "none"
+    print_text("Nothing was written. A move would do this:")
+    facts = {
+        "read": source.name,
+        "rows": f"{described.count:,}",
+        "dimensions": f"{described.dims} to {linear_map.W.shape[1]}",
+        "metric": described.metric,
+        "ids": described.id_name or "none: rows are told apart by their order",
+        "carried over": names,
+        "write": f"{target.name}, a new collection",
+        "not carried over": "; ".join(described.notes) or "nothing",
+        "the way back": target.undo(described),
+    }
+    print_facts(facts)
