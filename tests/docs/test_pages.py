@@ -115,6 +115,12 @@ def check_large_data(printed: dict[str, list[str]], folder: Path) -> None:
     assert (folder / "mapped.npy").exists()
 
 
+def check_tables(printed: dict[str, list[str]], folder: Path) -> None:
+    assert (folder / "mapped.parquet").exists()
+    # The rows of y are in the opposite order: without their ids, hardly any pair would be right.
+    assert any("of 2,000 mapped rows find their true partner first" in line for line in printed["sh"])
+
+
 # What a page's slow programs must have printed and written, beside ending without an error.
 CHECKS = {
     "README.md": check_readme,
@@ -125,6 +131,7 @@ CHECKS = {
     "docs/maps-anywhere.md": check_maps_anywhere,
     "docs/seed-pairs.md": check_top1(-1),
     "docs/several-spaces.md": check_several_spaces,
+    "docs/tables.md": check_tables,
     "docs/training-loops.md": check_top1(0),
     "docs/verdict.md": check_verdict,
 }
