@@ -5,12 +5,10 @@ import gzip
 import json
 import re
 import zlib
-from importlib import resources
-from typing import NamedTuple
 
 import numpy as np
 
-from mv2v_jax import DemoData
+from mv2v_jax import DemoData, DemoTexts, load_demo_texts
 
 # Patterns for the beginning of a gloss. They match many glosses, of kinds that differ clearly, with few mistakes.
 KINDS = {
@@ -28,24 +26,15 @@ KINDS = {
 }
 
 
-class Texts(NamedTuple):
-    """The texts of `DemoData`, in its order."""
-
-    x: list[str]
-    y: list[str]
-    evaluated: list[str]
-
-
-def load_texts(options: argparse.Namespace, data: DemoData) -> Texts:
+def load_texts(options: argparse.Namespace, data: DemoData) -> DemoTexts:
     """The texts of the rows that `common.load_rows` returns for the same options."""
     if options.data is None:
-        file = resources.files("mv2v_jax") / "data" / "bundled" / "wordnet14k.texts.json.gz"
-    else:
-        file = options.data / "wordnet.texts.json.gz"
-    texts = json.loads(gzip.decompress(file.read_bytes()))
+        bundled = load_demo_texts()
+        return DemoTexts(x=bundled.x[: len(data.x)], y=bundled.y[: len(data.y)], evaluated=bundled.evaluated)
+    texts = json.loads(gzip.decompress((options.data / "wordnet.texts.json.gz").read_bytes()))
     num_fit = len(texts) - len(data.x_eval)
     half = num_fit // 2
-    return Texts(x=texts[:half][: len(data.x)], y=texts[half:num_fit][: len(data.y)], evaluated=texts[num_fit:])
+    return DemoTexts(x=texts[:half][: len(data.x)], y=texts[half:num_fit][: len(data.y)], evaluated=texts[num_fit:])
 
 
 def hash_words(texts: list[str], num_words: int, num_buckets: int) -> np.ndarray:

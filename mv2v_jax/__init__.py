@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         SettlingConfig,
         WhiteningConfig,
     )
-    from mv2v_jax.data.demo import DemoData, load_demo_data
+    from mv2v_jax.data.demo import DemoData, DemoTexts, load_demo_data, load_demo_texts
     from mv2v_jax.data.map_file import load_map, save_map
     from mv2v_jax.data.row_files import RowFiles, open_rows
     from mv2v_jax.errors import InputError
@@ -40,6 +40,7 @@ __all__ = [
     "Centering",
     "Config",
     "DemoData",
+    "DemoTexts",
     "Evidence",
     "InputError",
     "LinearMap",
@@ -63,6 +64,7 @@ __all__ = [
     "evaluate",
     "invert",
     "load_demo_data",
+    "load_demo_texts",
     "load_embeddings",
     "load_map",
     "make_mesh",
@@ -83,7 +85,7 @@ _HOMES = {
     "alignment.score": "Evidence Reason Verdict estimate_recall",
     "alignment.several_spaces": "SyncConfig Synchronized synchronize",
     "config": "AnchorConfig AnnealingConfig Config PublishedConfig RelativeConfig SettlingConfig WhiteningConfig",
-    "data.demo": "DemoData load_demo_data",
+    "data.demo": "DemoData DemoTexts load_demo_data load_demo_texts",
     "data.map_file": "load_map save_map",
     "data.row_files": "RowFiles open_rows",
     "errors": "InputError",

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mv2v_jax.alignment.components import component_numbers
-from mv2v_jax.alignment.fit import AlignResult, Inline, fit, order_by_score, searched_maps
+from mv2v_jax.alignment.fit import AlignResult, Inline, Search, fit, order_by_score, searched_maps
 from mv2v_jax.alignment.score import Evidence
 from mv2v_jax.alignment.space import num_held_out
 from mv2v_jax.config import Config
@@ -121,6 +121,15 @@ def restart_keys(key: jax.Array, first: int, num_restarts: int) -> jax.Array:
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(first + jnp.arange(num_restarts))
 
 
+def restart_maps(searched: Search, config: Config) -> LinearMap:
+    """The maps of all searches before they are settled, each field ``[r, ...]``."""
+    prepared = searched.prepared
+    W = jax.vmap(prepared.subspace.extend)(searched_maps(searched.found, config))
+    sides = (prepared.source.centering, prepared.target.centering)
+    source, target = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (W.shape[0], *leaf.shape)), sides)
+    return LinearMap(W=W, source=source, target=target)
+
+
 @functools.partial(jax.jit, static_argnames=("num_restarts", "batch_size", "keep", "num_settled", "mesh"))
 def fit_restarts(
     key: jax.Array,
@@ -139,20 +148,13 @@ def fit_restarts(
     def run(key, x, y, config):
         keys = restart_keys(key, 0, num_restarts)
         best, searched = fit(Inline(batch_size), keys, x, y, config, num_settled)
-        found, prepared = searched.found, searched.prepared
-        maps = None
-        if keep == "all":
-            W = jax.vmap(prepared.subspace.extend)(searched_maps(found, config))
-            sides = (prepared.source.centering, prepared.target.centering)
-            source, target = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_restarts, *leaf.shape)), sides)
-            maps = LinearMap(W=W, source=source, target=target)
         return Restarts(
             best=best,
             chosen=searched.choice.chosen,
-            evidence=found.evidence,
+            evidence=searched.found.evidence,
             agreement=searched.choice.agreement,
-            trajectory=None if keep == "best" else found.trajectory,
-            maps=maps,
+            trajectory=None if keep == "best" else searched.found.trajectory,
+            maps=restart_maps(searched, config) if keep == "all" else None,
         )
 
     return over_mesh(run, mesh, EVERYWHERE, row_specs(x), row_specs(y), EVERYWHERE)(key, x, y, config)

@@ -105,16 +105,21 @@ def num_held_out(num_rows: int, max_rows: int) -> int:
     return min(max_rows, num_rows // 10)
 
 
-def hold_out(rows: jax.Array, max_rows: int) -> tuple[jax.Array, jax.Array]:
-    """Split ``rows [n, d]`` at random into fitted rows ``[n - h, d]`` and held-out rows ``[h, d]``.
+def split_rows(rows: jax.Array, max_rows: int) -> tuple[jax.Array, jax.Array]:
+    """Split ``rows [n, d]`` at random: the numbers of the fitted rows ``[n - h]`` and of the held-out rows ``[h]``.
 
     Zero rows are held out only if there are no others. The split depends on ``n`` alone, so that every restart is
     scored on the same rows, whatever its key.
     """
     num_held = num_held_out(rows.shape[0], max_rows)
     (order,) = order_rows(jax.random.key(rows.shape[0]), rows)
-    shuffled = rows[order.index]
-    return shuffled[num_held:], shuffled[:num_held]
+    return order.index[num_held:], order.index[:num_held]
+
+
+def hold_out(rows: jax.Array, max_rows: int) -> tuple[jax.Array, jax.Array]:
+    """The fitted rows ``[n - h, d]`` and the held-out rows ``[h, d]`` that `split_rows` numbers."""
+    fitted, held_out = split_rows(rows, max_rows)
+    return rows[fitted], rows[held_out]
 
 
 # A search compares rows in the principal directions of both spaces. It needs only clusters and the rough position of

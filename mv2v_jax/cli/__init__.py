@@ -1,4 +1,4 @@
-"""The command line, one file per command: ``mv2v demo | align | stability | apply | evaluate | move | info``."""
+"""The command line: ``mv2v demo | align | apply | evaluate | report | move | info | stability``, a file each."""
 
 import os
 import sys
@@ -31,6 +31,7 @@ CACHE_VARIABLE = "MV2V_COMPILATION_CACHE"
         "apply": "Map the rows of X into the space of Y.",
         "evaluate": "Measure a map on true pairs.",
         "move": "Move all rows of SOURCE through a map into a new collection.",
+        "report": "Write a page that shows whether a map works and where.",
         "info": "Show a map's verdict, the reasons for it and its origin.",
         "stability": "Search many times and compare the maps that are found.",
     },

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from mv2v_jax.alignment.score import MIN_HELD_OUT, Reason, Verdict
+from mv2v_jax.alignment.api import Keep
+from mv2v_jax.alignment.score import Verdict
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import (
     Devices,
@@ -15,6 +16,7 @@ from mv2v_jax.cli.options import (
     count,
     flag,
     json_option,
+    option,
     output_option,
     pairs_option,
     preset_option,
@@ -25,8 +27,10 @@ from mv2v_jax.cli.options import (
     with_devices,
 )
 from mv2v_jax.cli.output import print_command, print_facts, print_text
+from mv2v_jax.cli.report import check_page, read_texts, texts_option
+from mv2v_jax.cli.report_page import Files, report_on_fit
 from mv2v_jax.cli.shared import check_output, device_name, lay_out, read_pairs, read_rows, run_fit
-from mv2v_jax.cli.verdict_text import describe_verdict, judge_fit, lacks_rows
+from mv2v_jax.cli.verdict_text import describe_verdict, judge_fit, list_evidence, next_steps
 from mv2v_jax.config import Config
 from mv2v_jax.data.map_file import save_map
 from mv2v_jax.data.scan import RowStatistics, digest
@@ -65,6 +69,13 @@ NOT_ALIGNED_EXIT = 3
     help="Number of rows of the index that the map is meant for. Recall@1 and recall@10 at this size are estimated, in "
     "both directions.",
 )
+@option(
+    "--report",
+    type=click.Path(path_type=Path),
+    help="File to write a page to, in HTML, that shows whether the map works and where. It needs bokeh.",
+)
+@texts_option("x")
+@texts_option("y")
 @flag("--accept", help="Accept the map whatever its verdict: no warning is printed and the exit code is 0.")
 @json_option()
 @with_devices
@@ -81,6 +92,9 @@ def align_command(
     pairs: tuple[str, str] | None,
     column: str | None,
     index_size: int | None,
+    report: Path | None,
+    texts_x: str | None,
+    texts_y: str | None,
     devices: Devices,
     accept: bool,
     as_json: bool,
@@ -93,10 +107,14 @@ def align_command(
     mesh = lay_out(restarts, devices)
     sources = (x_file, y_file, *(pairs or ()))
     all_or_none(lambda: check_output(output, (".safetensors",), *sources) if is_first() else None)
-    check_same({"options": (config, seed, restarts, settled, devices.row_devices)})
+    if report is not None:
+        all_or_none(lambda: check_page(report, *sources, texts_x, texts_y) if is_first() else None)
+    check_same({"options": (config, seed, restarts, settled, devices.row_devices, report is None)})
     (x, of_x), (y, of_y) = (read_rows(file, config, column) for file in (x_file, y_file))
     known = read_pairs(pairs, x, y)
-    fit = run_fit(x, y, config, seed, restarts, settled, mesh, known)
+    texts = all_or_none(lambda: read_texts(texts_x, texts_y, x, y))
+    keep: Keep = "summary" if report is None else "all"
+    fit = run_fit(x, y, config, seed, restarts, settled, mesh, known, keep)
     judged = judge_fit(fit, index_size)
     shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
     run = {"preset": preset, "seed": seed, **judged, "settled": min(settled, restarts)}
@@ -105,6 +123,7 @@ def align_command(
         "config": dataclasses.asdict(config),
         "digest_x": of_x.digest,
         "digest_y": of_y.digest,
+        "evidence": list_evidence(fit.result.best.evidence),
     }
     if known is not None:
         provenance |= {"pairs": len(known[0]), "digest_pairs": [digest(rows) for rows in known]}
@@ -114,6 +133,9 @@ def align_command(
     facts = {**times, **shapes, **run, **_count_odd_rows(of_x, of_y)}
     is_good = accept or judged["verdict"] == Verdict.aligned.name
     if is_first():
+        if report is not None:
+            files = Files(x_file, y_file, output)
+            report_on_fit(report, fit.result, config, data=(x, y, texts), facts={**facts, **provenance}, files=files)
         answer = judged | {"held_out_rows": int(fit.result.best.evidence.num_rows)}
         if not is_good:
             print_text(f"Warning: {describe_verdict(answer)}", to_stderr=True)
@@ -123,7 +145,10 @@ def align_command(
             if is_good:
                 print_text(f"Verdict: {describe_verdict(answer)}")
                 print()
-            _print_next_steps(answer, x_file, y_file, output)
+            for purpose, words in next_steps(answer, x_file, y_file, output):
+                print_text(purpose)
+                print_command(*words)
+            print()
             print_facts({**facts, "map": output})
     return 0 if is_good or judged["verdict"] != Verdict.not_aligned.name else NOT_ALIGNED_EXIT
 
@@ -145,23 +170,3 @@ def _count_odd_rows(of_x: RowStatistics, of_y: RowStatistics) -> dict[str, Any]:
         "mean_norm_x": of_x.mean_norm,
         "mean_norm_y": of_y.mean_norm,
     }
-
-
-def _print_next_steps(judged: dict[str, Any], x_file: str, y_file: str, output: Path) -> None:
-    """Commands that fit the verdict, ready to be typed."""
-    if judged["verdict"] == Verdict.aligned.name:
-        print_text("Next, map rows of X into the space of Y:")
-        print_command("mv2v", "apply", output, x_file, "-o", "mapped.npy")
-    elif lacks_rows(judged) or judged["reason"] == Reason.too_few_rows.name:
-        print_text(f"Next, fit again with at least {10 * MIN_HELD_OUT} rows in X and in Y:")
-        print_command("mv2v", "align", "MORE_X", "MORE_Y", "-o", output)
-    elif judged["reason"] in (Reason.ambiguous.name, Reason.unlike_distributions.name):
-        print_text("Next, fit again with known pairs, PX and PY, if you have some:")
-        print_command("mv2v", "align", x_file, y_file, "-o", output, "--pairs", "PX", "PY")
-    else:
-        print_text("Next, search more often; more rows, or known pairs by --pairs PX PY, help as well:")
-        more = min(10_000, max(8, 4 * judged["restarts"]))
-        print_command("mv2v", "align", x_file, y_file, "-o", output, "--restarts", more)
-    print_text("If you have true pairs that the fit has not seen, measure the map on them:")
-    print_command("mv2v", "evaluate", output, "X_EVAL", "Y_EVAL")
-    print()

@@ -7,19 +7,16 @@ from typing import Any
 
 import click
 
-from mv2v_jax.alignment.space import num_held_out
 from mv2v_jax.cli.help import Command
-from mv2v_jax.cli.map_facts import parse_facts
 from mv2v_jax.cli.options import json_option
 from mv2v_jax.cli.output import print_facts, print_table, print_text
-from mv2v_jax.cli.verdict_text import describe_verdict, list_reasons
+from mv2v_jax.cli.verdict_text import describe_verdict, list_reasons, read_facts
 from mv2v_jax.data.map_file import load_map
-from mv2v_jax.data.padding import padded_size
 
 # Printed with the verdict, so not among the other facts.
 _JUDGED = (
     *("verdict", "reason", "confidence", "estimated_top1", "score", "closeness", "local_structure", "symmetry"),
-    *("local_closeness", "distinct", "restart_agreement", "restarts"),
+    *("local_closeness", "distinct", "restart_agreement", "restarts", "evidence", "held_out_rows"),
 )
 # The facts that most people look for, in this order; the others follow by name.
 _FIRST = ("n", "m", "d_x", "d_y", "digest_x", "digest_y", "pairs", "digest_pairs", "preset", "seed", "settled")
@@ -43,13 +40,13 @@ def info_command(map_file: str, as_json: bool) -> None:
         print(json.dumps({"W": list(linear_map.W.shape), **dict(sorted(metadata.items()))}))
         return
     names = [*(name for name in _FIRST if name in metadata), *sorted(metadata.keys() - set(_FIRST))]
-    facts = parse_facts({name: metadata[name] for name in names})
+    facts = read_facts({name: metadata[name] for name in names})
     config = facts.pop("config", None)
     d_x, d_y = linear_map.W.shape
     fitted = f", fitted on {facts['n']:,} and {facts['m']:,} rows" if {"n", "m"} <= facts.keys() else ""
     print_text(f"{map_file} maps {d_x} dimensions to {d_y}{fitted}.")
     print()
-    _print_verdict(facts, config)
+    _print_verdict(facts)
     print_text("Where it came from:")
     print_facts({name: value for name, value in facts.items() if name not in _JUDGED} | {"map": Path(map_file)})
     if isinstance(config, dict):
@@ -58,30 +55,18 @@ def info_command(map_file: str, as_json: bool) -> None:
         print_facts(_list_settings(config))
 
 
-def _print_verdict(facts: Mapping[str, Any], config: Any) -> None:
+def _print_verdict(facts: Mapping[str, Any]) -> None:
     if not {"verdict", "confidence", "estimated_top1"} <= facts.keys():
         print_text("Verdict: none in this file; mv2v align and mv2v stability write one with every map.")
         print()
         return
-    judged = {**facts, **_count_held_out(facts, config)}
-    print_text(f"Verdict: {describe_verdict(judged)}")
+    print_text(f"Verdict: {describe_verdict(facts)}")
     print()
     print_text("Why it was judged so:")
-    print_table(["fact", "value", "meaning"], [list(reason) for reason in list_reasons(judged)], notes=True)
+    print_table(["fact", "value", "meaning"], [list(reason) for reason in list_reasons(facts)], notes=True)
     if "basins" in facts:
         print_text("The score of each restart is in the file restarts.csv of the study.")
     print()
-
-
-def _count_held_out(facts: Mapping[str, Any], config: Any) -> dict[str, int]:
-    """Rows per space that were held out of the fit, which follow from the numbers of rows and the config."""
-    try:
-        # Older versions call the maximum most_rows.
-        max_rows = config["max_rows" if "max_rows" in config else "most_rows"]
-        rows = min(padded_size(min(facts[name], max_rows)) for name in ("n", "m"))
-        return {"held_out_rows": num_held_out(rows, config["held_out_rows"])}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return {}
 
 
 def _list_settings(config: Mapping[str, Any]) -> dict[str, str]:

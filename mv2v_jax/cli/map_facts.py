@@ -36,7 +36,7 @@ def _is_optional_number(value: Any) -> bool:
 
 # What the facts must be that the verdict is described from.
 _TYPES: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("n", "m", "restarts"), _is_count),
+    **dict.fromkeys(("n", "m", "restarts", "index_size", "pairs"), _is_count),
     **dict.fromkeys(("verdict", "reason"), lambda value: isinstance(value, str)),
     **dict.fromkeys(("confidence", "estimated_top1"), _is_share),
     **dict.fromkeys(("score", "local_structure", "local_closeness", "symmetry", "distinct"), _is_number),

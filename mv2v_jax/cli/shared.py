@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mv2v_jax.alignment.api import Keep
 from mv2v_jax.cli.options import Devices
 from mv2v_jax.cli.output import print_text, progress_bar
 from mv2v_jax.config import Config
@@ -135,13 +136,14 @@ def run_fit(
     settled: int = 1,
     mesh: Mesh | None = None,
     pairs: Pairs | None = None,
+    keep: Keep = "summary",
 ) -> TimedFit:
     """Fit with a progress bar, on one device or over a mesh."""
     key = jax.random.key(seed)
     with progress_bar() as on_step:
         if mesh is not None:
-            return align_on_mesh(key, x, y, config, on_step, mesh, restarts, settled, pairs)
-        return align_with_progress(key, x, y, config, on_step, restarts, settled, pairs)
+            return align_on_mesh(key, x, y, config, on_step, mesh, restarts, settled, pairs, keep)
+        return align_with_progress(key, x, y, config, on_step, restarts, settled, pairs, keep)
 
 
 def device_name() -> str:

@@ -1,5 +1,6 @@
 """The verdict on a fit for people: what it means, why it was given, what to do, and the facts that it rests on."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +13,14 @@ from mv2v_jax.alignment.score import (
     MIN_LOCAL_CLOSENESS,
     MIN_LOCAL_STRUCTURE,
     MIN_SYMMETRY,
+    Evidence,
     Reason,
     Verdict,
     estimate_recall,
 )
+from mv2v_jax.alignment.space import num_held_out
+from mv2v_jax.cli.map_facts import parse_facts
+from mv2v_jax.data.padding import padded_size
 from mv2v_jax.runs.compiled import TimedFit
 
 _CHECK = "Do not use the map before you have checked it on true pairs."
@@ -75,17 +80,72 @@ def judge_fit(fit: TimedFit, index_size: int | None = None) -> dict[str, Any]:
     }
     if index_size is None:
         return facts
-    return facts | {"index_size": index_size, **_estimate_recalls(best, index_size)}
+    return facts | {"index_size": index_size, **estimate_recalls(best.evidence, index_size)}
 
 
-def _estimate_recalls(best: Any, index_size: int) -> dict[str, float]:
+def estimate_recalls(evidence: Evidence, index_size: int) -> dict[str, float]:
     """Estimates of recall@1 and recall@10 from X to Y, and back."""
     recalls: dict[str, float] = {}
     for num_found in (1, 10):
-        found = np.asarray(estimate_recall(best.evidence, num_found=num_found, index_size=index_size))
+        found = np.asarray(estimate_recall(evidence, num_found=num_found, index_size=index_size))
         recalls |= {f"estimated_recall{num_found}": float(found[0])}
         recalls |= {f"estimated_recall{num_found}_back": float(found[1])}
     return recalls
+
+
+def list_evidence(evidence: Evidence) -> dict[str, Any]:
+    """Evidence as values that JSON can hold, for the metadata of a map."""
+    return {field.name: np.asarray(getattr(evidence, field.name)).tolist() for field in dataclasses.fields(Evidence)}
+
+
+def read_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The metadata of a map as values, in their order, with the number of rows that were held out of its fit."""
+    facts = parse_facts(metadata)
+    return facts | _count_held_out(facts)
+
+
+def read_evidence(facts: Mapping[str, Any]) -> Evidence | None:
+    """The evidence in the facts of a map; ``None`` for maps of other origins and of other versions."""
+    found = facts.get("evidence")
+    names = {field.name for field in dataclasses.fields(Evidence)}
+    if not isinstance(found, dict) or found.keys() != names:
+        return None
+    try:
+        values: dict[str, Any] = {name: np.asarray(value, np.float32) for name, value in found.items()}
+    except (TypeError, ValueError):
+        return None
+    return Evidence(**values)
+
+
+def _count_held_out(facts: Mapping[str, Any]) -> dict[str, int]:
+    """Rows per space that were held out of the fit, which follow from the numbers of rows and the config."""
+    try:
+        config = facts["config"]
+        # Older versions call the maximum most_rows.
+        max_rows = config["max_rows" if "max_rows" in config else "most_rows"]
+        rows = min(padded_size(min(facts[name], max_rows)) for name in ("n", "m"))
+        return {"held_out_rows": num_held_out(rows, config["held_out_rows"])}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def next_steps(judged: Mapping[str, Any], x_file: str, y_file: str, map_file: Any) -> list[tuple[str, tuple[Any, ...]]]:
+    """What to do next, by the verdict: what each command is for, and its words, ready to be typed."""
+    step: tuple[str, tuple[Any, ...]]
+    align = ("mv2v", "align", x_file, y_file, "-o", map_file)
+    if judged.get("verdict") == Verdict.aligned.name:
+        step = "Next, map rows of X into the space of Y:", ("mv2v", "apply", map_file, x_file, "-o", "mapped.npy")
+    elif lacks_rows(judged) or judged.get("reason") == Reason.too_few_rows.name:
+        purpose = f"Next, fit again with at least {10 * MIN_HELD_OUT} rows in X and in Y:"
+        step = purpose, ("mv2v", "align", "MORE_X", "MORE_Y", "-o", map_file)
+    elif judged.get("reason") in (Reason.ambiguous.name, Reason.unlike_distributions.name):
+        step = "Next, fit again with known pairs, PX and PY, if you have some:", (*align, "--pairs", "PX", "PY")
+    else:
+        restarts = min(10_000, max(8, 4 * judged.get("restarts", 2)))
+        purpose = "Next, search more often; more rows, or known pairs by --pairs PX PY, help as well:"
+        step = purpose, (*align, "--restarts", restarts)
+    evaluate = ("mv2v", "evaluate", map_file, "X_EVAL", "Y_EVAL")
+    return [step, ("If you have true pairs that the fit has not seen, measure the map on them:", evaluate)]
 
 
 def describe_verdict(judged: Mapping[str, Any]) -> str:

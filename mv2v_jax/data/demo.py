@@ -1,7 +1,12 @@
 """The bundled real embeddings: WordNet glosses under MiniLM and WordLlama. See ``data/bundled/README.md``."""
 
+import contextlib
 import dataclasses
+import gzip
+import json
+from collections.abc import Iterator
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -26,16 +31,51 @@ class DemoData:
     y_eval: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class DemoTexts:
+    """The texts of the rows of `DemoData`, in their order.
+
+    Attributes:
+        x: those of ``x``.
+        y: those of ``y``.
+        evaluated: those of ``x_eval`` and ``y_eval``.
+    """
+
+    x: list[str]
+    y: list[str]
+    evaluated: list[str]
+
+
+def load_demo_texts() -> DemoTexts:
+    """Load the texts of the bundled data.
+
+    Example:
+        >>> load_demo_texts().x[0]
+        'somatosensory: of or relating to the somatosenses'
+    """
+    packed = (resources.files("mv2v_jax") / "data" / "bundled" / "wordnet14k.texts.json.gz").read_bytes()
+    texts = json.loads(gzip.decompress(packed))
+    with _open_bundled() as file:
+        num_fit = len(texts) - int(file.metadata()["num_eval"])
+    return DemoTexts(x=texts[: num_fit // 2], y=texts[num_fit // 2 : num_fit], evaluated=texts[num_fit:])
+
+
+@contextlib.contextmanager
+def _open_bundled() -> Iterator[Any]:
+    with (
+        resources.as_file(resources.files("mv2v_jax") / "data" / "bundled" / "wordnet14k.safetensors") as path,
+        safe_open(path, framework="numpy") as file,
+    ):
+        yield file
+
+
 def load_encoder(name: str) -> tuple[np.ndarray, int]:
     """All rows of one encoder, ``minilm`` or ``wordllama``.
 
     Returns:
         Rows ``[14000, d]`` in float32, and the number of rows at the end that are kept for evaluation.
     """
-    with (
-        resources.as_file(resources.files("mv2v_jax") / "data" / "bundled" / "wordnet14k.safetensors") as path,
-        safe_open(path, framework="numpy") as file,
-    ):
+    with _open_bundled() as file:
         rows = file.get_tensor(name) * file.get_tensor(f"{name}_scale")[:, None]
         return rows, int(file.metadata()["num_eval"])
 

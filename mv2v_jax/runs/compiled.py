@@ -14,7 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mv2v_jax.alignment.api import Restarts, check_restarts, fit_restarts, prepare_restarts, restart_keys
+from mv2v_jax.alignment.api import (
+    Keep,
+    Restarts,
+    check_restarts,
+    fit_restarts,
+    prepare_restarts,
+    restart_keys,
+    restart_maps,
+)
 from mv2v_jax.alignment.fit import fit
 from mv2v_jax.config import Config
 from mv2v_jax.data.inputs import check_inputs, pad_inputs
@@ -115,6 +123,7 @@ def align_with_progress(
     num_restarts: int = 1,
     num_settled: int = 1,
     pairs: tuple[Any, Any] | None = None,
+    keep: Keep = "summary",
 ) -> TimedFit:
     """Fit as `mv2v_jax.align_restarts` does, calling ``on_step(stage, done, total)`` after every chunk of steps.
 
@@ -127,6 +136,7 @@ def align_with_progress(
         num_restarts: as for `align_restarts`.
         num_settled: as for `align_restarts`.
         pairs: as for `align_restarts`.
+        keep: ``"summary"`` or ``"all"``, as for `align_restarts`.
 
     Raises:
         InputError: as `align_restarts`.
@@ -142,7 +152,7 @@ def align_with_progress(
         evidence=searched.found.evidence,
         agreement=searched.choice.agreement,
         trajectory=searched.found.trajectory,
-        maps=None,
+        maps=restart_maps(searched, config) if keep == "all" else None,
     )
     return TimedFit(result=result, compile_seconds=run.compile_seconds, seconds=run.seconds)
 
@@ -157,13 +167,14 @@ def align_on_mesh(
     num_restarts: int = 1,
     num_settled: int = 1,
     pairs: tuple[Any, Any] | None = None,
+    keep: Keep = "summary",
 ) -> TimedFit:
     """Fit as `mv2v_jax.align_restarts` does over a mesh, in one piece; ``on_step`` is called at its start and end.
 
     Arguments as for `align_with_progress`; every process of the mesh calls this together.
     """
     x, y, choices = prepare_restarts(
-        key, x, y, config, num_restarts=num_restarts, num_settled=num_settled, mesh=mesh, pairs=pairs
+        key, x, y, config, num_restarts=num_restarts, num_settled=num_settled, mesh=mesh, pairs=pairs, keep=keep
     )
     on_step("fit", 0, 1)
     started = time.perf_counter()

@@ -26,6 +26,7 @@ EVERYDAY = {
     ],
     "apply": ["--output", "--frame", "--inverse", "--resume", "--accept"],
     "evaluate": ["--json"],
+    "report": ["--output", "--texts-x", "--texts-y", "--pairs", "--index-size", "--searches", "--preset", "--json"],
     "info": ["--json"],
     "stability": [
         *("--output", "--restarts", "--chunk", "--sizes", "--settled", "--pairs", "--size-restarts", "--bootstraps"),
