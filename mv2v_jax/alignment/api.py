@@ -248,7 +248,11 @@ def prepare_restarts(
     x, y, seeds = check_inputs(key, x, y, config, pairs)
     check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config, num_settled)
     x, y = pad_inputs(x, y, seeds, config, mesh)
-    if batch_size is None:
+    if batch_size is not None:
+        _check_count("batch_size", batch_size)
+        # A larger one would compile another program for the same searches.
+        batch_size = min(batch_size, num_restarts)
+    else:
         num_rows, num_dims = map(max, zip(x.rows.shape, y.rows.shape, strict=True))
         batch_size = restart_batch(num_restarts, num_rows, config.search_dims or num_dims, config, mesh)
     choices = {"num_restarts": num_restarts, "batch_size": batch_size, "keep": keep, "num_settled": num_settled}
@@ -289,11 +293,15 @@ def restart_batch(num_restarts: int, num_rows: int, num_dims: int, config: Confi
     return batch if mesh is None else int(from_first(np.asarray(batch)))
 
 
+def _check_count(name: str, number: Any) -> None:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, found {number!r}")
+
+
 def check_restarts(num_restarts: int, num_rows: int, config: Config, num_settled: int = 1) -> None:
     """Raise `InputError` where there is no restart, none to settle, or nothing to choose among several by."""
-    for name, number in (("num_restarts", num_restarts), ("num_settled", num_settled)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise InputError(f"{name} must be a whole number of at least 1, found {number!r}")
+    _check_count("num_restarts", num_restarts)
+    _check_count("num_settled", num_settled)
     if num_restarts > 1 and num_held_out(num_rows, config.held_out_rows) < 1:
         raise InputError(
             "several restarts need held-out rows to choose the best one: set held_out_rows to at least 1 and pass at "

@@ -49,7 +49,7 @@ def info_command(map_file: str, as_json: bool) -> None:
     _print_verdict(facts)
     print_text("Where it came from:")
     print_facts({name: value for name, value in facts.items() if name not in _JUDGED} | {"map": Path(map_file)})
-    if isinstance(config, dict):
+    if isinstance(config, dict) and config:
         print()
         print_text("Settings:")
         print_facts(_list_settings(config))

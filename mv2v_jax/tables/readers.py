@@ -98,6 +98,9 @@ def _text_blocks(path: Path) -> Iterator[bytes]:
 def _parse_lines(block: bytes) -> Any:
     from pyarrow import json as arrow_json
 
+    # Where it begins with null, Arrow ends the process by a signal.
+    if not block.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        raise ValueError("its first line is no JSON object")
     options = arrow_json.ReadOptions(block_size=max(2**16, 2 * len(block)))
     return arrow_json.read_json(io.BytesIO(block), read_options=options)
 
@@ -235,4 +238,6 @@ def open_table(path: Path) -> Table:
                 yield batch
 
     schema = guarded(files[0], lambda: form.schema(files[0]))
+    # Names of columns are decoded only when they are asked for.
+    guarded(files[0], lambda: schema.names)
     return Table(path=path, schema=schema, read=read)

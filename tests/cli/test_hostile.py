@@ -469,3 +469,8 @@ def test_a_process_number_that_is_too_large(folder, end):
     distributed = ("--distributed", "--coordinator", "127.0.0.1:1", "--num-processes", "2", "--process", "2")
     error = assert_refused(end("align", "x.npy", "x.npy", "-o", "o.safetensors", *distributed))
     assert "--process must be below --num-processes (2), found 2" in error
+
+
+def test_a_map_with_an_empty_config(folder, end):
+    safetensors.numpy.save_file(TENSORS, folder / "odd.safetensors", metadata={"config": "{}"})
+    assert end("info", "odd.safetensors")[0] == 0
