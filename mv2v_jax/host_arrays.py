@@ -5,18 +5,20 @@ from typing import Any
 import numpy as np
 
 from mv2v_jax.errors import InputError, first_line
+from mv2v_jax.objects.convert import to_numpy
 
 
 def as_host_array(value: Any, name: str) -> np.ndarray:
-    """Anything that a user passes as rows, as a NumPy array in the byte order of this machine.
+    """Anything that a user passes as rows, as a NumPy array in the byte order of this machine; see `to_numpy`.
 
     Raises:
-        InputError: lists of different lengths, a masked array with a value left out, or what is no array at all.
+        InputError: rows of different lengths, a masked array with a value left out, or what is no array at all.
 
     Example:
         >>> as_host_array([[1.0, 2.0]], "x").shape
         (1, 2)
     """
+    value = to_numpy(value, name)
     if isinstance(value, np.ma.MaskedArray):
         left_out = int(np.ma.count_masked(value))
         if left_out:

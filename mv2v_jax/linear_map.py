@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame, check_frame
-from mv2v_jax.ops.given_arrays import as_matrix, check_columns
+from mv2v_jax.ops.given_arrays import as_array, as_matrix, check_columns
 from mv2v_jax.ops.masked import center_unit, squarable_rows, unit_rows
 from mv2v_jax.ops.pytree import pytree
 
@@ -77,13 +77,14 @@ def apply(linear_map: LinearMap, x: Any, *, frame: Frame = "centred") -> jax.Arr
 
     Args:
         linear_map: from `align` (its ``map``), `load_map` or `invert`.
-        x: ``[n, d_x]`` raw rows of the source encoder, any floating dtype and any length that it can hold.
+        x: ``[n, d_x]`` raw rows of the source encoder, or a single row ``[d_x]``, of any floating dtype and any length
+            that it can hold.
         frame: ``"centred"`` for unit rows with the target's mean removed, which the metrics compare; ``"target"`` for
             rows in the target's raw frame, comparable by cosine with raw vectors of the target encoder.
 
     Returns:
-        ``[n, d_y]`` in the dtype of ``x``. Zero rows become zero rows (centred) or the target's mean (target). A row
-        with NaN or infinity becomes a row of NaN, and changes no other row.
+        ``[n, d_y]``, or ``[d_y]`` for a single row, in the dtype of ``x``. Zero rows become zero rows (centred) or the
+        target's mean (target). A row with NaN or infinity becomes a row of NaN, and changes no other row.
 
     Raises:
         InputError: not a map, wrong shape or dtype, masked values, or unknown frame.
@@ -96,6 +97,9 @@ def apply(linear_map: LinearMap, x: Any, *, frame: Frame = "centred") -> jax.Arr
         [[0.0, 1.0]]
     """
     d_x, d_y = check_map(linear_map)
+    x = as_array(x, "x")
+    if x.ndim == 1:
+        return apply(linear_map, x[None], frame=frame)[0]
     x = as_matrix(x, "x")
     check_columns(x, "x", d_x, "for this map", other=d_y, min_rows=0)
     check_frame(frame)

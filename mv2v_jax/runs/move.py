@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -168,6 +167,7 @@ def _begin(state: _State, target: Store, described: Description, d_y: int, *, re
                 "--resume"
             )
         first = next(source.read(BATCH_ROWS))
+        target.check(first)
         state.unit = bool(np.allclose(np.linalg.norm(first.vectors.astype(np.float64), axis=1), 1, atol=1e-3))
     state.written = 0
     state.save()
@@ -293,5 +293,6 @@ def preview(source: ReadStore, linear_map: PortableMap, target: Store) -> tuple[
     described = check_move(source, linear_map, target)
     if target.exists():
         raise InputError(f"{target.name} must be new, found one of that name; name another")
-    rows: Iterator[Batch] | Sequence[Batch] = source.read(_NEIGHBORS)
-    return described, _Mapper(linear_map, source.name, 0, unit=False)(next(iter(rows)))
+    first = next(source.read(BATCH_ROWS))
+    target.check(first)
+    return described, _Mapper(linear_map, source.name, 0, unit=False)(first)

@@ -99,6 +99,9 @@ class ChromaStore:
         found = self._collection().query(query_embeddings=np.asarray(vectors, np.float32), n_results=k, include=[])
         return found["ids"]
 
+    def check(self, batch: Batch) -> None:
+        """Every id and payload can be kept."""
+
     def create(self, source: Description, dims: int) -> None:
         index = source.settings["index"] if source.kind == "chroma" else {"space": source.metric}
         self._database().create_collection(

@@ -130,16 +130,19 @@ class FaissStore:
         """Records of the unfinished file; not mapped into memory, because mapped pages count as the process's own."""
         return np.fromfile(self._part, self._record(), count, offset=start * self._record().itemsize)
 
+    def check(self, batch: Batch) -> None:
+        if any(batch.dicts()):
+            raise InputError(f"{self.name} holds vectors and ids only, found payloads; move to another kind of store")
+        if not all(isinstance(key, int) for key in batch.ids):
+            raise InputError(f"{self.name} must have whole numbers as ids, found {batch.ids[0]!r}")
+
     def create(self, source: Description, dims: int) -> None:
         check_writable(self._path)
         self._dims = dims
         self._part.touch()
 
     def write(self, batch: Batch) -> None:
-        if any(batch.dicts()):
-            raise InputError(f"{self.name} holds vectors and ids only, found payloads; move to another kind of store")
-        if not all(isinstance(key, int) for key in batch.ids):
-            raise InputError(f"{self.name} must have whole numbers as ids, found {batch.ids[0]!r}")
+        self.check(batch)
         self._dims = batch.vectors.shape[1]
         records = np.empty(len(batch.vectors), self._record())
         records["id"], records["vector"] = list(batch.ids), batch.vectors

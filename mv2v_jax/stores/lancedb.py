@@ -161,6 +161,9 @@ class LanceStore:
 
     # --------------------------------------------------------------------------------------------------------- write
 
+    def check(self, batch: Batch) -> None:
+        """Every id and payload can be kept."""
+
     def create(self, source: Description, dims: int) -> None:
         import pyarrow
 

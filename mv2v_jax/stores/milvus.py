@@ -119,6 +119,9 @@ class MilvusStore:
         )
         return [[hit.get(key, hit.get("id")) for hit in hits] for hits in found]
 
+    def check(self, batch: Batch) -> None:
+        """Every id and payload can be kept."""
+
     def create(self, source: Description, dims: int) -> None:
         from pymilvus import DataType, MilvusClient
 

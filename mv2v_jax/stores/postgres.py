@@ -192,6 +192,9 @@ class PostgresStore:
         """Whether the target is a new column of the source's own table."""
         return source.kind == "postgres" and source.settings["table"] == self._table
 
+    def check(self, batch: Batch) -> None:
+        """Every id and payload can be kept."""
+
     def create(self, source: Description, dims: int) -> None:
         self._beside, self._known = self._is_beside(source), None
         with self._database.transaction():

@@ -91,6 +91,9 @@ class Store(ReadStore, Protocol):
     def search(self, vectors: np.ndarray, k: int) -> list[list[Any]]:
         """The ids of the ``k`` rows nearest to each vector, by the index of the store."""
 
+    def check(self, batch: Batch) -> None:
+        """Raise `InputError` if rows such as these cannot be kept here; nothing is written."""
+
     def create(self, source: Description, dims: int) -> None:
         """Make the collection with the settings of ``source``; it must not exist."""
 

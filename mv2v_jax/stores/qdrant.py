@@ -146,6 +146,10 @@ class QdrantStore:
             results.append([point.id for point in found.points])
         return results
 
+    def check(self, batch: Batch) -> None:
+        for key in batch.ids:
+            _as_id(key, self.name)
+
     def create(self, source: Description, dims: int) -> None:
         from qdrant_client import models
 

@@ -184,3 +184,13 @@ def test_a_table_is_moved_into_a_store(tmp_path):
     found = all_rows(target)
     assert found.ids == sorted(ids)
     assert [payload["doc"] for payload in found.dicts()] == found.ids
+
+
+def test_what_cannot_be_kept_is_refused_before_anything_is_made(tmp_path, start_server):
+    source = open_store(parse_address(MAKERS["lancedb"](tmp_path, start_server, ROWS, NUMBERS)))
+    for address, message in (("faiss:{}/new.faiss", "found payloads"), ("qdrant:{}/q/new", "found 'doc-")):
+        target = open_store(parse_address(address.format(tmp_path)))
+        with pytest.raises(InputError, match=message):
+            moving.move(source, MAP, target, tmp_path / "state.json", resume=False, on_step=quiet)
+        assert not target.exists()
+        assert not (tmp_path / "state.json").exists()
