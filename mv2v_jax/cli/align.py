@@ -29,7 +29,16 @@ from mv2v_jax.cli.options import (
 from mv2v_jax.cli.output import print_command, print_facts, print_text
 from mv2v_jax.cli.report import check_page, read_texts, texts_option
 from mv2v_jax.cli.report_page import Files, report_on_fit
-from mv2v_jax.cli.shared import check_output, device_name, lay_out, read_pairs, read_rows, run_fit
+from mv2v_jax.cli.shared import (
+    check_output,
+    check_rows,
+    compile_ahead,
+    device_name,
+    lay_out,
+    open_fitting_rows,
+    read_pairs,
+    run_fit,
+)
 from mv2v_jax.cli.verdict_text import describe_verdict, judge_fit, list_evidence, next_steps
 from mv2v_jax.config import Config
 from mv2v_jax.data.map_file import save_map
@@ -110,11 +119,13 @@ def align_command(
     if report is not None:
         all_or_none(lambda: check_page(report, *sources, texts_x, texts_y) if is_first() else None)
     check_same({"options": (config, seed, restarts, settled, devices.row_devices, report is None)})
-    (x, of_x), (y, of_y) = (read_rows(file, config, column) for file in (x_file, y_file))
-    known = read_pairs(pairs, x, y)
-    texts = all_or_none(lambda: read_texts(texts_x, texts_y, x, y))
-    keep: Keep = "summary" if report is None else "all"
-    fit = run_fit(x, y, config, seed, restarts, settled, mesh, known, keep)
+    opened = [open_fitting_rows(file, config, column) for file in (x_file, y_file)]
+    with compile_ahead(*opened, config, restarts, settled, mesh, pairs) as ahead:
+        (x, of_x), (y, of_y) = map(check_rows, opened, (x_file, y_file))
+        known = read_pairs(pairs, x, y)
+        texts = all_or_none(lambda: read_texts(texts_x, texts_y, x, y))
+        keep: Keep = "summary" if report is None else "all"
+        fit = run_fit(x, y, config, seed, restarts, settled, mesh, known, keep, ahead)
     judged = judge_fit(fit, index_size)
     shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
     run = {"preset": preset, "seed": seed, **judged, "settled": min(settled, restarts)}

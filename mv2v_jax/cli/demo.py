@@ -13,7 +13,7 @@ from mv2v_jax.cli.options import json_option, option, restarts_option, seed_opti
 from mv2v_jax.cli.output import print_command, print_table, print_text
 from mv2v_jax.cli.report import check_page
 from mv2v_jax.cli.report_page import Files, report_on_fit
-from mv2v_jax.cli.shared import device_name, make_folder, run_fit
+from mv2v_jax.cli.shared import compile_ahead, device_name, make_folder, run_fit
 from mv2v_jax.cli.verdict_text import describe_verdict, judge_fit
 from mv2v_jax.config import Config
 from mv2v_jax.data.atomic_files import atomic_path, save_npy
@@ -60,7 +60,8 @@ def demo_command(seed: int, restarts: int, export: Path | None, report: Path | N
     if export is not None:
         _export(data, texts, export)
     keep: Keep = "summary" if report is None else "all"
-    fit = run_fit(data.x, data.y, Config(), seed, restarts, keep=keep)
+    with compile_ahead(data.x, data.y, Config(), restarts, 1) as ahead:
+        fit = run_fit(data.x, data.y, Config(), seed, restarts, keep=keep, ahead=ahead)
     ours = score_map(fit.result.best.map, data.x_eval, data.y_eval)
     best = score_map(oracle(data.x, data.y_true, data.y), data.x_eval, data.y_eval)
     judged = judge_fit(fit)

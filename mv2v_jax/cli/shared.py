@@ -1,7 +1,9 @@
 """What several commands share: opening rows and known pairs, laying out devices, running a fit."""
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from mv2v_jax.config import Config
 from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.data.checks import check_pairs, check_shape
 from mv2v_jax.data.output_paths import check_apart, check_suffix
+from mv2v_jax.data.padding import padded_shapes
 from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.data.scan import CheckedRows, RowStatistics
 from mv2v_jax.errors import InputError
 from mv2v_jax.ops.sharding import make_mesh
+from mv2v_jax.runs.ahead import Ahead
 from mv2v_jax.runs.compilation_cache import default_folder, keep_compiled
 from mv2v_jax.runs.compiled import TimedFit, align_on_mesh, align_with_progress
 from mv2v_jax.runs.processes import all_or_none, check_same, describe_shares, probe, start
@@ -79,15 +83,19 @@ def check_output(output: Path, suffixes: tuple[str, ...], *sources: str) -> None
     check_apart(output, (file for source in sources for file in files_of(source)))
 
 
-def read_rows(source: str, config: Config, column: str | None = None) -> tuple[CheckedRows, RowStatistics]:
-    """Rows to fit, checked and described in one pass over them."""
+def open_fitting_rows(source: str, config: Config, column: str | None = None) -> Any:
+    """Rows to fit, of which no more than the shape is checked."""
 
     def load() -> Any:
         rows = load_embeddings(source, column)
         check_shape(rows, source, min_rows=config.anchors.num_clusters)
         return rows
 
-    rows = all_or_none(load)
+    return all_or_none(load)
+
+
+def check_rows(rows: Any, source: str) -> tuple[CheckedRows, RowStatistics]:
+    """Rows of `open_fitting_rows`, checked and described in one pass over them."""
     check_same({source: all_or_none(lambda: probe(rows))})
     with progress_bar() as on_step:
         statistics = describe_shares(rows, source, lambda done, total: on_step(f"reading {source}", done, total))
@@ -127,6 +135,19 @@ def check_row_shape(rows: Any, source: str, columns: int, wanted_by: str) -> Non
         )
 
 
+@contextlib.contextmanager
+def compile_ahead(
+    x: Any, y: Any, config: Config, restarts: int, settled: int, mesh: Mesh | None = None, pairs: Any = None
+) -> Iterator[Ahead | None]:
+    """Compile the stages of a fit of these rows in the background; ``None`` over a mesh and with known pairs."""
+    if mesh is not None or pairs is not None:
+        yield None
+        return
+    shapes = [padded_shapes(rows, config.max_rows) for rows in (x, y)]
+    with Ahead(*shapes, config, restarts, settled) as ahead:
+        yield ahead
+
+
 def run_fit(
     x: Any,
     y: Any,
@@ -137,13 +158,15 @@ def run_fit(
     mesh: Mesh | None = None,
     pairs: Pairs | None = None,
     keep: Keep = "summary",
+    ahead: Ahead | None = None,
 ) -> TimedFit:
-    """Fit with a progress bar, on one device or over a mesh."""
+    """Fit with a progress bar, on one device, perhaps by what was compiled ahead for these rows, or over a mesh."""
     key = jax.random.key(seed)
     with progress_bar() as on_step:
         if mesh is not None:
             return align_on_mesh(key, x, y, config, on_step, mesh, restarts, settled, pairs, keep)
-        return align_with_progress(key, x, y, config, on_step, restarts, settled, pairs, keep)
+        get_compiled = (lambda _: None) if ahead is None else ahead.get
+        return align_with_progress(key, x, y, config, on_step, restarts, settled, pairs, keep, get_compiled)
 
 
 def device_name() -> str:

@@ -122,6 +122,16 @@ def _pad(rows: Any) -> Any:
     return jnp.pad(rows, padding) if isinstance(rows, jax.Array) else np.pad(rows, padding)
 
 
+def padded_shapes(x: Any, max_rows: int) -> PaddedRows:
+    """The shapes and dtypes of what `pad_rows` makes of ``x [n, d]`` without a mesh and without known pairs."""
+    num_rows, num_dims = x.shape
+    rows = jax.ShapeDtypeStruct(
+        (padded_size(min(num_rows, max_rows)), num_dims), jax.dtypes.canonicalize_dtype(x.dtype)
+    )
+    mean = jax.ShapeDtypeStruct((num_dims,), working_dtype(rows.dtype)) if num_rows > max_rows else None
+    return PaddedRows(rows=rows, num_rows=jax.ShapeDtypeStruct((), jnp.int32), mean=mean)
+
+
 def pad_rows(
     x: Any, max_rows: int, mesh: Mesh | None = None, seeds: Any = None, *, index: np.ndarray | None = None
 ) -> PaddedRows:

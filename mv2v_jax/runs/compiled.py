@@ -36,8 +36,8 @@ class TimedFit(NamedTuple):
 
     Attributes:
         result: `Restarts`.
-        compile_seconds: tracing and compiling, all stages.
-        seconds: running, all stages: the steady time of the fit.
+        compile_seconds: waiting for stages to be traced and compiled.
+        seconds: running, all stages: the steady time of the fit, unless others are compiled ahead meanwhile.
     """
 
     result: Restarts
@@ -45,29 +45,39 @@ class TimedFit(NamedTuple):
     seconds: float
 
 
+def signature_of(fun: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """What decides whether one compiled stage serves several calls: the function, the structure and the shapes."""
+    leaves, structure = jax.tree.flatten(args)
+    return (fun, structure, *((leaf.shape, leaf.dtype) for leaf in leaves if hasattr(leaf, "shape")))
+
+
 class StageByStage:
     """A `Run` that compiles each stage by itself and reports every chunk of steps.
 
+    Args:
+        on_step: called with a stage's name, the number of steps done and the number of steps to do.
+        get_compiled: returns the stage of a signature if it was compiled ahead, otherwise ``None``.
+
     Attributes:
-        compile_seconds: tracing and compiling so far.
+        compile_seconds: waiting for stages to be traced and compiled so far.
         seconds: running so far.
     """
 
-    def __init__(self, on_step: OnStep) -> None:
+    def __init__(self, on_step: OnStep, get_compiled: Callable[[Any], Any] = lambda _: None) -> None:
         self.compile_seconds = 0.0
         self.seconds = 0.0
-        self._on_step = on_step
+        self._on_step, self._get_compiled = on_step, get_compiled
         self._label = ""
         self._compiled: dict[Any, Any] = {}
 
     def execute(self, name: str, fun: Callable[..., Any], *args: Any) -> Any:
         """``fun(*args)``, compiled once per function, structure and shapes."""
         started = time.perf_counter()
-        leaves, structure = jax.tree.flatten(args)
-        signature = (fun, structure, *((leaf.shape, leaf.dtype) for leaf in leaves if hasattr(leaf, "shape")))
+        signature = signature_of(fun, args)
         compiled = self._compiled.get(signature)
         if compiled is None:
-            compiled = self._compiled[signature] = jax.jit(fun).lower(*args).compile()
+            compiled = self._get_compiled(signature) or jax.jit(fun).lower(*args).compile()
+            self._compiled[signature] = compiled
         ready = time.perf_counter()
         result = jax.block_until_ready(compiled(*args))
         self.compile_seconds += ready - started
@@ -124,6 +134,7 @@ def align_with_progress(
     num_settled: int = 1,
     pairs: tuple[Any, Any] | None = None,
     keep: Keep = "summary",
+    get_compiled: Callable[[Any], Any] = lambda _: None,
 ) -> TimedFit:
     """Fit as `mv2v_jax.align_restarts` does, calling ``on_step(stage, done, total)`` after every chunk of steps.
 
@@ -137,6 +148,7 @@ def align_with_progress(
         num_settled: as for `align_restarts`.
         pairs: as for `align_restarts`.
         keep: ``"summary"`` or ``"all"``, as for `align_restarts`.
+        get_compiled: as for `StageByStage`.
 
     Raises:
         InputError: as `align_restarts`.
@@ -144,7 +156,7 @@ def align_with_progress(
     x, y, seeds = check_inputs(key, x, y, config, pairs)
     check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config, num_settled)
     padded = pad_inputs(x, y, seeds, config)
-    run = StageByStage(on_step)
+    run = StageByStage(on_step, get_compiled)
     best, searched = fit(run, restart_keys(key, 0, num_restarts), *padded, config, num_settled)
     result = Restarts(
         best=best,

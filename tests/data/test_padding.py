@@ -12,7 +12,7 @@ from mv2v_jax.alignment.estimate import Estimate
 from mv2v_jax.alignment.refine_annealed import refine_csls, refine_whole
 from mv2v_jax.alignment.refine_published import refine_matching
 from mv2v_jax.alignment.space import TwoSpaces, fit_space, hold_out
-from mv2v_jax.data.padding import pad_rows, padded_size
+from mv2v_jax.data.padding import pad_rows, padded_shapes, padded_size
 from mv2v_jax.data.row_files import RowFiles, open_rows
 from mv2v_jax.data.scan import CheckedRows
 from mv2v_jax.ops.kmeans import kmeans
@@ -56,6 +56,14 @@ def test_padding_is_zero_rows_behind_the_data(rng, kind):
     assert (rows.shape, rows.dtype, int(num_rows)) == ((36, 3), jnp.float16, 35)
     np.testing.assert_array_equal(rows[:35], x)
     assert not rows[35:].any()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("max_rows", [20, 100])
+def test_shapes_are_known_before_the_rows_are_read(rng, dtype, max_rows):
+    rows = rng.normal(size=(33, 4)).astype(dtype)
+    padded = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), pad_rows(rows, max_rows))
+    assert padded_shapes(rows, max_rows) == padded
 
 
 @pytest.mark.parametrize("kind", [np.asarray, jnp.asarray])

@@ -6,6 +6,8 @@ import pytest
 from helpers import small_config
 
 from mv2v_jax import InputError, align_restarts
+from mv2v_jax.data.padding import padded_shapes
+from mv2v_jax.runs.ahead import Ahead
 from mv2v_jax.runs.compiled import align_with_progress, split_steps
 
 SEARCH = ["anchors", "first estimate", "refine_matching", "refine_clusters", "refine_annealed", "evidence"]
@@ -33,8 +35,19 @@ def test_pieces_equal_the_whole(quick_compile, num_restarts, num_settled, change
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(90, 8)).astype(np.float32), rng.normal(size=(95, 6)).astype(np.float32)
     key = jax.random.key(0)
-    seen = []
-    fit = align_with_progress(key, x, y, config, lambda *step: seen.append(step), num_restarts, num_settled)
+    seen, found_ahead = [], []
+    with Ahead(*(padded_shapes(rows, config.max_rows) for rows in (x, y)), config, num_restarts, num_settled) as ahead:
+
+        def get_compiled(signature):
+            found_ahead.append(ahead.get(signature))
+            return found_ahead[-1]
+
+        steps = num_restarts, num_settled, None, "summary", get_compiled
+        fit = align_with_progress(key, x, y, config, lambda *step: seen.append(step), *steps)
+        assert ahead.get("another stage") is None
+    # Every stage was compiled from the shapes alone, before it was needed.
+    assert len(found_ahead) > 8
+    assert all(stage is not None for stage in found_ahead)
     whole = align_restarts(key, x, y, num_restarts, config, num_settled=num_settled)
     assert int(fit.result.chosen) == int(whole.chosen)
     # The score is a quotient of small differences, and amplifies the rounding.
