@@ -5,9 +5,12 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import OLD_EMITTERS
+
+from mv2v_jax.runs.compiled import StageByStage
 
 
 def _set_if_known(flag: str) -> None:
@@ -22,6 +25,9 @@ def _set_if_known(flag: str) -> None:
 
 # Compiling takes nearly all of the suite's time, and half of that goes to emitters with an MLIR context per kernel.
 _set_if_known(OLD_EMITTERS)
+
+# The same goes for optimising: no test measures how fast a program is, and most run once. Doctests included.
+jax.config.update("jax_disable_most_optimizations", True)
 
 # No test keeps what it compiles in the folder of whoever runs it.
 os.environ["MV2V_COMPILATION_CACHE"] = ""
@@ -44,10 +50,21 @@ def forget_what_was_compiled():
 
 @pytest.fixture(scope="module")
 def quick_compile():
-    """Compile with little optimisation, for tests whose cost is compiling and whose results do not depend on it."""
+    """Compile with little optimisation, for tests whose cost is compiling, also where the others are optimised."""
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def without_computing(monkeypatch):
+    """`StageByStage` takes ones of the right shapes for the result of every stage, so that nothing is compiled."""
+
+    def execute(run, name, fun, *args):
+        return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), jax.eval_shape(fun, *args))
+
+    monkeypatch.setattr(StageByStage, "execute", execute)
 
 
 @pytest.fixture

@@ -127,15 +127,27 @@ def test_restarts_over_a_mesh_are_those_of_one_device(row_devices):
 SECOND = ["components", "component votes", "components to map", "refine_components", "components and map"]
 
 
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [(ALWAYS, SECOND), pytest.param(NEVER, [], marks=pytest.mark.slow)],
-    ids=["made", "not made"],
-)
-def test_progress_shows_the_second_search_where_it_is_made(config, expected):
+MADE = pytest.mark.parametrize(("config", "expected"), [(ALWAYS, SECOND), (NEVER, [])], ids=["made", "not made"])
+
+
+def fit_with_progress(config):
+    """A fit stage by stage, and the stages of the second search that it reports."""
     seen = []
     found = align_with_progress(jax.random.key(5), *clouds(), config, lambda step, *_: seen.append(step)).result
-    assert [step for step in dict.fromkeys(seen) if step in SECOND] == expected
+    return found, [step for step in dict.fromkeys(seen) if step in SECOND]
+
+
+@MADE
+def test_progress_shows_the_second_search_where_it_is_made(without_computing, config, expected):
+    # A closeness of one is below the one threshold and above the other.
+    assert fit_with_progress(config)[1] == expected
+
+
+@pytest.mark.slow
+@MADE
+def test_stage_by_stage_it_is_that_of_the_whole(config, expected):
+    found, seen = fit_with_progress(config)
+    assert seen == expected
     whole = fitted("always" if expected else "never")[0]
     np.testing.assert_allclose(found.evidence.score, whole.evidence.score[None], atol=1e-7)
     assert_trees_close(found.best.info, whole.info, atol=1e-7)
