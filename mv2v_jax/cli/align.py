@@ -119,9 +119,9 @@ def align_command(
     if report is not None:
         all_or_none(lambda: check_page(report, *sources, texts_x, texts_y) if is_first() else None)
     check_same({"options": (config, seed, restarts, settled, devices.row_devices, report is None)})
-    opened = [open_fitting_rows(file, config, column) for file in (x_file, y_file)]
-    with compile_ahead(*opened, config, restarts, settled, mesh, pairs) as ahead:
-        (x, of_x), (y, of_y) = map(check_rows, opened, (x_file, y_file))
+    rows_x, rows_y = (open_fitting_rows(file, config, column) for file in (x_file, y_file))
+    with compile_ahead(rows_x, rows_y, config, restarts, settled, mesh, pairs) as ahead:
+        (x, of_x), (y, of_y) = check_rows(rows_x, x_file), check_rows(rows_y, y_file)
         known = read_pairs(pairs, x, y)
         texts = all_or_none(lambda: read_texts(texts_x, texts_y, x, y))
         keep: Keep = "summary" if report is None else "all"

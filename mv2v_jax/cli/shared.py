@@ -102,6 +102,11 @@ def check_rows(rows: Any, source: str) -> tuple[CheckedRows, RowStatistics]:
     return CheckedRows(rows=rows, mean=statistics.mean, digest=statistics.digest), statistics
 
 
+def read_rows(source: str, config: Config, column: str | None = None) -> tuple[CheckedRows, RowStatistics]:
+    """`open_fitting_rows` and `check_rows`."""
+    return check_rows(open_fitting_rows(source, config, column), source)
+
+
 def read_pairs(sources: tuple[str, str] | None, x: Any, y: Any) -> Pairs | None:
     """Known pairs of rows like those of ``x`` and ``y``, the same in every process; ``None`` without files of them."""
     if sources is None:
@@ -143,8 +148,8 @@ def compile_ahead(
     if mesh is not None or pairs is not None:
         yield None
         return
-    shapes = [padded_shapes(rows, config.max_rows) for rows in (x, y)]
-    with Ahead(*shapes, config, restarts, settled) as ahead:
+    shapes_x, shapes_y = (padded_shapes(rows, config.max_rows) for rows in (x, y))
+    with Ahead(shapes_x, shapes_y, config, restarts, settled) as ahead:
         yield ahead
 
 

@@ -25,7 +25,7 @@ from mv2v_jax.cli.options import (
     with_devices,
 )
 from mv2v_jax.cli.output import print_command, print_table, print_text, progress_bar
-from mv2v_jax.cli.shared import check_rows, lay_out, open_fitting_rows, read_pairs
+from mv2v_jax.cli.shared import lay_out, read_pairs, read_rows
 from mv2v_jax.cli.verdict_text import describe_verdict
 from mv2v_jax.config import Config
 from mv2v_jax.data.output_paths import check_apart
@@ -142,7 +142,7 @@ def stability_command(
     sources = [file for source in (x_file, y_file, *(pairs or ())) for file in files_of(source)]
     all_or_none(lambda: check_apart(output, sources) if is_first() else None)
     chunk = chunk or _CHUNK * (1 if mesh is None else mesh.shape[RESTART])
-    (x, _), (y, _) = (check_rows(open_fitting_rows(file, config, column), file) for file in (x_file, y_file))
+    (x, _), (y, _) = (read_rows(file, config, column) for file in (x_file, y_file))
     plan = Plan(
         seed=seed,
         restarts=restarts,

@@ -122,14 +122,15 @@ def _pad(rows: Any) -> Any:
     return jnp.pad(rows, padding) if isinstance(rows, jax.Array) else np.pad(rows, padding)
 
 
-def padded_shapes(x: Any, max_rows: int) -> PaddedRows:
-    """The shapes and dtypes of what `pad_rows` makes of ``x [n, d]`` without a mesh and without known pairs."""
+def padded_shapes(x: Any, max_rows: int) -> Any:
+    """The shapes and dtypes of the arrays that `pad_rows` makes of ``x [n, d]`` without a mesh and without pairs."""
     num_rows, num_dims = x.shape
-    rows = jax.ShapeDtypeStruct(
+    rows: Any = jax.ShapeDtypeStruct(
         (padded_size(min(num_rows, max_rows)), num_dims), jax.dtypes.canonicalize_dtype(x.dtype)
     )
-    mean = jax.ShapeDtypeStruct((num_dims,), working_dtype(rows.dtype)) if num_rows > max_rows else None
-    return PaddedRows(rows=rows, num_rows=jax.ShapeDtypeStruct((), jnp.int32), mean=mean)
+    count: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    mean: Any = jax.ShapeDtypeStruct((num_dims,), working_dtype(rows.dtype)) if num_rows > max_rows else None
+    return PaddedRows(rows=rows, num_rows=count, mean=mean)
 
 
 def pad_rows(
