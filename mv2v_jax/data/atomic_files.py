@@ -8,12 +8,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError
 
 from mv2v_jax.errors import InputError, first_line
 from mv2v_jax.paths import exists, is_file, is_folder
+
+try:
+    import fcntl
+except ImportError:  # On Windows nothing stops two processes from writing one file.
+    fcntl = None  # type: ignore[assignment]
 
 _PREFIX_BYTES = 100
 # What `tempfile` puts between the prefix and the suffix.
@@ -62,6 +68,18 @@ def atomic_path(final: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def lock_alone(file: BinaryIO, path: Path) -> bool:
+    """Lock an open file until it is closed; whether no other process holds it, and it is still what is at ``path``."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    # A process that held the lock may have finished, and renamed or replaced the file.
+    return exists(path) and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def check_writable(final: Path) -> None:

@@ -14,14 +14,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from mv2v_jax.data.atomic_files import check_writable
+from mv2v_jax.data.atomic_files import check_writable, lock_alone
 from mv2v_jax.errors import InputError
 from mv2v_jax.paths import exists
-
-try:
-    import fcntl
-except ImportError:  # On Windows nothing stops two processes from writing one file.
-    fcntl = None  # type: ignore[assignment]
 
 # A link of that name could lead to a file of the user, which would be overwritten.
 _OPEN = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
@@ -123,15 +118,7 @@ def _short(name: str) -> str:
 
 def _lock(file: BinaryIO, part: Path, final: Path) -> None:
     """Lock the file, so that no two processes write it."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A process that held the lock may have finished and renamed the file.
-        alone = exists(part) and os.path.samestat(os.fstat(file.fileno()), part.stat())
-    except BlockingIOError:
-        alone = False
-    if not alone:
+    if not lock_alone(file, part):
         raise InputError(f"{final} is being written by another process; wait for it or write to another file")
 
 

@@ -1,10 +1,11 @@
 """A stability study: many restarts on all rows, fewer on some of them and on resamples, and how far they agree."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import numpy as np
@@ -117,11 +118,26 @@ def run_study(
     key = jax.random.key(plan.seed)
     x, y, seeds = check_inputs(key, x, y, config, pairs)
 
-    def open_folder() -> None:
-        if is_first():
-            open_study(folder, identify_study(x, y, config, plan, mesh, seeds), resume=resume)
+    def open_folder() -> BinaryIO | None:
+        made_by = identify_study(x, y, config, plan, mesh, seeds)
+        return open_study(folder, made_by, resume=resume) if is_first() else None
 
-    all_or_none(open_folder)
+    # No other process may run the study as long as its folder is open.
+    with all_or_none(open_folder) or contextlib.nullcontext():
+        return _search_and_compare((x, y), seeds, config, plan, folder, on_step, mesh)
+
+
+def _search_and_compare(
+    sides: tuple[Any, Any],
+    seeds: tuple[Any, Any],
+    config: Config,
+    plan: Plan,
+    folder: Path,
+    on_step: OnStep,
+    mesh: Mesh | None,
+) -> Study:
+    """What `run_study` does in the open folder, for arguments that it has checked."""
+    (x, y), key = sides, jax.random.key(plan.seed)
 
     def part(
         name: str, num_restarts: int, draw: Callable[[int], np.ndarray] | None = None
@@ -149,7 +165,7 @@ def run_study(
     numbers = (np.arange(x.shape[0]) if sampled is None else sampled)[: len(stability.row_stability)]
     stability = dataclasses.replace(stability, row_stability=stability.row_stability[: len(numbers)])
     listed = list_restarts(searched, stability.basin)
-    curve.append({"rows": num_rows, **summarize_restarts(listed)})
+    curve.append({"rows": min(x.shape[0], y.shape[0]), **summarize_restarts(listed)})
     return Study(
         result=result,
         facts=collect_facts(result, int(searched.choice.chosen), listed, stability, curve, resampled),

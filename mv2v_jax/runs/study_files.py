@@ -3,12 +3,12 @@
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mv2v_jax.data.atomic_files import atomic_path
+from mv2v_jax.data.atomic_files import atomic_path, lock_alone
 from mv2v_jax.data.tensor_files import save_tensors
 from mv2v_jax.errors import InputError, first_line
 from mv2v_jax.paths import is_file, is_folder, list_folder
@@ -16,7 +16,7 @@ from mv2v_jax.paths import is_file, is_folder, list_folder
 _MANIFEST, _CHUNKS = "study.json", "chunks"
 
 
-def open_study(folder: Path, made_by: dict[str, Any], *, resume: bool) -> None:
+def open_study(folder: Path, made_by: dict[str, Any], *, resume: bool) -> BinaryIO:
     """Make the folder of a study, or check that it holds the same study and remove unfinished files.
 
     Args:
@@ -24,9 +24,12 @@ def open_study(folder: Path, made_by: dict[str, Any], *, resume: bool) -> None:
         made_by: everything that the result depends on; values that JSON can hold. Kept in the manifest.
         resume: whether the folder may hold the study already.
 
+    Returns:
+        The open manifest: until it is closed, no other process can open the study.
+
     Raises:
-        InputError: the folder holds a study and ``resume`` is false, or it holds a study made by something else, or
-            other files, or it cannot be written.
+        InputError: another process runs the study, the folder holds a study and ``resume`` is false, or it holds a
+            study made by something else, or other files, or it cannot be written.
     """
     manifest, chunks = folder / _MANIFEST, folder / _CHUNKS
     if is_file(manifest):
@@ -49,12 +52,23 @@ def open_study(folder: Path, made_by: dict[str, Any], *, resume: bool) -> None:
             # The manifest comes first: after a kill, a folder with chunks but no manifest would not be a study.
             with atomic_path(manifest) as temporary:
                 temporary.write_text(json.dumps(made_by))
+        held = _hold(manifest)
         chunks.mkdir(exist_ok=True)
         for path in (*list_folder(folder), *list_folder(chunks)):
             if _is_unfinished(path):
                 path.unlink()
+        return held
     except OSError as error:
         raise InputError(f"{folder} cannot be made: {error.strerror}") from error
+
+
+def _hold(manifest: Path) -> BinaryIO:
+    """Open the manifest and lock it, which leaves no file behind whatever happens to the process."""
+    file = manifest.open("rb")
+    if not lock_alone(file, manifest):
+        file.close()
+        raise InputError(f"{manifest.parent} is being written by another process; wait for it or use another folder")
+    return file
 
 
 def _is_unfinished(path: Path) -> bool:

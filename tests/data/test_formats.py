@@ -1,5 +1,6 @@
 """Reading and writing files: every format, damaged files, atomic writes, and no unpickling."""
 
+import os
 import pickle
 import re
 
@@ -264,3 +265,17 @@ def test_numbers_in_another_byte_order(tmp_path, suffix, dtype):
     assert loaded.dtype.isnative
     assert np.asarray(loaded).dtype.isnative
     np.testing.assert_array_equal(loaded, ROWS.astype(dtype).astype(loaded.dtype))
+
+
+def test_what_killed_processes_left_is_removed_after_a_day(tmp_path):
+    """Only of the same file, and only what no process can still be writing."""
+    old, new, other = (
+        tmp_path / name for name in (".a.npy.abcdefgh.part", ".a.npy.abcdefg_.part", ".b.npy.abcdefgh.part")
+    )
+    rows = tmp_path / ".a.npy.part"
+    for path in (old, new, other, rows):
+        path.write_text("")
+        if path != new:
+            os.utime(path, (1e9, 1e9))
+    save_npy(tmp_path / "a.npy", ROWS)
+    assert sorted(tmp_path.iterdir()) == sorted([new, other, rows, tmp_path / "a.npy"])

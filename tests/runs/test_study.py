@@ -221,3 +221,16 @@ def test_a_read_only_folder_is_named(folder, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="cannot be"):
         run_study(*rows(folder), CONFIG, PLAN, tmp_path / "none", lambda *_: None)
+
+
+def test_a_study_that_another_process_runs_is_refused(tmp_path):
+    """And nothing of it is removed; the lock goes with the process and leaves no file."""
+    held = open_study(tmp_path / "study", {"a": 1}, resume=False)
+    unfinished = tmp_path / "study" / "chunks" / ".restarts-000000.safetensors.abcdefgh.part"
+    unfinished.write_text("")
+    with pytest.raises(InputError, match="is being written by another process; wait for it or use another folder"):
+        open_study(tmp_path / "study", {"a": 1}, resume=True)
+    assert unfinished.exists()
+    held.close()
+    open_study(tmp_path / "study", {"a": 1}, resume=True).close()
+    assert sorted(path.name for path in (tmp_path / "study").rglob("*")) == ["chunks", "study.json"]

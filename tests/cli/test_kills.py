@@ -1,0 +1,126 @@
+"""Commands that are killed at random moments: nothing is half-written, and a resumed run ends with the same bytes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from cli.commands import CACHE, SMALL
+
+# Per command; `MV2V_KILLS=70` makes 210.
+KILLS = int(os.environ.get("MV2V_KILLS", "8"))
+ROWS = np.random.default_rng(0).exponential(size=(60_000, 48)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kills")
+    CACHE["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
+    np.save(folder / "x.npy", ROWS)
+    for name, rows in {"a": ROWS[:300, :12], "b": ROWS[300:600, :10]}.items():
+        np.save(folder / f"{name}.npy", rows)
+    tensors = {
+        "W": np.eye(48, dtype=np.float32),
+        **{name: np.zeros(48, np.float32) for name in ("mean_x", "mean_y")},
+        **{name: np.array(1, np.float32) for name in ("scale_x", "scale_y")},
+    }
+    safetensors.numpy.save_file(tensors, folder / "map.safetensors")
+    return folder
+
+
+PLAN = ("--restarts", 3, "--settled", 1, "--chunk", 1, "--sizes", "150", "--size-restarts", 2, "--bootstraps", 1)
+COMMANDS = {
+    "apply": (("apply", "map.safetensors", "x.npy", "-o", "out.npy"), "out.npy", ("--resume",)),
+    "align": (("align", "a.npy", "b.npy", "-o", "out.safetensors", "--accept", *SMALL), "out.safetensors", ()),
+    "stability": (("stability", "a.npy", "b.npy", "-o", "study", "--no-plots", *PLAN, *SMALL), "study", ("--resume",)),
+}
+
+
+def start(program, folder):
+    """A process that heeds interrupts, even where those of this one are ignored, as in the background of a shell."""
+    return subprocess.Popen(
+        program,
+        cwd=folder,
+        env={**os.environ, **CACHE},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def contents(place):
+    """The bytes of a file or of all files in a folder; nothing where nothing is there."""
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    return {path.relative_to(place.parent): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_at_random_moments(folder, name):
+    arguments, output, more = COMMANDS[name]
+    program = [sys.executable, "-m", "mv2v_jax", *map(str, arguments)]
+    environment = {**os.environ, **CACHE}
+
+    def finish(extra=()):
+        started = time.monotonic()
+        done = subprocess.run([*program, *extra], cwd=folder, env=environment, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        return contents(folder / output), time.monotonic() - started
+
+    def clear():
+        for path in sorted((folder / output).rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        if (folder / output).exists():
+            (folder / output).rmdir() if (folder / output).is_dir() else (folder / output).unlink()
+
+    before = sorted(folder.iterdir())
+    finish()
+    clear()
+    # Once more, because the first run compiles.
+    expected, seconds = finish()
+    clear()
+    assert sorted(folder.iterdir()) == before
+    draw = random.Random(name)
+    for _ in range(KILLS):
+        sent = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+        again = (folder / output).is_dir() or name == "apply"
+        process = start([*program, *(more if again else ())], folder)
+        time.sleep(draw.uniform(0, 1.1 * seconds))
+        process.send_signal(sent)
+        _, error = process.communicate()
+        assert process.returncode in (0, 2, 130, -sent), error
+        assert b"Traceback" not in error
+        assert len(error.splitlines()) <= 1, error
+        if process.returncode == 0 and (folder / output).exists():
+            assert contents(folder / output) == expected
+            clear()
+        elif (folder / output).is_file():
+            # Killed after its last step.
+            assert contents(folder / output) == expected
+            clear()
+    found, _ = finish(more if (folder / output).is_dir() or name == "apply" else ())
+    assert found == expected
+    clear()
+    left = [path for path in folder.iterdir() if path not in before]
+    # What SIGKILL leaves of a file that is written in one piece is removed a day later.
+    assert all(path.name.endswith(".part") and name == "align" for path in left), left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["apply", "stability"])
+def test_two_processes_with_one_output(folder, name):
+    """One of them writes it, the other one is refused or comes later; the result is whole."""
+    arguments, output, _ = COMMANDS[name]
+    program = [sys.executable, "-m", "mv2v_jax", *map(str, arguments)]
+    both = [start(program, folder), start(program, folder)]
+    ended = [(process.communicate()[1], process.returncode) for process in both]
+    assert 0 in [code for _, code in ended], ended
+    for error, code in ended:
+        assert code in (0, 2), error
+        assert len(error.splitlines()) <= 1
+    assert contents(folder / output)
