@@ -62,9 +62,9 @@ def cli(context: click.Context, compilation_cache: str | None) -> None:
 def main() -> None:
     """Entry point of ``mv2v``: runs a command and ends the process.
 
-    The exit code is 0, or 3 if ``align`` ends with the verdict ``not_aligned``. Errors are one sentence on standard
-    error: 2 for what the user gave, 4 if another process of the run is gone, 130 for Ctrl-C. A defect of this package
-    prints its traceback and ends with 1.
+    The exit code is 0, or 3 if ``align`` or ``stability`` ends with the verdict ``not_aligned``. Errors are one
+    sentence on standard error: 2 for what the user gave, 4 if another process of the run is gone, 130 for Ctrl-C. A
+    defect of this package prints its traceback and ends with 1.
     """
     survive_encodings()
     try:

@@ -12,9 +12,9 @@ from mv2v_jax.alignment.score import Verdict
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import (
     Devices,
+    accept_option,
     column_option,
     count,
-    flag,
     json_option,
     option,
     output_option,
@@ -39,15 +39,14 @@ from mv2v_jax.cli.shared import (
     read_pairs,
     run_fit,
 )
-from mv2v_jax.cli.verdict_text import describe_verdict, judge_fit, list_evidence, next_steps
+from mv2v_jax.cli.verdict_text import NOT_ALIGNED_EXIT, describe_verdict, judge_fit, next_steps
 from mv2v_jax.config import Config
 from mv2v_jax.data.map_file import save_map
 from mv2v_jax.data.scan import RowStatistics, digest
 from mv2v_jax.ops.sharding import is_first
 from mv2v_jax.runs.compiled import TimedFit
+from mv2v_jax.runs.judgement import list_evidence
 from mv2v_jax.runs.processes import all_or_none, check_same
-
-NOT_ALIGNED_EXIT = 3
 
 
 @click.command(
@@ -85,7 +84,7 @@ NOT_ALIGNED_EXIT = 3
 )
 @texts_option("x")
 @texts_option("y")
-@flag("--accept", help="Accept the map whatever its verdict: no warning is printed and the exit code is 0.")
+@accept_option
 @json_option()
 @with_devices
 @with_config

@@ -53,6 +53,10 @@ restarts_option = count(
     "needed for that.",
 )
 
+accept_option = flag(
+    "--accept", help="Accept the map whatever its verdict: no warning is printed and the exit code is 0."
+)
+
 pairs_option = option(
     "--pairs",
     nargs=2,

@@ -12,7 +12,6 @@ from mv2v_jax.alignment.score import CALIBRATION, INDEX_SIZE, Evidence, Verdict
 from mv2v_jax.cli.verdict_text import (
     describe_verdict,
     estimate_recalls,
-    list_evidence,
     list_reasons,
     next_steps,
     read_evidence,
@@ -21,6 +20,7 @@ from mv2v_jax.config import Config
 from mv2v_jax.report.measure import Measured, measure
 from mv2v_jax.report.page import Heading, Texts, write_page
 from mv2v_jax.report.searches import Searches, searches_of_fit
+from mv2v_jax.runs.judgement import list_evidence
 
 _LIGHTS = {
     Verdict.aligned.name: ("green", "Aligned"),

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from mv2v_jax.alignment.score import Verdict
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import (
     Devices,
+    accept_option,
     column_option,
     count,
     flag,
@@ -26,7 +26,7 @@ from mv2v_jax.cli.options import (
 )
 from mv2v_jax.cli.output import print_command, print_table, print_text, progress_bar
 from mv2v_jax.cli.shared import lay_out, read_pairs, read_rows
-from mv2v_jax.cli.verdict_text import describe_verdict
+from mv2v_jax.cli.verdict_text import NOT_ALIGNED_EXIT, describe_verdict
 from mv2v_jax.config import Config
 from mv2v_jax.data.output_paths import check_apart
 from mv2v_jax.errors import InputError
@@ -108,6 +108,7 @@ _MAX_BASINS = 10
     section="Plan of the study",
     help="Number of resamples of the rows, with replacement; each is searched once.",
 )
+@accept_option
 @with_devices
 @with_config
 def stability_command(
@@ -128,13 +129,14 @@ def stability_command(
     sizes: str | None,
     size_restarts: int,
     bootstraps: int,
+    accept: bool,
     devices: Devices,
-) -> None:
+) -> int:
     """Search many times and compare the maps that are found.
 
     The study shows how many restarts find the same map, which rows are mapped to the same place by all of them, and
     how many rows are enough. It also writes the average of the best maps that agree. A killed study continues with
-    --resume and ends with the same result.
+    --resume and ends with the same result. The exit code is 3 if the average is not_aligned.
     """
     if plots:
         check_plotting()
@@ -157,11 +159,17 @@ def stability_command(
     with progress_bar() as on_step:
         study = run_study(x, y, config, plan, output, on_step, resume=resume, mesh=mesh, pairs=known)
     all_or_none(lambda: _write(study, output, plots, (x, y)) if is_first() else None)
+    is_good = accept or study.facts["verdict"] == Verdict.aligned.name
     if is_first():
+        if not is_good:
+            print_text(f"Warning: {describe_verdict(study.facts)}", to_stderr=True)
         if as_json:
             print(json.dumps(study.facts))
         else:
+            if is_good:
+                print_text(f"Verdict: {describe_verdict(study.facts)}")
             _print_study(study, x_file, output)
+    return 0 if is_good or study.facts["verdict"] != Verdict.not_aligned.name else NOT_ALIGNED_EXIT
 
 
 def _write(study: Study, folder: Path, plots: bool, rows: tuple[Any, Any]) -> None:
@@ -190,14 +198,7 @@ def _parse_sizes(text: str | None, num_rows: int, config: Config) -> tuple[int, 
 
 
 def _print_study(study: Study, x_file: str, folder: Path) -> None:
-    facts, evidence = study.facts, study.result.evidence
-    agreements = [row["agreement_with_chosen"] for row in study.restarts if row["restart"] != facts["chosen"]]
-    judged: dict[str, Any] = facts | {
-        "score": float(evidence.score),
-        "held_out_rows": int(evidence.num_rows),
-        "restart_agreement": float(np.median(agreements)),
-    }
-    print_text(f"Verdict: {describe_verdict(judged)}")
+    facts = study.facts
     sizes = [basin["size"] for basin in facts["basins"]]
     print_text(
         f"{max(sizes)} of {facts['restarts']} restarts found nearly the same map. All maps fall into {len(sizes)} "

@@ -9,6 +9,7 @@ import numpy as np
 from mv2v_jax.alignment.score import (
     CALIBRATION,
     INDEX_SIZE,
+    MIN_DISTINCT,
     MIN_HELD_OUT,
     MIN_LOCAL_CLOSENESS,
     MIN_LOCAL_STRUCTURE,
@@ -22,7 +23,9 @@ from mv2v_jax.alignment.space import num_held_out
 from mv2v_jax.cli.map_facts import parse_facts
 from mv2v_jax.data.padding import padded_size
 from mv2v_jax.runs.compiled import TimedFit
+from mv2v_jax.runs.judgement import list_judgement
 
+NOT_ALIGNED_EXIT = 3
 _CHECK = "Do not use the map before you have checked it on true pairs."
 
 # Per reason what was found, and what to do about it.
@@ -52,6 +55,52 @@ _REASONS = {
 }
 
 
+# Per reason that has several causes, those that a number tells: its name, its limit, what was found and what to do.
+_CAUSES = {
+    Reason.only_coarse_structure.name: (
+        (
+            "local_structure",
+            MIN_LOCAL_STRUCTURE,
+            "rows differ from their neighbours by noise alone, so that nothing tells which of them belong together",
+            "More restarts will not help; use known pairs, or embeddings of longer and more varied texts.",
+        ),
+        (
+            "local_closeness",
+            MIN_LOCAL_CLOSENESS,
+            "topics match and texts do not: rows differ from their neighbours in other ways on each side",
+            "Check that both files hold texts of the same kind; use known pairs if they do.",
+        ),
+    ),
+    Reason.ambiguous.name: (
+        (
+            "symmetry",
+            MIN_SYMMETRY,
+            "the cloud is symmetric, so that a mirrored or turned map is as good",
+            "Only known pairs can decide between such maps.",
+        ),
+        (
+            "restart_agreement",
+            CALIBRATION.agreement_midpoint,
+            "the restarts found different maps that score well",
+            "Only known pairs can decide between such maps.",
+        ),
+    ),
+    Reason.too_few_rows.name: (
+        (
+            "distinct",
+            MIN_DISTINCT,
+            "more than half of the held-out rows are copies of other rows, so that too few were left to score the map",
+            "Remove the copies, or use more distinct rows.",
+        ),
+    ),
+}
+
+
+# More searches of the same rows would change nothing.
+_NEED_PAIRS = {Reason.ambiguous.name, Reason.unlike_distributions.name, Reason.geometries_differ.name}
+_SETTLED_BY_PAIRS = {found for _, _, found, _ in _CAUSES[Reason.only_coarse_structure.name]}
+
+
 def judge_fit(fit: TimedFit, index_size: int | None = None) -> dict[str, Any]:
     """The verdict on a fit and the numbers that it rests on, for people and for JSON.
 
@@ -60,24 +109,11 @@ def judge_fit(fit: TimedFit, index_size: int | None = None) -> dict[str, Any]:
         index_size: number of rows of an index that recall is estimated for, if any.
     """
     best, scores = fit.result.best, fit.result.evidence.score
-    chosen = int(fit.result.chosen)
-    alone = len(scores) == 1
-    facts = {
-        "verdict": Verdict(int(best.verdict)).name,
-        "reason": Reason(int(best.reason)).name,
-        "confidence": float(best.confidence),
-        "estimated_top1": float(best.estimated_top1),
-        "score": float(best.evidence.score),
-        "closeness": [float(value) for value in best.evidence.closeness],
-        "local_structure": float(best.evidence.local_structure),
-        "local_closeness": float(best.evidence.local_closeness),
-        "symmetry": float(best.evidence.symmetry),
-        "distinct": float(best.evidence.distinct),
-        "restarts": len(scores),
-        "restart_scores": [float(score) for score in scores],
-        "restart_chosen": chosen,
-        "restart_agreement": None if alone else float(best.agreement),
-    }
+    judged = list_judgement(best, num_restarts=len(scores))
+    # The agreement of the restarts comes after what it is about.
+    agreement = judged.pop("restart_agreement")
+    judged |= {"restart_scores": [float(score) for score in scores], "restart_chosen": int(fit.result.chosen)}
+    facts = {**judged, "restart_agreement": agreement}
     if index_size is None:
         return facts
     return facts | {"index_size": index_size, **estimate_recalls(best.evidence, index_size)}
@@ -91,11 +127,6 @@ def estimate_recalls(evidence: Evidence, index_size: int) -> dict[str, float]:
         recalls |= {f"estimated_recall{num_found}": float(found[0])}
         recalls |= {f"estimated_recall{num_found}_back": float(found[1])}
     return recalls
-
-
-def list_evidence(evidence: Evidence) -> dict[str, Any]:
-    """Evidence as values that JSON can hold, for the metadata of a map."""
-    return {field.name: np.asarray(getattr(evidence, field.name)).tolist() for field in dataclasses.fields(Evidence)}
 
 
 def read_facts(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -138,7 +169,9 @@ def next_steps(judged: Mapping[str, Any], x_file: str, y_file: str, map_file: An
     elif lacks_rows(judged) or judged.get("reason") == Reason.too_few_rows.name:
         purpose = f"Next, fit again with at least {10 * MIN_HELD_OUT} rows in X and in Y:"
         step = purpose, ("mv2v", "align", "MORE_X", "MORE_Y", "-o", map_file)
-    elif judged.get("reason") in (Reason.ambiguous.name, Reason.unlike_distributions.name):
+    elif judged.get("reason") == Reason.one_restart_only.name:
+        step = "Next, search twice, so that one search can confirm the other:", (*align, "--restarts", 2)
+    elif judged.get("reason") in _NEED_PAIRS or _deciding_reason(judged)[0] in _SETTLED_BY_PAIRS:
         step = "Next, fit again with known pairs, PX and PY, if you have some:", (*align, "--pairs", "PX", "PY")
     else:
         restarts = min(10_000, max(8, 4 * judged.get("restarts", 2)))
@@ -181,6 +214,10 @@ def _deciding_reason(judged: Mapping[str, Any]) -> tuple[str, str]:
             f"{MIN_HELD_OUT}, a tenth of {10 * MIN_HELD_OUT} rows"
         )
         return needed, _REASONS[Reason.too_few_rows][1]
+    for name, limit, found, advice in _CAUSES.get(str(judged.get("reason")), ()):
+        value = judged.get(name)
+        if value is not None and value < limit:
+            return found, advice
     reason = str(judged.get("reason"))
     if reason in Reason.__members__ and Reason[reason] in _REASONS:
         return _REASONS[Reason[reason]]

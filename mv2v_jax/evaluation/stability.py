@@ -2,7 +2,7 @@
 
 A fit ends in a basin: a set of maps that are the same alignment up to the noise of their draws. Restarts that found the
 truth agree with each other. Wrong restarts usually differ from each other, but they can agree if the data has a
-near-symmetry. The size of the largest basin, and the share of rows that keep their nearest row within it, measure how
+near-symmetry. The size of the largest basin, and the share of maps under which rows keep their nearest row, measure how
 stable a result is. No true pair is used.
 """
 
@@ -44,8 +44,9 @@ class Stability:
         basin: ``[r]`` int32, the basin of each map. Basins are connected components of maps whose agreement is at least
             `SAME_BASIN`, numbered by size; 0 is the largest.
         basin_size: ``[r]`` int32, number of maps in each basin; 0 for numbers that no basin has.
-        row_stability: ``[p]``, share of the maps of the largest basin under which a probed row has its most frequent
-            nearest row; 0 for a zero row. Entry ``i`` belongs to row ``i`` of X.
+        row_stability: ``[p]``, share of all maps under which a probed row has its most frequent nearest row; 0 for a
+            zero row. Entry ``i`` belongs to row ``i`` of X.
+        row_partner: ``[p]`` int32, number of that nearest row of Y; the first map's, where several are as frequent.
     """
 
     agreement: jax.Array
@@ -55,6 +56,7 @@ class Stability:
     basin: jax.Array
     basin_size: jax.Array
     row_stability: jax.Array
+    row_partner: jax.Array
 
 
 def find_basins(agreement: jax.Array, min_agreement: float = SAME_BASIN) -> tuple[jax.Array, jax.Array]:
@@ -116,16 +118,13 @@ def compare_maps(W: jax.Array, x: jax.Array, y: jax.Array) -> Stability:
     nearest = jax.lax.map(lambda one: top_neighbors(unit_rows(probed @ one), bank, num_neighbors=1).index[:, 0], W)
     agreement = map_agreement(W, x)
     basin, basin_size = find_basins(agreement)
-    members = basin == 0
 
     def share(same):
         return mean_present(same.astype(W.dtype), present)
 
-    def votes(own):
-        return jnp.sum((nearest == own[None]) & members[:, None], axis=0)
-
-    # Maps outside the basin propose nearest rows, too, but only members vote, so the maximum is a member's proposal.
-    max_votes = jnp.max(jax.lax.map(votes, nearest), axis=0)
+    votes = jax.lax.map(lambda own: jnp.sum(nearest == own[None], axis=0), nearest)
+    most = votes.argmax(axis=0)
+    max_votes = votes.max(axis=0).astype(W.dtype)
     return Stability(
         agreement=agreement,
         distance=_distances(W),
@@ -133,7 +132,8 @@ def compare_maps(W: jax.Array, x: jax.Array, y: jax.Array) -> Stability:
         neighbors=jax.lax.map(lambda own: jax.vmap(lambda other: share(own == other))(nearest), nearest),
         basin=basin,
         basin_size=basin_size,
-        row_stability=jnp.where(present, max_votes, 0).astype(W.dtype) / jnp.maximum(members.sum(), 1).astype(W.dtype),
+        row_stability=jnp.where(present, max_votes / W.shape[0], 0),
+        row_partner=jnp.take_along_axis(nearest, most[None], axis=0)[0].astype(jnp.int32),
     )
 
 

@@ -4,6 +4,7 @@ Pictures of the rows that a fit has seen look alike for right and wrong maps, be
 everything here is about rows that no search has seen, and about what independent searches agree on.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -112,7 +113,7 @@ def measure(
     """
     padded = pad_inputs(x, y, (None, None), config)
     numbers = [_file_numbers(rows.shape[0], config.max_rows) for rows in (x, y)]
-    seen = _look(linear_map, searches.maps, searches.chosen, *padded, config)
+    seen = _look(linear_map, searches.maps, searches.chosen, *padded, config, num_rows_y=len(numbers[1]))
     seen = jax.tree.map(np.asarray, seen)
     is_other = searches.are_independent
     agreement = seen["found"][is_other].mean(axis=0) if is_other.any() else None
@@ -154,9 +155,9 @@ def _ranks(linear_map: LinearMap, x: jax.Array, y: jax.Array) -> tuple[jax.Array
     return pair_ranks(mapped, target), pair_ranks(target, mapped)
 
 
-@jax.jit
-def _look(linear_map: LinearMap, maps: jax.Array, chosen, x, y, config: Config) -> dict[str, Any]:
-    """Everything that is computed on a device, by name."""
+@functools.partial(jax.jit, static_argnames="num_rows_y")
+def _look(linear_map: LinearMap, maps: jax.Array, chosen, x, y, config: Config, *, num_rows_y: int) -> dict[str, Any]:
+    """Everything that is computed on a device, by name; the rows of Y after ``num_rows_y`` are padding."""
     prepared = prepare(x, y, config)
     source, target, best = prepared.source.rows, prepared.target.rows, maps[chosen]
     (fitted_x, held_x), (fitted_y, held_y) = (split_rows(rows, config.held_out_rows) for rows in (source, target))
@@ -165,10 +166,10 @@ def _look(linear_map: LinearMap, maps: jax.Array, chosen, x, y, config: Config) 
     # The map itself, with its own means.
     mapped = apply(linear_map, x.rows[held_x].astype(source.dtype))
     raw_target = center_unit(y.rows.astype(target.dtype), linear_map.target.mean)
-    nearest = top_neighbors(mapped, raw_target, num_neighbors=NUM_NEAREST)
+    nearest = top_neighbors(mapped, raw_target[:num_rows_y], num_neighbors=NUM_NEAREST)
 
     def nearest_of(W):
-        return top_neighbors(unit_rows(source[held_x] @ W), target, num_neighbors=1).index
+        return top_neighbors(unit_rows(source[held_x] @ W), target[:num_rows_y], num_neighbors=1).index
 
     found = jax.lax.map(lambda W: (nearest_of(W) == nearest.index).any(axis=1), maps)
     # The best search in the principal directions of the target.

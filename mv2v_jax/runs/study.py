@@ -23,6 +23,7 @@ from mv2v_jax.evaluation.stability import Stability
 from mv2v_jax.ops.sharding import ROW, is_first
 from mv2v_jax.runs.chunked import Chunked, on_host
 from mv2v_jax.runs.compiled import OnStep
+from mv2v_jax.runs.judgement import list_evidence
 from mv2v_jax.runs.processes import all_or_none
 from mv2v_jax.runs.study_facts import (
     agreement_with_chosen,
@@ -66,6 +67,8 @@ class Study(NamedTuple):
         restarts: one dict per restart, the rows of ``restarts.csv``.
         stability: `Stability` of the restarts on all rows.
         row_numbers: ``[p]``, numbers of the rows of X that ``stability.row_stability`` is about.
+        partner_numbers: ``[p]``, number of the row of Y that is the most frequent nearest one of each.
+        made_by: what the study was made from: numbers of rows, dimensions, config, plan and digests of the data.
         trajectory: per stage, its label-free objective, ``[r, steps]``.
     """
 
@@ -74,6 +77,8 @@ class Study(NamedTuple):
     restarts: list[dict[str, Any]]
     stability: Stability
     row_numbers: np.ndarray
+    partner_numbers: np.ndarray
+    made_by: dict[str, Any]
     trajectory: dict[str, np.ndarray]
 
 
@@ -118,13 +123,17 @@ def run_study(
     key = jax.random.key(plan.seed)
     x, y, seeds = check_inputs(key, x, y, config, pairs)
 
+    made_by: dict[str, Any] = {}
+
     def open_folder() -> BinaryIO | None:
-        made_by = identify_study(x, y, config, plan, mesh, seeds)
+        made_by.update(identify_study(x, y, config, plan, mesh, seeds))
         return open_study(folder, made_by, resume=resume) if is_first() else None
 
     # No other process may run the study as long as its folder is open.
     with all_or_none(open_folder) or contextlib.nullcontext():
-        return _search_and_compare((x, y), seeds, config, plan, folder, on_step, mesh)
+        study = _search_and_compare((x, y), seeds, config, plan, folder, on_step, mesh)
+    shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
+    return study._replace(made_by={**shapes, **made_by})
 
 
 def _search_and_compare(
@@ -159,11 +168,12 @@ def _search_and_compare(
         again = search(*part(f"bootstrap-{index}", 1, functools.partial(_resample, plan.seed, index)))
         resampled.append(float(agreement_with_chosen(again, searched, config)))
 
-    stability = on_host(compare_searches(searched, config))
-    sampled = sampled_rows(x.shape[0], config.max_rows)
+    numbers_x, numbers_y = (_row_numbers(rows.shape[0], config.max_rows) for rows in (x, y))
+    stability = on_host(compare_searches(searched, config, num_rows_y=len(numbers_y)))
     # The first rows, without the padding.
-    numbers = (np.arange(x.shape[0]) if sampled is None else sampled)[: len(stability.row_stability)]
-    stability = dataclasses.replace(stability, row_stability=stability.row_stability[: len(numbers)])
+    numbers = numbers_x[: len(stability.row_stability)]
+    probed = {name: getattr(stability, name)[: len(numbers)] for name in ("row_stability", "row_partner")}
+    stability = dataclasses.replace(stability, **probed)
     listed = list_restarts(searched, stability.basin)
     curve.append({"rows": min(x.shape[0], y.shape[0]), **summarize_restarts(listed)})
     return Study(
@@ -172,8 +182,16 @@ def _search_and_compare(
         restarts=listed,
         stability=stability,
         row_numbers=numbers,
+        partner_numbers=numbers_y[stability.row_partner],
+        made_by={},
         trajectory={name: np.asarray(values) for name, values in searched.found.trajectory.items()},
     )
+
+
+def _row_numbers(num_rows: int, max_rows: int) -> np.ndarray:
+    """The numbers of the rows of the data that take part in a fit."""
+    sampled = sampled_rows(num_rows, max_rows)
+    return np.arange(num_rows) if sampled is None else sampled
 
 
 def check_plan(plan: Plan, num_rows: int, config: Config) -> None:
@@ -237,8 +255,12 @@ def write_study(study: Study, folder: Path, rows: tuple[Any, Any] | None = None)
         folder: folder to write to.
         rows: the rows of both spaces, which the map then remembers (`save_map`).
     """
-    save_map(folder / "map.safetensors", study.result.map, study.facts, rows=rows)
+    made_by = {name: value for name, value in study.made_by.items() if value is not None}
+    provenance = {**made_by, "evidence": list_evidence(study.result.evidence)}
+    save_map(folder / "map.safetensors", study.result.map, {**provenance, **study.facts}, rows=rows)
     write_json(folder / "stability.json", study.facts)
     write_csv(folder / "restarts.csv", study.restarts)
-    stable = zip(study.row_numbers, np.asarray(study.stability.row_stability), strict=True)
-    write_csv(folder / "rows.csv", [{"row": int(row), "stability": float(share)} for row, share in stable])
+    columns = (study.row_numbers, study.partner_numbers, np.asarray(study.stability.row_stability))
+    listed = zip(*(column.tolist() for column in columns), strict=True)
+    names = ("row", "partner", "stability")
+    write_csv(folder / "rows.csv", [dict(zip(names, values, strict=True)) for values in listed])

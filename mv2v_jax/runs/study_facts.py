@@ -1,5 +1,6 @@
 """What a study finds out about its searches: their stability, one line per restart, and the summary."""
 
+import functools
 from typing import Any
 
 import jax
@@ -11,14 +12,18 @@ from mv2v_jax.alignment.score import Evidence, Reason, Verdict, judge
 from mv2v_jax.alignment.space import join_spaces
 from mv2v_jax.config import Config
 from mv2v_jax.evaluation.stability import Stability, compare_maps
+from mv2v_jax.runs.judgement import list_judgement
 
 
-@jax.jit
-def compare_searches(searched: Search, config: Config) -> Stability:
-    """Compare all searches in the directions that were searched, on all rows in their order in the data."""
+@functools.partial(jax.jit, static_argnames="num_rows_y")
+def compare_searches(searched: Search, config: Config, *, num_rows_y: int) -> Stability:
+    """Compare all searches in the directions that were searched, on all rows in their order in the data.
+
+    The rows of Y after ``num_rows_y`` are padding, which no row may have as its partner.
+    """
     prepared = searched.prepared
     rows = prepared.subspace.project(join_spaces(prepared.source, prepared.target))
-    return compare_maps(searched_maps(searched.found, config), rows.x, rows.y)
+    return compare_maps(searched_maps(searched.found, config), rows.x, rows.y[:num_rows_y])
 
 
 @jax.jit
@@ -76,11 +81,8 @@ def collect_facts(
     others = ~np.eye(len(listed), dtype=bool)
     compared = {name: getattr(stability, name)[others] for name in ("agreement", "distance", "angle", "neighbors")}
     return {
-        "restarts": len(listed),
-        "verdict": Verdict(int(result.verdict)).name,
-        "reason": Reason(int(result.reason)).name,
-        "confidence": float(result.confidence),
-        "estimated_top1": float(result.estimated_top1),
+        **list_judgement(result, num_restarts=len(listed)),
+        "held_out_rows": int(result.evidence.num_rows),
         "chosen": chosen,
         "basins": _list_basins(listed),
         **{name: _summarize(values) for name, values in compared.items()},

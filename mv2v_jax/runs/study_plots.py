@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from mv2v_jax.alignment.score import CALIBRATION
 from mv2v_jax.data.atomic_files import atomic_path
 from mv2v_jax.errors import InputError
+from mv2v_jax.evaluation.stability import SAME_BASIN
 from mv2v_jax.runs.study import Study
 
 
@@ -34,12 +36,30 @@ def _draw(path: Path, draw, study: Study) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     draw(figure, study)
+    figure.suptitle(_caption(study), fontsize="small")
     with atomic_path(path) as temporary:
         # Without the version of matplotlib, so that the same study gives the same bytes.
         figure.savefig(temporary, format="png", dpi=144, metadata={"Software": None})
+
+
+def _caption(study: Study) -> str:
+    """Verdict and data, above every picture."""
+    facts, made_by = study.facts, study.made_by
+    return (
+        f"{facts['verdict'].replace('_', ' ')} ({facts['reason'].replace('_', ' ')}), confidence "
+        f"{facts['confidence']:.2f}\n{made_by['n']:,} rows of X in {made_by['d_x']} dimensions, {made_by['m']:,} rows "
+        f"of Y in {made_by['d_y']}, {facts['restarts']} restarts"
+    )
+
+
+def _mark_null(draw_line) -> None:
+    """The null and the threshold of a score, as lines."""
+    threshold = CALIBRATION.closeness_midpoint
+    draw_line(0, color="0.4", linestyle=":", label="null: after reflections")
+    draw_line(threshold, color="C2", linestyle="--", label=f"right maps are above {threshold}")
 
 
 def _scores(figure, study: Study) -> None:
@@ -63,10 +83,14 @@ def _scores(figure, study: Study) -> None:
             s=12,
             color="0.6",
         )
-    axes.set_xlabel("score on held-out rows (no label)")
-    axes.set_ylabel("agreement with the chosen restart")
+    _mark_null(axes.axvline)
+    axes.axhline(
+        CALIBRATION.agreement_midpoint, color="C2", label=f"restarts that agree: {CALIBRATION.agreement_midpoint}"
+    )
+    axes.set_xlabel("score on held-out rows: 0 null, 1 rows of one space")
+    axes.set_ylabel("agreement with the chosen restart, finer directions")
     axes.set_title(f"{len(study.restarts)} restarts by basin")
-    axes.legend(title="restarts", fontsize="small")
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def _agreement(figure, study: Study) -> None:
@@ -77,7 +101,7 @@ def _agreement(figure, study: Study) -> None:
     figure.colorbar(image, ax=axes, label="cosine of maps on the rows of X")
     axes.set_xlabel("restart, by basin and score")
     axes.set_ylabel("restart, by basin and score")
-    axes.set_title("agreement of restarts")
+    axes.set_title(f"agreement of restarts: from {SAME_BASIN} on, two are in one basin")
 
 
 def _convergence(figure, study: Study) -> None:
@@ -97,23 +121,23 @@ def _convergence(figure, study: Study) -> None:
 
 
 def _sizes(figure, study: Study) -> None:
-    """Share of restarts called aligned, and the scores of restarts, against the number of rows per space."""
-    axes = figure.add_subplot()
-    rows = [size["rows"] for size in study.facts["sizes"]]
-    axes.plot(rows, [size["aligned"] for size in study.facts["sizes"]], "o-", color="C0", label="share called aligned")
-    scores = axes.twinx()
-    medians = np.array([size["score"]["median"] for size in study.facts["sizes"]])
-    lowest = np.array([size["score"]["lowest"] for size in study.facts["sizes"]])
-    highest = np.array([size["score"]["highest"] for size in study.facts["sizes"]])
+    """Share of restarts called aligned, and below it their scores, against the number of rows per space."""
+    sizes = study.facts["sizes"]
+    rows = [size["rows"] for size in sizes]
+    shares, scores = figure.subplots(2, 1, sharex=True)
+    shares.plot(rows, [size["aligned"] for size in sizes], "o-", color="C0")
+    shares.set_ylim(-0.05, 1.05)
+    shares.set_ylabel("share called aligned")
+    shares.set_title("restarts by number of rows")
+    medians, lowest, highest = (
+        np.array([size["score"][name] for size in sizes]) for name in ("median", "lowest", "highest")
+    )
     ranges = np.stack([medians - lowest, highest - medians])
-    scores.errorbar(rows, medians, ranges, fmt="s--", color="C1", capsize=3, label="score: median and range")
-    axes.set_xscale("log")
-    axes.set_xticks(rows, [f"{size:,}" for size in rows])
-    axes.minorticks_off()
-    axes.set_ylim(-0.05, 1.05)
-    axes.set_xlabel("rows per space")
-    axes.set_ylabel("share called aligned")
-    scores.set_ylabel("score (no label)")
-    handles = [*axes.get_legend_handles_labels()[0], *scores.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, fontsize="small")
-    axes.set_title("restarts by number of rows")
+    scores.errorbar(rows, medians, ranges, fmt="s-", color="C1", capsize=3, label="median and range")
+    _mark_null(scores.axhline)
+    scores.set_xscale("log")
+    scores.set_xticks(rows, [f"{size:,}" for size in rows])
+    scores.minorticks_off()
+    scores.set_xlabel("rows per space")
+    scores.set_ylabel("score")
+    scores.legend(fontsize="small")

@@ -109,7 +109,7 @@ def test_a_verdict_that_is_not_aligned_is_said_and_written_and_exits_with_3(fold
     assert done.stderr.startswith("Warning: not aligned (confidence 0.0")
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stdout
-    assert "mv2v align noise_x.npy noise_y.npy -o noise.safetensors --restarts 8" in done.stdout
+    assert "mv2v align noise_x.npy noise_y.npy -o noise.safetensors --pairs PX PY" in done.stdout
     assert "mv2v apply" not in done.stdout
     assert json.loads(info(folder / "noise.safetensors", "--json"))["verdict"] == "not_aligned"
     accepted = run(*fit, "--accept", cwd=folder)

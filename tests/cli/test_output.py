@@ -9,7 +9,7 @@ import pytest
 
 from mv2v_jax.alignment.score import MIN_HELD_OUT, Reason
 from mv2v_jax.cli import output
-from mv2v_jax.cli.verdict_text import describe_verdict, list_reasons
+from mv2v_jax.cli.verdict_text import describe_verdict, list_reasons, next_steps
 
 LONG_PATH = "/a/" + "long-folder/" * 9 + "map of two-spaces.safetensors"
 
@@ -119,8 +119,21 @@ UNSURE = {**GOOD, "verdict": "uncertain", "confidence": 0.5, "reason": "only_coa
         ),
         ({**UNSURE, "reason": "one_restart_only"}, "uncertain", "a single restart has no other map"),
         (UNSURE, "uncertain", "topics are matched and texts are not. Use more rows"),
+        ({**UNSURE, "local_structure": 0.1}, "uncertain", "by noise alone, so that nothing tells"),
+        (
+            {**UNSURE, "local_structure": 0.5, "local_closeness": 0.1},
+            "uncertain",
+            "topics match and texts do not: rows",
+        ),
         ({**UNSURE, "reason": "ambiguous"}, "uncertain", "another map is as good"),
+        ({**UNSURE, "reason": "ambiguous", "symmetry": 0.1}, "uncertain", "a mirrored or turned map is as good"),
+        (
+            {**UNSURE, "reason": "ambiguous", "symmetry": 2.0, "restart_agreement": 0.1},
+            "uncertain",
+            "the restarts found different maps that score well",
+        ),
         ({**UNSURE, "reason": "too_few_rows"}, "uncertain", "too few distinct rows"),
+        ({**UNSURE, "reason": "too_few_rows", "distinct": 0.2}, "uncertain", "are copies of other rows"),
         (POOR, "not aligned (confidence 0.01): ", "hardly nearer to the other space than by chance. Check that"),
         ({**POOR, "reason": "unlike_distributions"}, "not aligned", "the restarts found no common map. Choose texts"),
         (
@@ -159,3 +172,21 @@ def test_reasons_name_what_is_known():
     alone = list_reasons({**UNSURE, "restart_agreement": None, "restarts": 1})
     assert alone[3][:2] == ("restart_agreement", "none")
     assert list_reasons({"verdict": "aligned"}) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"verdict": "aligned"}, "mv2v apply m x -o mapped.npy"),
+        ({"reason": "only_coarse_structure"}, "mv2v align x y -o m --restarts 8"),
+        ({"reason": "only_coarse_structure", "local_closeness": 0.1}, "mv2v align x y -o m --pairs PX PY"),
+        ({"reason": "geometries_differ"}, "mv2v align x y -o m --pairs PX PY"),
+        ({"reason": "one_restart_only", "restarts": 1}, "mv2v align x y -o m --restarts 2"),
+        ({"reason": "too_few_rows"}, "mv2v align MORE_X MORE_Y -o m"),
+        ({"held_out_rows": 3}, "mv2v align MORE_X MORE_Y -o m"),
+    ],
+)
+def test_the_next_command_fits_the_cause(changes, words):
+    first, second = next_steps({**UNSURE, **changes}, "x", "y", "m")
+    assert " ".join(map(str, first[1])) == words
+    assert second[1] == ("mv2v", "evaluate", "m", "X_EVAL", "Y_EVAL")

@@ -66,7 +66,9 @@ def run(folder, output, *more):
 def whole(folder):
     done = run(folder, "whole", "--json")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
+    # One warning, as by `mv2v align`, and no bar.
+    assert done.stderr.startswith("Warning: uncertain (confidence 0.50)")
+    assert done.stderr.count("\n") == 1
     return folder / "whole", json.loads(done.stdout)
 
 
@@ -78,10 +80,16 @@ def test_every_file_is_there_and_says_the_same(whole):
     assert [row["restart"] for row in listed] == ["0", "1", "2", "3", "4"]
     assert sum(basin["size"] for basin in facts["basins"]) == facts["restarts"] == 5
     assert [size["rows"] for size in facts["sizes"]] == [53, 55]
-    assert len(list(csv.DictReader((output / "rows.csv").open()))) == 56
+    stable = list(csv.DictReader((output / "rows.csv").open()))
+    assert [int(row["row"]) for row in stable] == list(range(56))
+    assert all(0 <= int(row["partner"]) < 55 and 0.2 <= float(row["stability"]) <= 1 for row in stable)
     linear_map, metadata = load_map(output / "map.safetensors")
     assert linear_map.W.shape == (6, 5)
     assert metadata["verdict"] == facts["verdict"]
+    # What `mv2v info` shows and `mv2v report` reads.
+    shape = {"n": 56, "m": 55, "d_x": 6, "d_y": 5}
+    assert {name: json.loads(metadata[name]) for name in shape} == shape
+    assert {"config", "plan", "digest_x", "digest_y", "evidence", "held_out_rows"} <= metadata.keys()
     for picture in output.glob("*.png"):
         assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
