@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mv2v_jax.data.row_files import RowFiles, open_rows
     from mv2v_jax.errors import InputError
     from mv2v_jax.evaluation.metrics import Metrics, evaluate, oracle
+    from mv2v_jax.evaluation.search import SearchScores, evaluate_search
     from mv2v_jax.evaluation.stability import Stability, measure_stability
     from mv2v_jax.linear_map import Centering, LinearMap, apply, invert
     from mv2v_jax.ops.sharding import make_mesh
@@ -50,6 +51,7 @@ __all__ = [
     "RelativeConfig",
     "Restarts",
     "RowFiles",
+    "SearchScores",
     "SettlingConfig",
     "Stability",
     "SyncConfig",
@@ -62,6 +64,7 @@ __all__ = [
     "apply",
     "estimate_recall",
     "evaluate",
+    "evaluate_search",
     "invert",
     "load_demo_data",
     "load_demo_texts",
@@ -90,6 +93,7 @@ _HOMES = {
     "data.row_files": "RowFiles open_rows",
     "errors": "InputError",
     "evaluation.metrics": "Metrics evaluate oracle",
+    "evaluation.search": "SearchScores evaluate_search",
     "evaluation.stability": "Stability measure_stability",
     "linear_map": "Centering LinearMap apply invert",
     "ops.sharding": "make_mesh",

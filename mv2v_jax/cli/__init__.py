@@ -1,4 +1,4 @@
-"""The command line: ``mv2v demo | align | apply | evaluate | report | move | info | stability``, a file each."""
+"""The command line, one file per command, such as ``mv2v align``."""
 
 import os
 import sys
@@ -32,6 +32,7 @@ CACHE_VARIABLE = "MV2V_COMPILATION_CACHE"
         "evaluate": "Measure a map on true pairs.",
         "move": "Move all rows of SOURCE through a map into a new collection.",
         "report": "Write a page that shows whether a map works and where.",
+        "evaluate-search": "Measure how an index is searched with a map, before anything is written.",
         "info": "Show a map's verdict, the reasons for it and its origin.",
         "stability": "Search many times and compare the maps that are found.",
     },

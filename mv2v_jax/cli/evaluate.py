@@ -11,12 +11,14 @@ import numpy as np
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import column_option, id_column_option, json_option
 from mv2v_jax.cli.output import print_table, print_text
+from mv2v_jax.cli.search_text import print_scores, scores_as_json
 from mv2v_jax.cli.shared import check_row_shape, load_rows
 from mv2v_jax.data.checks import check_values
 from mv2v_jax.data.map_file import load_map
 from mv2v_jax.errors import InputError
 from mv2v_jax.evaluation.metrics import Metrics, evaluate
-from mv2v_jax.linear_map import LinearMap
+from mv2v_jax.evaluation.search import evaluate_search
+from mv2v_jax.linear_map import LinearMap, invert
 from mv2v_jax.stores.sources import load_with_ids
 from mv2v_jax.tables.ids import match_ids
 
@@ -70,7 +72,7 @@ def evaluate_command(
     """Measure a map on true pairs.
 
     Row i of X_EVAL and row i of Y_EVAL belong together; with --id-column, rows with the same id do. Each mapped row is
-    compared with all rows of Y_EVAL.
+    compared with all rows of Y_EVAL, and the other way round. Intervals are bootstrap intervals over the rows.
     """
     linear_map, _ = load_map(map_file)
     sides = [(x_file, f"the source of {map_file}"), (y_file, f"the target of {map_file}")]
@@ -87,15 +89,18 @@ def evaluate_command(
             "row i of one file the partner of row i of the other"
         )
     scores = score_map(linear_map, x, y)
+    there, back = evaluate_search(linear_map, x, y), evaluate_search(invert(linear_map), y, x)
     if as_json:
-        print(json.dumps({**scores, "n": x.shape[0]}))
+        searches = {"search": scores_as_json(there), "search_back": scores_as_json(back)}
+        print(json.dumps({**scores, "n": x.shape[0], **searches}))
         return
     print_text(
         f"{scores['top1']:.1%} of {x.shape[0]:,} mapped rows find their true partner first; by chance it would be "
         f"{1 / x.shape[0]:.2%}."
     )
+    print_scores({"X to Y": there, "Y to X": back})
     print_table(
         ["score", "value", "meaning"],
-        [[name, value, METRIC_NOTES[name]] for name, value in scores.items()],
+        [[name, value, METRIC_NOTES[name]] for name, value in scores.items() if not name.startswith("top")],
         notes=True,
     )

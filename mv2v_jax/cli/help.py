@@ -171,7 +171,8 @@ class Group(_Sections, click.Group):
         if cmd_name not in self.summaries:
             return None
         with ending_at_interrupts():
-            return getattr(importlib.import_module(f"mv2v_jax.cli.{cmd_name}"), f"{cmd_name}_command")
+            module = cmd_name.replace("-", "_")
+            return getattr(importlib.import_module(f"mv2v_jax.cli.{module}"), f"{module}_command")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands, then the options."""

@@ -261,7 +261,8 @@ def test_apply_frames_and_inverse(folder):
 def test_evaluate(folder):
     done = run("evaluate", "map.safetensors", "x_eval.npy", "y_eval.npy", "--json", cwd=folder)
     scores = json.loads(done.stdout)
-    assert list(scores) == ["top1", "top5", "top10", "mean_rank", "mrr", "foscttm", "cosine", "n"]
+    names = ["top1", "top5", "top10", "mean_rank", "mrr", "foscttm", "cosine"]
+    assert list(scores) == [*names, "n", "search", "search_back"]
     assert scores["n"] == 100
     mapped = np.load(folder / "x_eval.npy")
     tensors = safetensors.numpy.load_file(folder / "map.safetensors")
@@ -277,7 +278,9 @@ def test_evaluate(folder):
     assert scores["foscttm"] < 0.05
     text = run("evaluate", "map.safetensors", "x_eval.npy", "y_eval.npy", cwd=folder).stdout
     assert text.startswith(f"{scores['top1']:.1%} of 100 mapped rows find their true partner first")
-    assert all(name in text for name in list(scores)[:-1])
+    assert all(name in text for name in names[3:])
+    assert scores["search"]["recall1"][0] == pytest.approx(scores["top1"])
+    assert "recall@10" in text
 
 
 def test_progress_bar_on_a_terminal_and_odd_rows_are_counted(folder):

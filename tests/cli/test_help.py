@@ -27,6 +27,7 @@ EVERYDAY = {
     "apply": ["--output", "--frame", "--inverse", "--resume", "--accept"],
     "evaluate": ["--json"],
     "report": ["--output", "--texts-x", "--texts-y", "--pairs", "--index-size", "--searches", "--preset", "--json"],
+    "evaluate-search": ["--rows", "--metric", "--strict", "--json"],
     "info": ["--json"],
     "stability": [
         *("--output", "--restarts", "--chunk", "--sizes", "--settled", "--pairs", "--size-restarts", "--bootstraps"),
