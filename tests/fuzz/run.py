@@ -27,8 +27,8 @@ def work(target: str, seed: int, seconds: float, folder: Path) -> int:
         make_inputs(folder)
     count, started = 0, time.monotonic()
 
-    class Ended(Exception):
-        pass
+    class Ended(KeyboardInterrupt):
+        """Other exceptions Hypothesis takes for a failure."""
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
