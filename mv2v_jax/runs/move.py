@@ -17,6 +17,7 @@ import numpy as np
 
 from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.errors import InputError
+from mv2v_jax.paths import exists
 from mv2v_jax.portable.numpy_map import PortableMap
 from mv2v_jax.runs.compiled import OnStep
 from mv2v_jax.runs.map_batches import BatchMapper
@@ -77,6 +78,17 @@ class _State:
             file.flush()
             os.fsync(file.fileno())
         new.replace(self.path)
+
+    def refuse_other_files(self) -> None:
+        """Raise `InputError` if another kind of file has the name: it would be overwritten."""
+        if not exists(self.path):
+            return
+        try:
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, dict) or not {"made_by", "written"} <= found.keys():
+            raise InputError(f"{self.path} must be new or of an earlier move, found another file; name another one")
 
     def load(self) -> None:
         try:
@@ -161,6 +173,7 @@ def _begin(state: _State, target: Store, described: Description, d_y: int, *, re
             state.written = target.resume(described, state.written, d_y)
             return state.written
     else:
+        state.refuse_other_files()
         if target.exists():
             raise InputError(
                 f"{target.name} must be new, found one of that name; name another, or continue a killed move with "

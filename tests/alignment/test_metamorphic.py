@@ -1,4 +1,4 @@
-"""Whole fits of changed data: the map changes exactly as the change of the data demands. Truth is not needed for this."""
+"""Whole fits of changed data: the map changes as the change of the data demands. No truth is needed for this."""
 
 import jax
 import numpy as np

@@ -141,6 +141,17 @@ def test_the_hidden_name_of_an_unfinished_file_is_no_link_to_follow(folder, monk
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize("file", ["map.safetensors", "x.npy", "x_shards/1.npy", "notes.json", "link.json"])
+def test_the_state_of_a_move_is_no_other_file(folder, file, monkeypatch, capfd):
+    pytest.importorskip("faiss")
+    (folder / "notes.json").write_text('{"a": 1}')
+    (folder / "link.json").symlink_to("map.safetensors")
+    before = contents(folder)
+    arguments = ("move", "x.npy", "map.safetensors", "faiss:new.faiss", "--state", file)
+    assert "must be new or of an earlier move, found another file" in refuse(arguments, monkeypatch, capfd)
+    assert contents(folder) == before
+
+
 def test_the_demo_writes_over_no_other_rows(folder, monkeypatch, capfd):
     before = contents(folder)
     error = refuse(("demo", "--export", "."), monkeypatch, capfd)

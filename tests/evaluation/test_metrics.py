@@ -116,7 +116,8 @@ def test_a_result_instead_of_its_map_is_named(rng):
 
 PACKAGE = Path(mv2v_jax.__file__).parent
 METRICS = "mv2v_jax.evaluation.metrics"
-# The package passes every public name on, and the command line and its pages report to users. No other module may see true pairs.
+# The package passes every public name on, and the command line and its pages report to users. No other module may see
+# true pairs.
 REPORTS = ("mv2v_jax.cli.", "mv2v_jax.report.")
 MAY_SEE_PAIRS = {"mv2v_jax", METRICS}
 
