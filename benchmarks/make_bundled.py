@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Write both files and show the loss of int8."""
     parser = make_parser(__doc__)
     parser.add_argument("--data", type=Path, metavar="FOLDER", required=True, help="folder of the 60,000 rows")
-    package = Path(__file__).parent.parent / "mv2v_jax" / "data" / "bundled"
+    package = Path(__file__).parent.parent / "demo_data" / "mv2v_jax_demo"
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", default=package, help="folder to write to (default: that of the package)"
     )

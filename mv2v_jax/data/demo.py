@@ -1,4 +1,4 @@
-"""The bundled real embeddings: WordNet glosses under MiniLM and WordLlama. See ``data/bundled/README.md``."""
+"""The demo data: WordNet glosses under MiniLM and WordLlama, a distribution of its own. See ``demo_data/README.md``."""
 
 import contextlib
 import dataclasses
@@ -6,10 +6,14 @@ import gzip
 import json
 from collections.abc import Iterator
 from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import safe_open
+
+from mv2v_jax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,17 +57,30 @@ def load_demo_texts() -> DemoTexts:
         >>> load_demo_texts().x[0]
         'somatosensory: of or relating to the somatosenses'
     """
-    packed = (resources.files("mv2v_jax") / "data" / "bundled" / "wordnet14k.texts.json.gz").read_bytes()
-    texts = json.loads(gzip.decompress(packed))
+    texts = json.loads(gzip.decompress((_find_folder() / "wordnet14k.texts.json.gz").read_bytes()))
     with _open_bundled() as file:
         num_fit = len(texts) - int(file.metadata()["num_eval"])
     return DemoTexts(x=texts[: num_fit // 2], y=texts[num_fit // 2 : num_fit], evaluated=texts[num_fit:])
 
 
+def _find_folder() -> Traversable:
+    """The folder of the data: of the installed package ``mv2v_jax_demo``, or of the clone that this file is in."""
+    try:
+        return resources.files("mv2v_jax_demo")
+    except ModuleNotFoundError:
+        clone = Path(__file__).parents[2] / "demo_data" / "mv2v_jax_demo"
+    if not clone.is_dir():
+        raise InputError(
+            "the demo data is a package of its own, found it missing; install it: pip install mv2v_jax_demo, or "
+            "./demo_data from a clone"
+        )
+    return clone
+
+
 @contextlib.contextmanager
 def _open_bundled() -> Iterator[Any]:
     with (
-        resources.as_file(resources.files("mv2v_jax") / "data" / "bundled" / "wordnet14k.safetensors") as path,
+        resources.as_file(_find_folder() / "wordnet14k.safetensors") as path,
         safe_open(path, framework="numpy") as file,
     ):
         yield file

@@ -155,7 +155,7 @@ def beside(address: str) -> str:
 
 def all_rows(store) -> Batch:
     """All rows of a store in the order of their ids as text."""
-    batches = list(store.read(64))
+    batches = list(store.read(4096))
     ids = [key for batch in batches for key in batch.ids]
     payloads = [payload for batch in batches for payload in batch.dicts()]
     vectors = np.concatenate([batch.vectors for batch in batches])
