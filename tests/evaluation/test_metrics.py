@@ -116,10 +116,11 @@ def test_a_result_instead_of_its_map_is_named(rng):
 
 PACKAGE = Path(mv2v_jax.__file__).parent
 METRICS = "mv2v_jax.evaluation.metrics"
-# The package passes every public name on, and the command line and its pages report to users. No other module may see
-# true pairs.
+# The package passes every public name on, the command line and its pages report to users, and judges score what a user
+# asks them to. No other module may see true pairs.
 REPORTS = ("mv2v_jax.cli.", "mv2v_jax.report.")
-MAY_SEE_PAIRS = {"mv2v_jax", METRICS}
+JUDGES = ("mv2v_jax.evaluation.search", "mv2v_jax.evaluation.index_search", "mv2v_jax.estimator")
+MAY_SEE_PAIRS = {"mv2v_jax", METRICS, *JUDGES}
 
 
 def module_name(path: Path) -> str:
