@@ -1,5 +1,7 @@
 """Embeddings from files in several formats. No file is ever unpickled."""
 
+import math
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -34,11 +36,33 @@ def _load_npy(path: Path, key: str | None) -> RowFiles:
     return open_rows(path)
 
 
+def _check_unpacked(path: Path, name: str) -> None:
+    """Raise `InputError` if an array of an archive takes more memory than there is: a few bytes can hold terabytes."""
+    with zipfile.ZipFile(path) as archive:
+        members = {member.filename: member.file_size for member in archive.infolist()}
+    size, memory = members.get(f"{name}.npy", members.get(name, 0)), _memory_bytes()
+    if size > memory:
+        raise InputError(
+            f"{path} must fit into the {memory:,} bytes of memory, found {size:,} bytes in {name}; save it as .npy, of "
+            "which only the rows in use are read"
+        )
+
+
+def _memory_bytes() -> float:
+    """Memory of this machine; infinity where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return math.inf
+
+
 def _load_npz(path: Path, key: str | None) -> np.ndarray:
     if not zipfile.is_zipfile(path):
         raise ValueError("it is not a complete zip archive")
     with np.load(path, allow_pickle=False) as archive:
-        array = archive[_choose_key(path, list(archive.files), key)]
+        name = _choose_key(path, list(archive.files), key)
+        _check_unpacked(path, name)
+        array = archive[name]
     if not isinstance(array, np.ndarray):
         raise ValueError("it holds a file that is not an array")
     return array

@@ -1,5 +1,6 @@
 """No command writes over what it reads, or under the name of another format; each input by every path to it."""
 
+import json
 import os
 import sys
 
@@ -141,13 +142,15 @@ def test_the_hidden_name_of_an_unfinished_file_is_no_link_to_follow(folder, monk
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("file", ["map.safetensors", "x.npy", "x_shards/1.npy", "notes.json", "link.json"])
+@pytest.mark.parametrize("file", ["map.safetensors", "x.npy", "table.jsonl", "notes.json", "link.json"])
 def test_the_state_of_a_move_is_no_other_file(folder, file, monkeypatch, capfd):
     pytest.importorskip("faiss")
+    lines = (json.dumps({"id": number, "v": row.tolist()}) for number, row in enumerate(ROWS))
+    (folder / "table.jsonl").write_text("\n".join(lines))
     (folder / "notes.json").write_text('{"a": 1}')
     (folder / "link.json").symlink_to("map.safetensors")
     before = contents(folder)
-    arguments = ("move", "x.npy", "map.safetensors", "faiss:new.faiss", "--state", file)
+    arguments = ("move", "table.jsonl?id=id", "map.safetensors", "faiss:new.faiss", "--state", file)
     assert "must be new or of an earlier move, found another file" in refuse(arguments, monkeypatch, capfd)
     assert contents(folder) == before
 

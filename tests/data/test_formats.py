@@ -279,3 +279,14 @@ def test_what_killed_processes_left_is_removed_after_a_day(tmp_path):
             os.utime(path, (1e9, 1e9))
     save_npy(tmp_path / "a.npy", ROWS)
     assert sorted(tmp_path.iterdir()) == sorted([new, other, rows, tmp_path / "a.npy"])
+
+
+def test_an_archive_that_unpacks_to_more_than_the_memory(tmp_path, monkeypatch):
+    """Ten megabytes of zeros take ten kilobytes on the disk; the limit stands for the memory of a small machine."""
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, a=np.zeros((10_000, 256), np.float32), b=ROWS)
+    assert path.stat().st_size < 2**16
+    monkeypatch.setattr("mv2v_jax.data.formats._memory_bytes", lambda: 2**20)
+    with pytest.raises(InputError, match=r"must fit into the 1,048,576 bytes of memory, found 10,240,128 bytes in a"):
+        load_embeddings(f"{path}:a")
+    np.testing.assert_array_equal(load_embeddings(f"{path}:b"), ROWS)
