@@ -1,10 +1,11 @@
-"""What does a fit cost on this device? Compile and steady times by stage, restarts and their memory, and quality.
+"""What does a fit cost on this device? Times by stage beside their limits, restarts and their memory, and quality.
 
     python -m benchmarks.device [--rows 60000 --dimensions 768] [--presets fast,default] [--counts 1,2,4,...]
         [--batch-sizes N,...] [--repeats 3] [--json [FILE]]
 
-Rows are synthetic, with a planted map (`benchmarks.planted`), so no data has to be copied to the machine. Without FILE,
-``--json`` writes to ``benchmarks/results/``, to a file named after the device and the date.
+The limit of a stage is that of `benchmarks.roofline`, by peaks measured on the device. Rows are synthetic, with a
+planted map (`benchmarks.planted`), so no data has to be copied to the machine. Without FILE, ``--json`` writes to
+``benchmarks/results/``, to a file named after the device and the date.
 """
 
 import datetime
@@ -30,6 +31,7 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.planted import draw_pairs, draw_side, plant
+from benchmarks.roofline import limit_seconds, measure_peaks
 from benchmarks.speed import stage_times, time_whole
 from benchmarks.stages import run_stages
 from mv2v_jax import Config, align_restarts
@@ -111,20 +113,24 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     environment = print_environment()
     kind = jax.devices()[0].device_kind
     split = planted_split(options.rows, options.dimensions)
-    key = jax.random.key(_SEED)
+    key, peaks = jax.random.key(_SEED), measure_peaks(options.repeats)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     record: dict[str, Any] = {"environment": environment, "date": date, "rows": options.rows}
-    record |= {"dimensions": options.dimensions, "presets": {}}
+    record |= {"dimensions": options.dimensions, "peaks": peaks, "presets": {}}
     for name in options.presets:
         config = Config.preset(name)
-        stages = stage_times(run_stages(key, split, config, options.repeats)[0])
+        ran = run_stages(key, split, config, options.repeats)[0]
+        stages = stage_times(ran)
+        for stage, times in stages.items():
+            times["limit"] = limit_seconds(ran[stage].work(), peaks)
+        limit = sum(times["limit"] for times in stages.values())
         whole, scores = time_whole(key, split, config, options.repeats)
         rows = [
-            [stage, f"{times['compile']:.2f}", f"{times['steady']:.3f}"]
-            for stage, times in [*stages.items(), ("the whole in one call", whole)]
+            [stage, f"{times['compile']:.2f}", f"{times['steady']:.3f}", f"{times['limit']:.3f}"]
+            for stage, times in [*stages.items(), ("the whole in one call", {**whole, "limit": limit})]
         ]
         title = f"{name}, {options.rows:,} rows of {options.dimensions} dimensions per space, on {kind}"
-        print_table(title, ["stage", "compile s", "steady s"], rows)
+        print_table(title, ["stage", "compile s", "steady s", "limit s"], rows)
         print_table(f"{name}: quality", ["", *METRICS], [[name, *format_scores(scores)]])
         restarts = time_restarts(split, config, options.counts, options.batch_sizes, options.repeats)
         show_restarts(name, restarts)

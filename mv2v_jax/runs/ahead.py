@@ -17,7 +17,7 @@ from mv2v_jax.alignment.api import restart_keys
 from mv2v_jax.alignment.fit import SETTLING, fit
 from mv2v_jax.config import Config
 from mv2v_jax.data.padding import PaddedRows
-from mv2v_jax.runs.compiled import StageByStage, signature_of, split_steps
+from mv2v_jax.runs.compiled import StageByStage, jit_stage, signature_of, split_steps
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class _OnShapes(StageByStage):
         self._is_settling = False
 
     def execute(self, name: str, fun: Callable[..., Any], *args: Any) -> Any:
-        jitted, signature = jax.jit(fun), signature_of(fun, args)
+        jitted, signature = jit_stage(fun), signature_of(fun, args)
         if signature not in self._compiled:
             shapes = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf, args

@@ -5,6 +5,7 @@ with each stage compiled by itself and the long ones in chunks of steps, with th
 to rounding, no compiled function calls back, and compiling is timed apart from running.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
@@ -45,6 +46,28 @@ class TimedFit(NamedTuple):
     seconds: float
 
 
+# On CPU, LLVM's full effort and emitters with an MLIR context per kernel take three tenths of compiling and gain
+# nothing.
+_CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+
+
+@functools.cache
+def _cpu_options() -> dict[str, Any] | None:
+    """The options above, if this version of XLA knows them."""
+    try:
+        jax.jit(lambda x: x, compiler_options=_CPU_OPTIONS).lower(0).compile()
+    except (RuntimeError, ValueError):
+        return None
+    return _CPU_OPTIONS
+
+
+def jit_stage(fun: Callable[..., Any]) -> Any:
+    """`jax.jit` of a function that runs for a while and is compiled for this process alone."""
+    # Who asked for little optimisation gets it.
+    is_plain = jax.default_backend() != "cpu" or jax.config.values["jax_disable_most_optimizations"]
+    return jax.jit(fun, compiler_options=None if is_plain else _cpu_options())
+
+
 def signature_of(fun: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     """What decides whether one compiled stage serves several calls: the function, the structure and the shapes."""
     leaves, structure = jax.tree.flatten(args)
@@ -76,7 +99,7 @@ class StageByStage:
         signature = signature_of(fun, args)
         compiled = self._compiled.get(signature)
         if compiled is None:
-            compiled = self._get_compiled(signature) or jax.jit(fun).lower(*args).compile()
+            compiled = self._get_compiled(signature) or jit_stage(fun).lower(*args).compile()
             self._compiled[signature] = compiled
         ready = time.perf_counter()
         result = jax.block_until_ready(compiled(*args))

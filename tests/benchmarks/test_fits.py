@@ -15,6 +15,7 @@ from benchmarks import (
     device,
     growth,
     larger_than_memory,
+    predict,
     quality,
     restarts,
     roofline,
@@ -22,6 +23,7 @@ from benchmarks import (
     speed,
     startup,
 )
+from benchmarks.work import Work
 from mv2v_jax import Config, __version__
 from mv2v_jax.cli import cli
 
@@ -171,6 +173,8 @@ def test_restarts_are_compared_with_the_first_count():
 def test_device_prints_stages_restarts_and_quality(tiny, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(device, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(device, "_NUM_EVAL", 50)
+    monkeypatch.setattr(roofline, "_PEAK_SIZE", 64)
+    monkeypatch.setattr(roofline, "_COPY_ENTRIES", 1_000)
     sizes = ["--rows", "200", "--dimensions", "12", "--counts", "1,2", "--batch-sizes", "1,2", "--repeats", "1"]
     record = device.main([*sizes, "--presets", "default", "--json"])
     (file,) = (tmp_path / "results").iterdir()
@@ -178,10 +182,33 @@ def test_device_prints_stages_restarts_and_quality(tiny, monkeypatch, tmp_path, 
     assert json.loads(file.read_text()) == record
     found = record["presets"]["default"]
     assert [(run["restarts"], run["batch"]) for run in found["restarts"]] == [(1, 1), (2, 1), (2, 2)]
+    assert all(0 < times["limit"] < 1 for times in found["stages"].values())
     assert found["restarts"][2]["temporary_bytes"] > found["restarts"][1]["temporary_bytes"] > 0
     # One at a time or side by side is the same.
     assert found["restarts"][2]["top1"] == pytest.approx(found["restarts"][1]["top1"], abs=0.1)
     assert "preprocess" in capsys.readouterr().out
+
+
+def test_predict_lowers_every_stage_for_devices_that_are_not_here(tiny, tmp_path, capsys):
+    file = tmp_path / "predicted.json"
+    sizes = ["--rows", "240", "--dimensions", "12", "--presets", "default", "--devices", "h100,tpu-v6e"]
+    predict.main([*sizes, "--json", str(file)])
+    found = json.loads(file.read_text())["presets"]["default"]
+    assert list(found["stages"]) == STAGES
+    assert "cusolver_syevd_ffi" in found["calls"]["cuda"]
+    assert "Eigh" in found["calls"]["tpu"]
+    for stage in found["stages"].values():
+        for name in ("h100", "tpu-v6e"):
+            assert 0 <= stage[name]["limit"] <= stage[name]["predicted"]
+    assert found["whole"]["h100"]["limit"] == pytest.approx(
+        sum(run["h100"]["limit"] for run in found["stages"].values())
+    )
+    # A second at the peak is predicted to take two; decompositions reach a hundredth of it.
+    for kind in ({"matmul_flop": 67e12}, {"half_flop": 989e12}, {"bytes": 3.35e12}, {"decomposition_flop": 1.34e12}):
+        assert predict.predict_seconds(Work(**kind), predict.DEVICES["h100"]) == pytest.approx(2)
+    assert "default, lowered for tpu" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        predict.main(["--devices", "abacus"])
 
 
 def test_startup_times_processes_and_their_cache(tmp_path, monkeypatch, capsys):

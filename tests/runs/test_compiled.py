@@ -7,6 +7,7 @@ from helpers import small_config
 
 from mv2v_jax import InputError, align_restarts
 from mv2v_jax.data.padding import padded_shapes
+from mv2v_jax.runs import compiled
 from mv2v_jax.runs.ahead import Ahead
 from mv2v_jax.runs.compiled import align_with_progress, split_steps
 
@@ -15,6 +16,18 @@ SETTLING = ["extend", "refine_annealed_again", "refine_csls", "refine_whole"]
 # Fewer stages, which take less time to compile.
 FEW = {"published_match_steps": 0, "published_cluster_steps": 0, "settling_whole_steps": 0}
 LEFT_OUT = {"refine_matching", "refine_clusters", "refine_whole"}
+
+
+def test_stages_are_compiled_with_options_that_this_version_of_xla_knows(monkeypatch):
+    monkeypatch.setitem(jax.config.values, "jax_disable_most_optimizations", False)
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    stage = compiled.jit_stage(lambda x: jax.numpy.tanh(x) @ x.T)
+    np.testing.assert_allclose(stage.lower(x).compile()(x), np.tanh(x) @ x.T, rtol=1e-5)
+    assert compiled._cpu_options() is not None
+    monkeypatch.setattr(compiled, "_CPU_OPTIONS", {"xla_of_another_age": True})
+    compiled._cpu_options.cache_clear()
+    assert compiled._cpu_options() is None
+    compiled._cpu_options.cache_clear()
 
 
 def labelled(label, number, names):
