@@ -15,6 +15,7 @@ measured. The methods:
   projected to rows of Y, and Procrustes gives the map.
 - ``muse``: five rounds of mutual nearest neighbours by CSLS and Procrustes, as in MUSE (arXiv 1710.04087), on all rows
   in NumPy. It starts from our initial map.
+- ``vecmap``: unsupervised self-learning as in VecMap (`benchmarks.vecmap`), in NumPy.
 - ``fast`` and ``default``: our presets.
 """
 
@@ -58,6 +59,7 @@ from benchmarks.common import (
     write_json,
 )
 from benchmarks.growth import peak_bytes
+from benchmarks.vecmap import VecMapSettings, self_learn
 from mv2v_jax import Centering, Config, LinearMap, align
 
 # The values of arXiv 2610.09411; the starts of 2-opt replace its own solver.
@@ -291,6 +293,15 @@ def fit_muse(split: Split, options: argparse.Namespace) -> Fit:
     return Fit(map=make_map(W, x, y), rows=len(x.rows), seconds=seconds, compile_seconds=compiling)
 
 
+def fit_vecmap(split: Split, options: argparse.Namespace) -> Fit:
+    """Self-learning from sorted similarities."""
+    start = time.perf_counter()
+    x, y = preprocess(split)
+    W, _ = self_learn(x.rows, y.rows, np.random.default_rng(options.seed))
+    seconds = time.perf_counter() - start
+    return Fit(map=make_map(W, x, y), rows=min(VecMapSettings().rows, len(x.rows)), seconds=seconds)
+
+
 # ----------------------------------------------------------------------------------------------------------------- ours
 
 
@@ -317,6 +328,7 @@ METHODS = {
     "pot": Method("entropic GW, POT", functools.partial(fit_gromov, solve_pot), "ot", "pot"),
     "ott": Method("entropic GW, OTT-JAX", functools.partial(fit_gromov, solve_ott), "ott", "ott-jax"),
     "muse": Method("MUSE-style CSLS", fit_muse),
+    "vecmap": Method("VecMap-style", fit_vecmap),
     **{name: Method(f"`{name}` preset", functools.partial(fit_preset, name)) for name in OURS},
 }
 

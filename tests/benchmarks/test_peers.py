@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from benchmarks import peers, reference
+from benchmarks import peers, reference, vecmap
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -110,6 +110,37 @@ def test_peers_mutual_neighbors_are_those_of_all_similarities_at_once(rng):
     csls = 2 * similarity - density_x[:, None] - density_y
     expected = [(i, j) for i, j in enumerate(csls.argmax(axis=1)) if csls[:, j].argmax() == i]
     assert list(zip(*peers.mutual_neighbors(x, y, 10), strict=True)) == expected
+
+
+def test_vecmap_learns_a_planted_map_by_itself(rng):
+    """The same rows in another order; their similarities are a fingerprint of each."""
+    x = rng.exponential(size=(300, 8)) ** 1.5 * np.linspace(2, 0.5, 8)
+    x = reference.unit_rows(x - x.mean(axis=0))
+    rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    order = rng.permutation(300)
+    W, steps = vecmap.self_learn(x, (x @ rotation)[order], rng)
+    assert 1 < steps < vecmap.VecMapSettings().max_steps
+    mapped = reference.unit_rows(x @ W)
+    assert ((mapped @ (x @ rotation).T).argmax(axis=1) == np.arange(300)).mean() > 0.99
+    np.testing.assert_allclose(W, rotation, atol=1e-2)
+
+
+def test_vecmap_csls_is_that_of_its_definition(rng):
+    similarity = rng.normal(size=(7, 9))
+    expected = np.array(
+        [
+            [
+                similarity[i, j] - np.sort(similarity[i])[-3:].mean() / 2 - np.sort(similarity[:, j])[-3:].mean() / 2
+                for j in range(9)
+            ]
+            for i in range(7)
+        ]
+    )
+    np.testing.assert_allclose(vecmap.csls_similarity(similarity, 3), expected, atol=1e-12)
+    rows, columns = vecmap.match_both_ways(expected)
+    assert len(rows) == len(columns) == 16
+    assert columns[2] == expected[2].argmax()
+    assert rows[7 + 4] == expected[:, 4].argmax()
 
 
 def test_peers_gromov_wasserstein_solve_the_same_problem(rng, lenient_promotion, monkeypatch):
