@@ -10,8 +10,8 @@ from benchmarks.common import Split, compile_seconds, steady_seconds
 from benchmarks.work import Work, count_work
 from mv2v_jax import AlignResult, Config
 from mv2v_jax.alignment.fit import fit
+from mv2v_jax.alignment.stage_by_stage import StageByStage
 from mv2v_jax.data.inputs import prepare_inputs
-from mv2v_jax.runs.compiled import StageByStage
 
 
 class Stage(NamedTuple):

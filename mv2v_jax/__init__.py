@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 from typing import TYPE_CHECKING, Any
 
 from mv2v_jax.version import __version__
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from mv2v_jax.data.demo import DemoData, DemoTexts, load_demo_data, load_demo_texts
     from mv2v_jax.data.map_file import load_map, save_map
     from mv2v_jax.data.row_files import RowFiles, open_rows
-    from mv2v_jax.errors import InputError
+    from mv2v_jax.errors import AlignmentWarning, InputError
     from mv2v_jax.evaluation.metrics import Metrics, evaluate, oracle
     from mv2v_jax.evaluation.search import SearchScores, evaluate_search
     from mv2v_jax.evaluation.stability import Stability, measure_stability
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AlignInfo",
     "AlignResult",
+    "AlignmentWarning",
     "AnchorConfig",
     "AnchorInfo",
     "AnnealingConfig",
@@ -91,7 +93,7 @@ _HOMES = {
     "data.demo": "DemoData DemoTexts load_demo_data load_demo_texts",
     "data.map_file": "load_map save_map",
     "data.row_files": "RowFiles open_rows",
-    "errors": "InputError",
+    "errors": "AlignmentWarning InputError",
     "evaluation.metrics": "Metrics evaluate oracle",
     "evaluation.search": "SearchScores evaluate_search",
     "evaluation.stability": "Stability measure_stability",
@@ -100,6 +102,10 @@ _HOMES = {
     "stores.sources": "load_embeddings",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+
+# Messages go where the program that uses this package sends them, and nowhere by default.
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> Any:

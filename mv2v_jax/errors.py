@@ -1,4 +1,4 @@
-"""The one error that people get for what they gave."""
+"""The one error that people get for what they gave, and the one warning."""
 
 import importlib
 from types import ModuleType
@@ -6,6 +6,10 @@ from types import ModuleType
 
 class InputError(ValueError):
     """Something a user gave cannot be used; one sentence says what was expected and what was found."""
+
+
+class AlignmentWarning(UserWarning):
+    """A map is not called ``aligned``: check it on true pairs before you use it."""
 
 
 def first_line(error: Exception) -> str:

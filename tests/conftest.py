@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers import OLD_EMITTERS
 
-from mv2v_jax.runs.compiled import StageByStage
+from mv2v_jax.alignment.stage_by_stage import StageByStage
 
 
 def _set_if_known(flag: str) -> None:

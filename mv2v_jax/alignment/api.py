@@ -1,6 +1,8 @@
 """`align` and `align_restarts`: what users call."""
 
+import contextlib
 import functools
+import warnings
 from typing import Any, Literal, get_args
 
 import jax
@@ -10,16 +12,18 @@ from jax.sharding import Mesh
 
 from mv2v_jax.alignment.components import component_numbers
 from mv2v_jax.alignment.fit import AlignResult, Inline, Search, fit, order_by_score, searched_maps
-from mv2v_jax.alignment.score import Evidence
+from mv2v_jax.alignment.score import Evidence, Reason, Verdict
 from mv2v_jax.alignment.space import num_held_out
+from mv2v_jax.alignment.stage_by_stage import StageByStage, expected_stages
 from mv2v_jax.config import Config
 from mv2v_jax.data.inputs import check_inputs, pad_inputs, prepare_inputs
 from mv2v_jax.data.padding import PaddedRows, row_specs
-from mv2v_jax.errors import InputError
+from mv2v_jax.errors import AlignmentWarning, InputError
 from mv2v_jax.linear_map import LinearMap
 from mv2v_jax.ops.knn import BLOCK_ENTRIES, BLOCK_ROWS
 from mv2v_jax.ops.pytree import pytree
 from mv2v_jax.ops.sharding import EVERYWHERE, RESTART, from_first, over_mesh
+from mv2v_jax.progress import OnStep, show_progress
 from mv2v_jax.settings import as_config
 
 Keep = Literal["best", "summary", "all"]
@@ -121,6 +125,50 @@ def restart_keys(key: jax.Array, first: int, num_restarts: int) -> jax.Array:
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(first + jnp.arange(num_restarts))
 
 
+def _pack(best: AlignResult, searched: Search, config: Config, keep: Keep) -> Restarts:
+    return Restarts(
+        best=best,
+        chosen=searched.choice.chosen,
+        evidence=searched.found.evidence,
+        agreement=searched.choice.agreement,
+        trajectory=None if keep == "best" else searched.found.trajectory,
+        maps=restart_maps(searched, config) if keep == "all" else None,
+    )
+
+
+def fit_in_stages(
+    run: StageByStage,
+    key: jax.Array,
+    x: Any,
+    y: Any,
+    config: Config,
+    num_restarts: int,
+    *,
+    num_settled: int = 1,
+    pairs: tuple[Any, Any] | None = None,
+    keep: Keep = "summary",
+) -> Restarts:
+    """`align_restarts` on one device by a run that reports every stage; it cannot be traced."""
+    x, y, seeds = check_inputs(key, x, y, config, pairs)
+    check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config, num_settled)
+    padded = pad_inputs(x, y, seeds, config)
+    best, searched = fit(run, restart_keys(key, 0, num_restarts), *padded, config, num_settled)
+    return _pack(best, searched, config, keep)
+
+
+def _warn_unless_aligned(best: AlignResult) -> None:
+    """Warn of a map that should not be used unchecked; traced results have no verdict yet."""
+    if isinstance(best.verdict, jax.core.Tracer) or int(best.verdict) == Verdict.aligned.value:
+        return
+    verdict, reason = Verdict(int(best.verdict)).name, Reason(int(best.reason)).name
+    warnings.warn(
+        f"the map is {verdict.replace('_', ' ')} (confidence {float(best.confidence):.2f}): "
+        f"{reason.replace('_', ' ')}; check it on true pairs before you use it",
+        AlignmentWarning,
+        stacklevel=3,
+    )
+
+
 def restart_maps(searched: Search, config: Config) -> LinearMap:
     """The maps of all searches before they are settled, each field ``[r, ...]``."""
     prepared = searched.prepared
@@ -148,14 +196,7 @@ def fit_restarts(
     def run(key, x, y, config):
         keys = restart_keys(key, 0, num_restarts)
         best, searched = fit(Inline(batch_size), keys, x, y, config, num_settled)
-        return Restarts(
-            best=best,
-            chosen=searched.choice.chosen,
-            evidence=searched.found.evidence,
-            agreement=searched.choice.agreement,
-            trajectory=None if keep == "best" else searched.found.trajectory,
-            maps=restart_maps(searched, config) if keep == "all" else None,
-        )
+        return _pack(best, searched, config, keep)
 
     return over_mesh(run, mesh, EVERYWHERE, row_specs(x), row_specs(y), EVERYWHERE)(key, x, y, config)
 
@@ -172,6 +213,7 @@ def align_restarts(
     num_settled: int = 1,
     mesh: Mesh | None = None,
     pairs: tuple[Any, Any] | None = None,
+    progress: bool | OnStep = False,
 ) -> Restarts:
     """Search several times from different draws, and settle the best search by its `Evidence`, or the best few.
 
@@ -195,13 +237,19 @@ def align_restarts(
             call this with the same arguments, and each holds of ``x`` and ``y`` what its own devices need. The result
             is that of one device, up to rounding.
         pairs: known pairs, if any, as for `align`.
+        progress: ``True`` for a bar on standard error with the current stage, the time passed and the time left, which
+            needs the extra ``cli``; or a function that is called with a stage's name, its steps done and its steps to
+            do. Stages are then compiled one by one: the result is the same up to rounding.
 
     Returns:
         `Restarts`: the best result, and the evidence of every restart.
 
     Raises:
-        InputError: as `align`; also where nothing is held out to choose by, where ``keep`` is none of the three, and
-            where the devices of the row axis do not divide the padded rows.
+        InputError: as `align`; also where ``progress`` comes with a mesh, where nothing is held out to choose by, where
+            ``keep`` is none of the three, and where the devices of the row axis do not divide the padded rows.
+
+    Warns:
+        AlignmentWarning: the verdict is not ``aligned``.
 
     Example:
         >>> import jax, mv2v_jax
@@ -214,6 +262,13 @@ def align_restarts(
         (2, 2)
     """
     config = as_config(config, Config)
+    if progress is not False:
+        if mesh is not None:
+            raise InputError("progress must come without a mesh, over which a fit is one program; found both")
+        _check_keep(keep)
+        result = _fit_with_progress(key, x, y, config, num_restarts, progress, num_settled, pairs, keep)
+        _warn_unless_aligned(result.best)
+        return result
     x, y, choices = prepare_restarts(
         key,
         x,
@@ -226,7 +281,31 @@ def align_restarts(
         mesh=mesh,
         pairs=pairs,
     )
-    return fit_restarts(key, x, y, config, **choices)
+    result = fit_restarts(key, x, y, config, **choices)
+    _warn_unless_aligned(result.best)
+    return result
+
+
+def _fit_with_progress(
+    key: jax.Array,
+    x: Any,
+    y: Any,
+    config: Config,
+    num_restarts: int,
+    progress: bool | OnStep,
+    num_settled: int,
+    pairs: tuple[Any, Any] | None,
+    keep: Keep,
+) -> Restarts:
+    expected = expected_stages(config, min(len(x), len(y)), num_restarts, num_settled)
+    with contextlib.nullcontext(progress) if callable(progress) else show_progress(expected) as on_step:
+        run = StageByStage(on_step)
+        return fit_in_stages(run, key, x, y, config, num_restarts, num_settled=num_settled, pairs=pairs, keep=keep)
+
+
+def _check_keep(keep: Keep) -> None:
+    if keep not in get_args(Keep):
+        raise InputError(f"keep must be one of {', '.join(get_args(Keep))}, found {keep!r}")
 
 
 def prepare_restarts(
@@ -243,8 +322,7 @@ def prepare_restarts(
     pairs: tuple[Any, Any] | None = None,
 ) -> tuple[PaddedRows, PaddedRows, dict[str, Any]]:
     """Check what `align_restarts` is given: both spaces' padded rows, and the keywords of `fit_restarts`."""
-    if keep not in get_args(Keep):
-        raise InputError(f"keep must be one of {', '.join(get_args(Keep))}, found {keep!r}")
+    _check_keep(keep)
     x, y, seeds = check_inputs(key, x, y, config, pairs)
     check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config, num_settled)
     x, y = pad_inputs(x, y, seeds, config, mesh)

@@ -10,6 +10,7 @@ import click
 
 from mv2v_jax.cli.failures import describe_failure
 from mv2v_jax.cli.help import Group, Option
+from mv2v_jax.cli.log import start_log
 from mv2v_jax.cli.output import print_text, survive_encodings
 from mv2v_jax.version import __version__
 
@@ -47,13 +48,21 @@ CACHE_VARIABLE = "MV2V_COMPILATION_CACHE"
     help="Folder to keep compiled functions in, made if it is missing: the next run on data of similar size compiles "
     "nothing. By default mv2v_jax in the user's cache folder, at most some 256 MiB. An empty name keeps nothing.",
 )
+@click.option(
+    "--log-file",
+    cls=Option,
+    metavar="FILE",
+    help="File to append messages to: what was compiled and run, in how many seconds, and every warning and error.",
+)
 @click.pass_context
-def cli(context: click.Context, compilation_cache: str | None) -> None:
+def cli(context: click.Context, compilation_cache: str | None, log_file: str | None) -> None:
     """Learn a linear map between two embedding spaces without a single known pair.
 
     Embeddings are read from .npy, .npz, .safetensors and .pt files, from folders of .npy shards, and from tables in
     .parquet, .arrow, .jsonl and .csv; FILE:KEY names one of several arrays or columns in a file.
     """
+    if log_file is not None:
+        start_log(log_file)
     # Click takes an empty variable for one that is not set.
     context.obj = os.environ.get(CACHE_VARIABLE) if compilation_cache is None else compilation_cache
     if context.invoked_subcommand is None:

@@ -5,20 +5,19 @@ Only a terminal has an edge: where a stream is a file or a pipe, every sentence 
 
 import contextlib
 import io
+import logging
 import os
 import shlex
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TextIO
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
 
-# Rich and JAX are imported where they are used, so that `mv2v --help` answers at once.
-if TYPE_CHECKING:
-    from rich.progress import TaskID
+from mv2v_jax.progress import OnStep, show_progress
 
-    from mv2v_jax.runs.compiled import OnStep
-
+# Rich is imported where it is used, so that `mv2v --help` answers at once.
+_logger = logging.getLogger(__name__)
 _DEFAULT_COLUMNS = 80
 # Control characters, invisible ones such as those that turn the direction of text, halves of characters, separators.
 _CONTROLS = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -86,7 +85,9 @@ def survive_encodings() -> None:
 
 
 def print_text(text: str = "", *, to_stderr: bool = False) -> None:
-    """Print one paragraph."""
+    """Print one paragraph; what goes to standard error is logged as well."""
+    if to_stderr:
+        _logger.warning("%s", text)
     stream = sys.stderr if to_stderr else sys.stdout
     print(wrap(printable(text), stream_width(stream)), file=stream, flush=to_stderr)
 
@@ -154,24 +155,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, notes:
     Console(width=160 if width is None else width, markup=False, emoji=False).print(table)
 
 
-@contextlib.contextmanager
-def progress_bar() -> Iterator["OnStep"]:
-    """A bar per stage with its step and the time left; nothing at all if standard error is not a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    texts = (TextColumn("{task.description}", markup=False), TextColumn("{task.fields[speed]}"))
-    columns = (texts[0], BarColumn(), MofNCompleteColumn(), texts[1], TimeRemainingColumn())
-    # Not console.is_terminal, which FORCE_COLOR makes true for a pipe as well.
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def on_step(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(printable(stage.replace("_", " ")), total=total, speed="")
-            speed = bars.tasks[tasks[stage]].speed
-            counts_rows = stage.startswith("rows") and speed is not None
-            bars.update(tasks[stage], completed=done, speed=f"{speed:,.0f} rows/s" if counts_rows else "")
-
-        yield on_step
+def progress_bar(expected: Mapping[str, float] | None = None) -> contextlib.AbstractContextManager[OnStep]:
+    """`show_progress` for names that may hold anything."""
+    return show_progress(expected, printable)

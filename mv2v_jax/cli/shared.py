@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mv2v_jax.alignment.api import Keep
+from mv2v_jax.alignment.stage_by_stage import expected_stages
 from mv2v_jax.cli.options import Devices
 from mv2v_jax.cli.output import print_text, progress_bar
 from mv2v_jax.config import Config
@@ -167,7 +168,8 @@ def run_fit(
 ) -> TimedFit:
     """Fit with a progress bar, on one device, perhaps by what was compiled ahead for these rows, or over a mesh."""
     key = jax.random.key(seed)
-    with progress_bar() as on_step:
+    rows = min(x.shape[0], y.shape[0])
+    with progress_bar(expected_stages(config, rows, restarts, settled) if mesh is None else None) as on_step:
         if mesh is not None:
             return align_on_mesh(key, x, y, config, on_step, mesh, restarts, settled, pairs, keep)
         get_compiled = (lambda _: None) if ahead is None else ahead.get

@@ -156,7 +156,11 @@ def stability_command(
     )
     check_same({"options": (config, plan, devices.row_devices)})
     known = read_pairs(pairs, x, y)
-    with progress_bar() as on_step:
+    # Searches of fewer rows take less time.
+    expected = {"restarts": float(restarts)}
+    expected |= {f"rows-{size}": size_restarts * size / min(len(x), len(y)) for size in plan.sizes}
+    expected |= {f"bootstrap-{index}": 1.0 for index in range(bootstraps)}
+    with progress_bar(expected) as on_step:
         study = run_study(x, y, config, plan, output, on_step, resume=resume, mesh=mesh, pairs=known)
     all_or_none(lambda: _write(study, output, plots, (x, y)) if is_first() else None)
     is_good = accept or study.facts["verdict"] == Verdict.aligned.name

@@ -8,9 +8,10 @@ import numpy as np
 from mv2v_jax.alignment.api import Restarts, check_restarts, restart_keys, restart_maps
 from mv2v_jax.alignment.fit import search
 from mv2v_jax.alignment.score import Evidence
+from mv2v_jax.alignment.stage_by_stage import StageByStage
 from mv2v_jax.config import Config
 from mv2v_jax.data.inputs import check_inputs, pad_inputs
-from mv2v_jax.runs.compiled import OnStep, StageByStage
+from mv2v_jax.progress import OnStep
 
 # New searches have numbers that no fit reaches, so that none of them repeats one of its restarts.
 _FIRST_NEW = 1_000_000

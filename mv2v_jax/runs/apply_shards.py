@@ -20,7 +20,7 @@ from mv2v_jax.frame import Frame
 from mv2v_jax.linear_map import LinearMap, apply
 from mv2v_jax.ops.given_arrays import to_device
 from mv2v_jax.ops.masked import working_dtype
-from mv2v_jax.runs.compiled import OnStep
+from mv2v_jax.progress import OnStep
 from mv2v_jax.tables.spill import SpilledRows
 from mv2v_jax.version import __version__
 

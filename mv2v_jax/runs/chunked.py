@@ -5,6 +5,7 @@ killed and resumed ends with the same bits as one that was not.
 """
 
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +20,12 @@ from mv2v_jax.config import Config
 from mv2v_jax.data.padding import PaddedRows, row_specs
 from mv2v_jax.ops.sharding import EVERYWHERE, from_first, is_first, over_mesh
 from mv2v_jax.paths import is_file
-from mv2v_jax.runs.compiled import OnStep
+from mv2v_jax.progress import COMPILING, OnStep
 from mv2v_jax.runs.processes import all_or_none
 from mv2v_jax.runs.study_files import chunk_path, load_arrays, save_arrays
 
 T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
 
 def on_host(tree: T) -> T:
@@ -84,8 +86,11 @@ class Chunked:
         def run(keys: jax.Array) -> Searched:
             return _each(SEARCHING, fun, batch_size, self._mesh, keys, prepared, config)
 
+        # Searches that run one after the other anyway are called one by one, so that each can be reported.
+        side_by_side = 1 if self._mesh is None and batch_size == 1 else chunk
         leaves, structure = jax.tree.flatten(jax.eval_shape(run, keys[:chunk]))
         self._on_step(self._part, 0, num_searches)
+        self._on_step(COMPILING + self._part, 0, 1)
         paths = {first: chunk_path(self._folder, self._part, first) for first in range(0, num_searches, chunk)}
         kept = [first for first, path in paths.items() if from_first(is_file(path))]
         for first in kept:
@@ -94,8 +99,14 @@ class Chunked:
         for first, path in paths.items():
             if first not in kept:
                 # The last chunk is filled up with other searches, so that it runs in the same compiled function.
-                searched = on_host(run(keys[(first + np.arange(chunk)) % num_searches]))
+                numbers = (first + np.arange(chunk)) % num_searches
+                parts = []
+                for place in range(0, chunk, side_by_side):
+                    parts.append(on_host(run(keys[numbers[place : place + side_by_side]])))
+                    self._on_step(self._part, min(first + place + side_by_side, num_searches), num_searches)
+                searched = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
                 all_or_none(functools.partial(_write, path, searched))
+                _logger.info("%s: %d of %d searches", self._part, min(first + chunk, num_searches), num_searches)
             self._on_step(self._part, min(first + chunk, num_searches), num_searches)
         # All chunks are read back, so that a resumed study continues from the same arrays; and only now, so that
         # memory does not grow during the searches.

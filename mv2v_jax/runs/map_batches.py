@@ -8,8 +8,8 @@ import numpy as np
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame
 from mv2v_jax.portable.numpy_map import PortableMap
+from mv2v_jax.progress import OnStep
 from mv2v_jax.runs.apply_shards import Applied
-from mv2v_jax.runs.compiled import OnStep
 from mv2v_jax.stores.sources import Source
 from mv2v_jax.tables.write import table_writer
 

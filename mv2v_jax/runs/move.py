@@ -19,7 +19,7 @@ from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.errors import InputError
 from mv2v_jax.paths import exists
 from mv2v_jax.portable.numpy_map import PortableMap
-from mv2v_jax.runs.compiled import OnStep
+from mv2v_jax.progress import OnStep
 from mv2v_jax.runs.map_batches import BatchMapper
 from mv2v_jax.stores.protocol import Batch, Description, ReadStore, Store
 

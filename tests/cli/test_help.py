@@ -18,7 +18,7 @@ CONTEXT = click.Context(cli)
 SUBCOMMANDS = {name: cli.get_command(CONTEXT, name) for name in cli.list_commands(CONTEXT)}
 COMMANDS = {"mv2v": cli, **SUBCOMMANDS}
 EVERYDAY = {
-    "mv2v": ["--compilation-cache", "--version"],
+    "mv2v": ["--compilation-cache", "--log-file", "--version"],
     "demo": ["--seed", "--restarts", "--export", "--json"],
     "align": [
         *("--output", "--preset", "--seed", "--restarts", "--settled", "--pairs", "--accept", "--json"),

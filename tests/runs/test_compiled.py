@@ -6,10 +6,12 @@ import pytest
 from helpers import small_config
 
 from mv2v_jax import InputError, align_restarts
+from mv2v_jax.alignment import stage_by_stage
+from mv2v_jax.alignment.stage_by_stage import split_steps
 from mv2v_jax.data.padding import padded_shapes
-from mv2v_jax.runs import compiled
+from mv2v_jax.progress import COMPILING
 from mv2v_jax.runs.ahead import Ahead
-from mv2v_jax.runs.compiled import align_with_progress, split_steps
+from mv2v_jax.runs.compiled import align_with_progress
 
 SEARCH = ["anchors", "first estimate", "refine_matching", "refine_clusters", "refine_annealed", "evidence"]
 SETTLING = ["extend", "refine_annealed_again", "refine_csls", "refine_whole"]
@@ -21,13 +23,13 @@ LEFT_OUT = {"refine_matching", "refine_clusters", "refine_whole"}
 def test_stages_are_compiled_with_options_that_this_version_of_xla_knows(monkeypatch):
     monkeypatch.setitem(jax.config.values, "jax_disable_most_optimizations", False)
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    stage = compiled.jit_stage(lambda x: jax.numpy.tanh(x) @ x.T)
+    stage = stage_by_stage.jit_stage(lambda x: jax.numpy.tanh(x) @ x.T)
     np.testing.assert_allclose(stage.lower(x).compile()(x), np.tanh(x) @ x.T, rtol=1e-5)
-    assert compiled._cpu_options() is not None
-    monkeypatch.setattr(compiled, "_CPU_OPTIONS", {"xla_of_another_age": True})
-    compiled._cpu_options.cache_clear()
-    assert compiled._cpu_options() is None
-    compiled._cpu_options.cache_clear()
+    assert stage_by_stage._cpu_options() is not None
+    monkeypatch.setattr(stage_by_stage, "_CPU_OPTIONS", {"xla_of_another_age": True})
+    stage_by_stage._cpu_options.cache_clear()
+    assert stage_by_stage._cpu_options() is None
+    stage_by_stage._cpu_options.cache_clear()
 
 
 def labelled(label, number, names):
@@ -69,7 +71,10 @@ def test_pieces_equal_the_whole(quick_compile, num_restarts, num_settled, change
     assert jax.tree.structure(fit.result) == jax.tree.structure(whole)
     assert fit.compile_seconds > 0
     assert fit.seconds > 0
-    stages = list(dict.fromkeys(stage for stage, _, _ in seen))
+    stages = list(dict.fromkeys(stage for stage, _, _ in seen if not stage.startswith(COMPILING)))
+    # Each stage is compiled once, before its first run.
+    assert {stage.removeprefix(COMPILING) for stage, _, _ in seen if stage.startswith(COMPILING)} <= set(stages)
+    assert seen[0][0] == "preprocess"
     for stage in stages:
         done = [step for name, step, _ in seen if name == stage]
         assert done == sorted(done)

@@ -1,0 +1,153 @@
+"""A run of a fit whose stages are compiled one by one, so that a program can show its progress."""
+
+import functools
+import logging
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from mv2v_jax.alignment.fit import SEARCH_STAGES, SEARCHING, SETTLING, SETTLING_STAGES
+from mv2v_jax.config import Config
+from mv2v_jax.progress import COMPILING, OnStep
+
+T = TypeVar("T")
+_logger = logging.getLogger(__name__)
+
+# Rough cost of one step in steps of the annealed refinement, from the bundled data; that of others is 1.
+_COSTS = {"anchors": 0.5, "evidence": 4.0, "refine_annealed_again": 4.0, "refine_csls": 10.0, "refine_whole": 7.0}
+
+
+# On CPU, LLVM's full effort and emitters with an MLIR context per kernel take three tenths of compiling and gain
+# nothing.
+_CPU_OPTIONS = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1}
+
+
+@functools.cache
+def _cpu_options() -> dict[str, Any] | None:
+    """The options above, if this version of XLA knows them."""
+    try:
+        jax.jit(lambda x: x, compiler_options=_CPU_OPTIONS).lower(0).compile()
+    except (RuntimeError, ValueError):
+        return None
+    return _CPU_OPTIONS
+
+
+def jit_stage(fun: Callable[..., Any]) -> Any:
+    """`jax.jit` of a function that runs for a while and is compiled for this process alone."""
+    # Who asked for little optimisation gets it.
+    is_plain = jax.default_backend() != "cpu" or jax.config.values["jax_disable_most_optimizations"]
+    return jax.jit(fun, compiler_options=None if is_plain else _cpu_options())
+
+
+def signature_of(fun: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """What decides whether one compiled stage serves several calls: the function, the structure and the shapes."""
+    leaves, structure = jax.tree.flatten(args)
+    return (fun, structure, *((leaf.shape, leaf.dtype) for leaf in leaves if hasattr(leaf, "shape")))
+
+
+class StageByStage:
+    """A `Run` that compiles each stage by itself and reports every chunk of steps.
+
+    Args:
+        on_step: called with a stage's name, the number of steps done and the number of steps to do.
+        get_compiled: returns the stage of a signature if it was compiled ahead, otherwise ``None``.
+
+    Attributes:
+        compile_seconds: waiting for stages to be traced and compiled so far.
+        seconds: running so far.
+    """
+
+    def __init__(self, on_step: OnStep, get_compiled: Callable[[Any], Any] = lambda _: None) -> None:
+        self.compile_seconds = 0.0
+        self.seconds = 0.0
+        self._on_step, self._get_compiled = on_step, get_compiled
+        self._label = ""
+        self._compiled: dict[Any, Any] = {}
+
+    def execute(self, name: str, fun: Callable[..., Any], *args: Any) -> Any:
+        """``fun(*args)``, compiled once per function, structure and shapes."""
+        started = time.perf_counter()
+        signature = signature_of(fun, args)
+        compiled = self._compiled.get(signature)
+        if compiled is None:
+            self._on_step(COMPILING + self._label + name, 0, 1)
+            compiled = self._get_compiled(signature) or jit_stage(fun).lower(*args).compile()
+            self._compiled[signature] = compiled
+            _logger.info("compiled %s%s in %.2f s", self._label, name, time.perf_counter() - started)
+        ready = time.perf_counter()
+        result = jax.block_until_ready(compiled(*args))
+        self.compile_seconds += ready - started
+        self.seconds += time.perf_counter() - ready
+        return result
+
+    def call(self, name: str, fun: Callable[..., Any], *args: Any) -> Any:
+        before = self.seconds
+        self._on_step(self._label + name, 0, 1)
+        result = self.execute(name, fun, *args)
+        self._on_step(self._label + name, 1, 1)
+        self._log(name, before)
+        return result
+
+    def scan(self, name: str, fun: Callable[..., Any], carry: Any, num_steps: int, *args: Any) -> Any:
+        outputs, before = [], self.seconds
+        for chunk in self._follow(name, num_steps):
+            carry, output = self.execute(name, fun, carry, chunk, *args)
+            outputs.append(output)
+        self._log(name, before)
+        return carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
+
+    def each(self, name: str, fun: Callable[..., Any], items: jax.Array, *shared: Any) -> Any:
+        results = []
+        for number in range(items.shape[0]):
+            self._label = f"{name} {number + 1} " if items.shape[0] > 1 else ""
+            results.append(fun(self, items[number], *shared))
+        self._label = ""
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+    def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
+        return fun(self, otherwise, *args) if needed else otherwise
+
+    def _log(self, name: str, before: float) -> None:
+        _logger.info("ran %s%s in %.2f s", self._label, name, self.seconds - before)
+
+    def _follow(self, name: str, num_steps: int) -> Iterator[jax.Array]:
+        """Chunks of a stage's steps, each reported as done when the next is asked for."""
+        stage, done = self._label + name, 0
+        self._on_step(stage, done, num_steps)
+        for chunk in split_steps(num_steps):
+            yield chunk
+            done += len(chunk)
+            self._on_step(stage, done, num_steps)
+
+
+def split_steps(num_steps: int) -> list[jax.Array]:
+    """Step numbers in about ten or more chunks of one length, so that each stage compiles once."""
+    length = max(size for size in range(1, max(1, num_steps // 10) + 1) if num_steps % size == 0)
+    return list(jnp.arange(num_steps).reshape(-1, length))
+
+
+def expected_stages(config: Config, num_rows: int, num_restarts: int, num_settled: int) -> dict[str, float]:
+    """The stages of a fit that is carried out stage by stage, by the names that it reports, with their costs.
+
+    Args:
+        config: the config of the fit.
+        num_rows: rows of the smaller space.
+        num_restarts: number of searches.
+        num_settled: number of searches that are settled.
+    """
+    rows = min(num_rows, config.max_rows)
+    search = {"anchors": config.anchors.num_sets, "first estimate": 1}
+    search |= {stage.name: stage.num_steps(rows, config) for stage in SEARCH_STAGES} | {"evidence": 1}
+    settling = {stage.name: stage.num_steps(rows, config) for stage in SETTLING_STAGES}
+    expected = {"preprocess": 1.0}
+    for label, number, stages in (
+        (SEARCHING, num_restarts, search),
+        (SETTLING, min(num_settled, num_restarts), settling),
+    ):
+        for index in range(number):
+            prefix = f"{label} {index + 1} " if number > 1 else ""
+            expected |= {prefix + name: steps * _COSTS.get(name, 1.0) for name, steps in stages.items() if steps}
+    return expected | {"finish": 1.0}
