@@ -7,6 +7,7 @@ Needs the extra ``bench``. Every method runs in its own process, one after the o
 measured. The methods:
 
 - ``reference``: mini-vec2vec as published (`benchmarks.reference`).
+- ``torch``: the same on torch, the library of its notebook. It is left out by default, and needs the extra ``torch``.
 - ``wasserstein``: Wasserstein Procrustes (arXiv 2610.09411). SciPy's 2-opt, the best of 30 starts, matches its 30
   anchor sets, because its own solver MPOpt is not on PyPI; SciPy's `linear_sum_assignment` does its one-to-one
   matching. The initial map is computed in full, but only ``--wp-steps`` of its 100 refine steps: the time of the other
@@ -124,10 +125,20 @@ def draw(rows: np.ndarray, max_rows: int, rng: np.random.Generator) -> np.ndarra
     return rows[rng.choice(len(rows), min(max_rows, len(rows)), replace=False)]
 
 
-def fit_reference(split: Split, options: argparse.Namespace) -> Fit:
-    """The published method."""
-    linear_map, stages = reference.fit(split.x, split.y, options.seed)
+def fit_reference(split: Split, options: argparse.Namespace, library: reference.Library | None = None) -> Fit:
+    """The published method, by default on NumPy."""
+    settings = reference.Settings()
+    if library is not None:
+        settings = dataclasses.replace(settings, library=library)
+    linear_map, stages = reference.fit(split.x, split.y, options.seed, settings=settings)
     return Fit(map=linear_map, rows=len(split.x), seconds=sum(stages.values()))
+
+
+def fit_reference_on_torch(split: Split, options: argparse.Namespace) -> Fit:
+    """The published method on the library of its notebook."""
+    from benchmarks.reference_torch import TORCH
+
+    return fit_reference(split, options, TORCH)
 
 
 # ----------------------------------------------------------------------------------------------- Wasserstein Procrustes
@@ -324,6 +335,7 @@ class Method(NamedTuple):
 
 METHODS = {
     "reference": Method("reference", fit_reference),
+    "torch": Method("reference on torch", fit_reference_on_torch, "torch", "torch"),
     "wasserstein": Method("Wasserstein Procrustes", fit_wasserstein),
     "pot": Method("entropic GW, POT", functools.partial(fit_gromov, solve_pot), "ot", "pot"),
     "ott": Method("entropic GW, OTT-JAX", functools.partial(fit_gromov, solve_ott), "ott", "ott-jax"),
@@ -331,7 +343,8 @@ METHODS = {
     "vecmap": Method("VecMap-style", fit_vecmap),
     **{name: Method(f"`{name}` preset", functools.partial(fit_preset, name)) for name in OURS},
 }
-
+# Torch is large, and no other benchmark needs it.
+DEFAULT_METHODS = [name for name in METHODS if name != "torch"]
 
 # ------------------------------------------------------------------------------------------------------------ measuring
 
@@ -341,7 +354,8 @@ def find_packages(names: list[str]) -> dict[str, str]:
     methods = [METHODS[name] for name in names if METHODS[name].module]
     for method in methods:
         if importlib.util.find_spec(str(method.module)) is None:
-            raise SystemExit(f"{method.title} needs the package {method.package}: pip install 'mv2v_jax[bench]'")
+            extra = "torch" if method.module == "torch" else "bench"
+            raise SystemExit(f"{method.title} needs the package {method.package}: pip install 'mv2v_jax[{extra}]'")
     return {str(method.package): metadata.version(str(method.package)) for method in methods}
 
 
@@ -432,9 +446,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument(
         "--methods",
         type=read_names("methods", METHODS),
-        default=list(METHODS),
+        default=DEFAULT_METHODS,
         metavar="NAME,...",
-        help=f"methods to run (default: {','.join(METHODS)})",
+        help=f"methods to run, {','.join(METHODS)} (default: all but torch)",
     )
     parser.add_argument(
         "--wp-steps", type=read_count, default=3, help="refine steps of Wasserstein Procrustes to run (default: 3)"

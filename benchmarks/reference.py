@@ -10,7 +10,7 @@ cores for k-means and matrix products; everything else runs on one core.
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import quadratic_assignment
@@ -35,6 +35,36 @@ from mv2v_jax import Centering, LinearMap
 BLOCK_ROWS = 256
 
 
+def procrustes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Semi-orthogonal map ``[d_x, d_y]`` from paired rows."""
+    u, _, vt = np.linalg.svd(x.T @ y, full_matrices=False)
+    return u @ vt
+
+
+def neighbor_means(queries: np.ndarray, bank: np.ndarray, values: np.ndarray, num_neighbors: int) -> np.ndarray:
+    """Mean of the ``values`` of the bank rows nearest to each query by inner product, block by block."""
+    kept = min(num_neighbors, len(bank))
+    means = np.empty((len(queries), values.shape[1]), values.dtype)
+    similarity = np.empty((min(BLOCK_ROWS, len(queries)), len(bank)), queries.dtype)
+
+    for start in range(0, len(queries), BLOCK_ROWS):
+        block = queries[start : start + BLOCK_ROWS]
+        found = np.matmul(block, bank.T, out=similarity[: len(block)])
+        nearest = np.argpartition(found, len(bank) - kept, axis=1)[:, -kept:]
+        means[start : start + len(block)] = values[nearest].mean(axis=1)
+    return means
+
+
+class Library(NamedTuple):
+    """The two operations that take most of the time outside k-means and 2-opt, by one library."""
+
+    procrustes: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    neighbor_means: Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
+
+
+NUMPY = Library(procrustes, neighbor_means)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """The values of the notebook. Sample sizes larger than the data mean all rows."""
@@ -48,6 +78,7 @@ class Settings:
     step_rows: int = 1_000
     refine_clusters: int = 500
     smoothing: float = 0.5
+    library: Library = NUMPY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +117,6 @@ def centered_kernel(centers: np.ndarray) -> np.ndarray:
     return centered @ centered.T
 
 
-def procrustes(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Semi-orthogonal map ``[d_x, d_y]`` from paired rows."""
-    u, _, vt = np.linalg.svd(x.T @ y, full_matrices=False)
-    return u @ vt
-
-
 def cluster_sets(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, settings: Settings) -> AnchorSets:
     """Draw rows of both spaces without replacement and cluster them, once per anchor set."""
 
@@ -119,20 +144,6 @@ def match_sets(sets: AnchorSets, rng: np.random.Generator, settings: Settings) -
     return AnchorSets(x=sets.x, y=np.stack(matched), objective=np.array(objectives))
 
 
-def neighbor_means(queries: np.ndarray, bank: np.ndarray, values: np.ndarray, num_neighbors: int) -> np.ndarray:
-    """Mean of the ``values`` of the bank rows nearest to each query by inner product, block by block."""
-    kept = min(num_neighbors, len(bank))
-    means = np.empty((len(queries), values.shape[1]), values.dtype)
-    similarity = np.empty((min(BLOCK_ROWS, len(queries)), len(bank)), queries.dtype)
-
-    for start in range(0, len(queries), BLOCK_ROWS):
-        block = queries[start : start + BLOCK_ROWS]
-        found = np.matmul(block, bank.T, out=similarity[: len(block)])
-        nearest = np.argpartition(found, len(bank) - kept, axis=1)[:, -kept:]
-        means[start : start + len(block)] = values[nearest].mean(axis=1)
-    return means
-
-
 def describe(rows: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     """Relative representations: cosines of ``rows [n, d]`` with ``anchors [s, c, d]``, ``[n, s * c]``."""
     return unit_rows(rows) @ unit_rows(anchors.reshape(-1, anchors.shape[-1])).T
@@ -141,7 +152,8 @@ def describe(rows: np.ndarray, anchors: np.ndarray) -> np.ndarray:
 def initial_map(x: np.ndarray, y: np.ndarray, sets: AnchorSets, settings: Settings) -> np.ndarray:
     """Relative representations of all rows, their nearest rows of Y averaged, Procrustes."""
     described = unit_rows(describe(x, sets.x)), unit_rows(describe(y, sets.y))
-    return procrustes(x, neighbor_means(*described, y, settings.num_neighbors))
+    nearest = settings.library.neighbor_means(*described, y, settings.num_neighbors)
+    return settings.library.procrustes(x, nearest)
 
 
 def refine_matching(
@@ -151,8 +163,8 @@ def refine_matching(
     for _ in range(settings.steps):
         drawn = x[rng.choice(len(x), min(settings.step_rows, len(x)), replace=False)]
         # Rows of Y have unit length, and the length of a query does not change which are nearest by cosine.
-        partners = neighbor_means(drawn @ W, y, y, settings.num_neighbors)
-        W = (1 - settings.smoothing) * W + settings.smoothing * procrustes(drawn, partners)
+        partners = settings.library.neighbor_means(drawn @ W, y, y, settings.num_neighbors)
+        W = (1 - settings.smoothing) * W + settings.smoothing * settings.library.procrustes(drawn, partners)
     return W
 
 
@@ -164,7 +176,7 @@ def refine_clusters(
     seed = int(rng.integers(2**31))
     centers_x = KMeans(num_clusters, random_state=seed).fit(x).cluster_centers_
     centers_y = KMeans(num_clusters, init=centers_x @ W, n_init=1).fit(y).cluster_centers_
-    return (1 - settings.smoothing) * W + settings.smoothing * procrustes(centers_x, centers_y)
+    return (1 - settings.smoothing) * W + settings.smoothing * settings.library.procrustes(centers_x, centers_y)
 
 
 def fit(

@@ -37,7 +37,7 @@ def test_peers_in_one_table(tiny_peers, tmp_path, capsys):
     pytest.importorskip("ott")
     file = tmp_path / "peers.json"
     # Both presets run in the same way, and compiling is what takes time here.
-    methods = [name for name in peers.METHODS if name != "default"]
+    methods = [name for name in peers.DEFAULT_METHODS if name != "default"]
     arguments = ["--methods", ",".join(methods), "--wp-steps", "2", "--gw-rows", "50", "--json", str(file)]
     peers.main([*ROWS, *arguments])
     found = json.loads(file.read_text())
@@ -110,6 +110,19 @@ def test_peers_mutual_neighbors_are_those_of_all_similarities_at_once(rng):
     csls = 2 * similarity - density_x[:, None] - density_y
     expected = [(i, j) for i, j in enumerate(csls.argmax(axis=1)) if csls[:, j].argmax() == i]
     assert list(zip(*peers.mutual_neighbors(x, y, 10), strict=True)) == expected
+
+
+def test_the_reference_on_torch_is_that_on_numpy(rng):
+    pytest.importorskip("torch")
+    from benchmarks.reference_torch import TORCH
+
+    settings = reference.Settings(
+        num_sets=4, num_clusters=4, anchor_rows=200, num_starts=3, num_neighbors=5, steps=3, refine_clusters=20
+    )
+    x, y = (rng.normal(size=(300, d)).astype(np.float32) for d in (6, 5))
+    expected, _ = reference.fit(x, y, 0, settings=settings)
+    found, _ = reference.fit(x, y, 0, settings=dataclasses.replace(settings, library=TORCH))
+    np.testing.assert_allclose(found.W, expected.W, atol=1e-4)
 
 
 def test_vecmap_learns_a_planted_map_by_itself(rng):
