@@ -12,6 +12,7 @@ from mv2v_jax.cli.failures import describe_failure
 from mv2v_jax.cli.help import Group, Option
 from mv2v_jax.cli.log import start_log
 from mv2v_jax.cli.output import print_text, survive_encodings
+from mv2v_jax.interrupts import losing_no_interrupt
 from mv2v_jax.version import __version__
 
 CACHE_VARIABLE = "MV2V_COMPILATION_CACHE"
@@ -94,7 +95,7 @@ def main() -> None:
 
 def _run() -> int:
     """Run the command that was typed; returns its exit code."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), losing_no_interrupt():
         if not sys.warnoptions:
             # Those of libraries, beside which our sentence would be lost.
             warnings.simplefilter("ignore")

@@ -474,3 +474,32 @@ def test_a_process_number_that_is_too_large(folder, end):
 def test_a_map_with_an_empty_config(folder, end):
     safetensors.numpy.save_file(TENSORS, folder / "odd.safetensors", metadata={"config": "{}"})
     assert end("info", "odd.safetensors")[0] == 0
+
+
+def test_an_interrupt_in_a_callback_of_the_garbage_collector_is_not_lost(folder):
+    """Python drops exceptions there, after it has printed them."""
+    program = """
+import gc, os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mv2v_jax.cli import info
+from mv2v_jax.__main__ import main
+once = []
+def callback(phase, facts):
+    if once:
+        return
+    once.append(os.kill(os.getpid(), signal.SIGINT))
+    for _ in range(1000):
+        pass
+load = info.load_map
+def interrupted(path):
+    gc.callbacks.append(callback)
+    gc.collect()
+    time.sleep(5)
+    return load(path)
+info.load_map = interrupted
+sys.argv = ["mv2v", "info", "map.safetensors"]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, text=True, capture_output=True)
+    assert done.returncode == 130, done.stderr
+    assert (done.stdout, done.stderr) == ("", "Error: interrupted; no file is left half-written\n")
