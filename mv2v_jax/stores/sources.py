@@ -11,13 +11,13 @@ from mv2v_jax.data import formats
 from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.errors import InputError
 from mv2v_jax.objects.arrow import is_vector
-from mv2v_jax.paths import exists
 from mv2v_jax.stores.address import Address, parse_address
 from mv2v_jax.stores.open import open_store
 from mv2v_jax.stores.protocol import Batch, require
+from mv2v_jax.stores.table import with_key
 from mv2v_jax.tables.columns import BATCH_ROWS, check_column, open_vectors
 from mv2v_jax.tables.quantised import Quantised, dequantise
-from mv2v_jax.tables.readers import SUFFIXES, is_table
+from mv2v_jax.tables.readers import is_table
 from mv2v_jax.tables.spill import spill
 
 
@@ -66,7 +66,7 @@ def load_embeddings(source: str | Path, column: str | None = None) -> np.ndarray
         >>> rows.shape, rows.dtype
         ((3, 2), dtype('float16'))
     """
-    address = _with_key(parse_address(source, vector=column))
+    address = with_key(parse_address(source, vector=column))
     if _is_array(address):
         return _plain(_load_array(address), address)
     opened = open_source(address)
@@ -99,7 +99,7 @@ def open_source(address: Address, carried: list[str] | None = None) -> Source:
         carried: names of the columns of a table to be read beside the vectors; by default those of ``id`` and ``text``
             in the address, or all that hold no vectors if it names neither.
     """
-    address = _with_key(address)
+    address = with_key(address)
     if address.store:
         return _open_store(address, carried)
     if not _is_array(address):
@@ -114,14 +114,6 @@ def open_source(address: Address, carried: list[str] | None = None) -> Source:
             yield block, None
 
     return Source(str(address), "embedding", None, batches)
-
-
-def _with_key(address: Address) -> Address:
-    """``FILE:COLUMN`` of a table as an option."""
-    path, colon, key = address.place.rpartition(":")
-    if address.store or not colon or exists(Path(address.place)) or not path.lower().endswith(SUFFIXES):
-        return address
-    return address._replace(place=path, options={"vector": key, **address.options})
 
 
 def _is_array(address: Address) -> bool:
@@ -188,7 +180,7 @@ def _blocks(rows: np.ndarray | RowFiles) -> Iterator[np.ndarray]:
 
 def files_of(source: str | Path) -> list[Path]:
     """The files and folders that a source is read from, without options, keys and collections."""
-    address = _with_key(parse_address(source))
+    address = with_key(parse_address(source))
     ranges = [Path(address.options["ranges"])] if "ranges" in address.options else []
     if not address.store:
         return [formats.file_of(address.place), *ranges]

@@ -7,15 +7,26 @@ from typing import Any
 import numpy as np
 
 from mv2v_jax.errors import InputError
+from mv2v_jax.paths import exists
 from mv2v_jax.stores.address import Address
 from mv2v_jax.stores.protocol import Batch, Description, in_order
 from mv2v_jax.tables.columns import check_column, open_vectors
+from mv2v_jax.tables.readers import SUFFIXES
+
+
+def with_key(address: Address) -> Address:
+    """``FILE:COLUMN`` of a table as an option."""
+    path, colon, key = address.place.rpartition(":")
+    if address.store or not colon or exists(Path(address.place)) or not path.lower().endswith(SUFFIXES):
+        return address
+    return address._replace(place=path, options={"vector": key, **address.options})
 
 
 class TableStore:
     """A Parquet, Arrow, JSON lines or CSV table whose rows have ids."""
 
     def __init__(self, address: Address) -> None:
+        address = with_key(address)
         self.name = str(address)
         if "id" not in address.options:
             raise InputError(f"{self.name} must have ids to be moved; name their column by ?id=COLUMN")

@@ -219,7 +219,9 @@ def open_table(path: Path) -> Table:
     except ImportError as error:
         raise InputError(f"{path} needs pyarrow: pip install 'mv2v_jax[tables]'") from error
     files = _files_of(path)
-    form = _FORMATS[files[0].suffix.lower()]
+    form = _FORMATS.get(files[0].suffix.lower())
+    if form is None:
+        raise InputError(f"{path} must be a table, one of {', '.join(SUFFIXES)}, found another suffix")
 
     def guarded(file: Path, work: Callable[[], Any]) -> Any:
         try:

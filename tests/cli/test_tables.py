@@ -86,6 +86,8 @@ def test_evaluate_matches_ids(folder, monkeypatch, capfd):
         (("apply", "map.safetensors", "x.parquet:e", "-o", "o.parquet", "--id-column", "no"), "that --id-column names"),
         (("apply", "map.safetensors", "nan.parquet", "-o", "o.parquet"), "first in row 4321"),
         (("apply", "map.safetensors", "text.parquet", "-o", "o.parquet"), "must have a column of lists"),
+        (("move", "map.safetensors?id=n", "map.safetensors", "faiss:new.faiss"), "must be a table, one of .parquet"),
+        (("move", "x.parquet:e?id=n", "map.safetensors", "out.parquet"), "must be a store such as"),
         (("evaluate", "map.safetensors", "x.parquet:e", "y.parquet", "--id-column", "n"), "the column n that --id"),
         (("evaluate", "map.safetensors", "x.parquet:e", "twice.parquet", "--id-column", "id"), "every id once"),
         (("evaluate", "map.safetensors", "x.parquet:e", "other.parquet", "--id-column", "id"), "found str and int"),
