@@ -30,7 +30,8 @@ def data(tmp_path_factory):
 def folder(data, tmp_path_factory):
     """The folder of ``data`` with map.safetensors fitted on it, and what the fit printed in align.json."""
     CACHE["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
-    done = run("align", "x.npy", "y.npy", "-o", "map.safetensors", "--json", "--seed", 1, *SMALL, cwd=data)
+    fit = ("align", "x.npy", "y.npy", "-o", "map.safetensors", "--json", "--seed", 1, "--index-size", 50_000)
+    done = run(*fit, *SMALL, cwd=data)
     assert done.returncode == 0, done.stderr
     # Silent where standard error is not a terminal, and one line of JSON on standard output.
     assert done.stderr == ""

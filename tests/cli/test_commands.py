@@ -48,7 +48,8 @@ def test_fields_of_the_json_line(folder):
         *("seconds", "compile_seconds", "n", "m", "d_x", "d_y", "preset", "seed", "verdict", "reason"),
         *("confidence", "estimated_top1", "score", "closeness", "local_structure", "local_closeness"),
         *("symmetry", "distinct"),
-        *("restarts", "restart_scores", "restart_chosen", "restart_agreement", "settled"),
+        *("restarts", "restart_scores", "restart_chosen", "restart_agreement", "index_size"),
+        *("estimated_recall1", "estimated_recall1_back", "estimated_recall10", "estimated_recall10_back", "settled"),
         *(
             "second_search",
             "device",
@@ -63,15 +64,15 @@ def test_fields_of_the_json_line(folder):
 
 
 def test_recall_is_estimated_for_an_index_of_a_named_size(folder):
-    fit = ("align", "x.npy", "y.npy", "-o", "sized.safetensors", "--seed", 3, *SMALL)
-    facts = json.loads(run(*fit, "--json", "--index-size", 50_000, cwd=folder).stdout)
+    facts = json.loads((folder / "align.json").read_text())
     assert facts["index_size"] == 50_000
     for back in ("", "_back"):
         assert 0 < facts[f"estimated_recall1{back}"] <= facts[f"estimated_recall10{back}"] <= 1
     assert facts["estimated_recall1"] > 0.5
-    assert json.loads(info(folder / "sized.safetensors", "--json"))["index_size"] == "50000"
-    wrong = run(*fit, "--index-size", 0, cwd=folder)
-    assert wrong.returncode == 2
+    assert json.loads(info(folder / "map.safetensors", "--json"))["index_size"] == "50000"
+    wrong = CliRunner().invoke(cli, ["align", "x.npy", "y.npy", "-o", "sized.safetensors", "--index-size", "0"])
+    assert wrong.exit_code == 2
+    assert "--index-size" in wrong.output
 
 
 def test_align_answers_first_and_breaks_no_word_at_the_edge_of_a_terminal(folder):
@@ -164,6 +165,7 @@ def test_a_folder_of_shards_gives_the_map_of_one_file(folder):
         for part, shard in enumerate(np.array_split(np.load(folder / f"{name}.npy"), 7)):
             np.save(folder / f"{name}_shards" / f"{part}.npy", shard)
     arguments = ("x_shards", "y_shards", "-o", "shards.safetensors", "--json", "--accept", "--seed", 1, *SMALL)
+    arguments += ("--index-size", 50_000)
     done = run("align", *arguments, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     found, expected = (json.loads(text) for text in (done.stdout, (folder / "align.json").read_text()))
