@@ -35,6 +35,7 @@ from mv2v_jax.alignment.refine_annealed import (
     refine_annealed_again,
     refine_csls,
     refine_guided,
+    refine_long,
     refine_whole,
     trusting,
 )
@@ -69,8 +70,8 @@ class ComponentsInfo:
     Attributes:
         tried: bool, whether the closeness after matching clusters fell short of ``components.below``.
         used: bool, whether the components gave the better map.
-        agreement: median agreement of each run with the others, from -1 to 1; 0 where they were not tried. Wrong maps
-            can agree as well.
+        agreement: median agreement of each run with the others of its group, from -1 to 1; 0 where they were not
+            tried. Wrong maps can agree as well.
     """
 
     tried: jax.Array
@@ -299,8 +300,6 @@ SEARCH_STAGES = (
     Stage("refine_clusters", lambda num_rows, config: config.published.cluster_steps, refine_clusters),
     Stage("refine_annealed", annealing_length, refine_annealed),
 )
-# Between two votes of the independent components.
-REFINE_COMPONENTS = Stage("refine_components", annealing_length, refine_annealed)
 # After the components have voted with the map as a guide.
 REFINE_GUIDED = Stage("refine_guided", guided_steps, refine_guided)
 # These see all rows, the held-out ones among them: the evidence has been gathered by then.
@@ -404,27 +403,78 @@ def _search_clusters(run: Run, key: jax.Array, prepared: Prepared, config: Confi
 def _search_components(run: Run, first: Searched, key: jax.Array, prepared: Prepared, config: Config) -> Searched:
     """Search again, by independent components, and return the better search of both.
 
-    The annealed refinement runs twice. After the components only the best directions are trusted; after the components
-    have voted again, with the refined map as a guide, nearly all are.
+    The votes of all runs lead to a map, and so do those of each group of runs, because one group can find what others
+    outvote; the held-out rows choose the best. Then all runs vote with that map as a guide, and
+    their sum is refined, several times in turn: each time more regions of the spaces fall into place.
     """
-    keys, rows = split_keys(key), prepared.fitted
-    _, runs = run.scan("components", _some_runs, None, config.components.num_runs, keys["components"], rows, config)
-    runs, _ = run.scan("component votes", _vote_rounds, runs, config.components.rounds, config)
-    estimate, agreement = run.call("components to map", estimate_from_runs, runs, rows)
-    estimate, _ = refine(run, key, (REFINE_COMPONENTS,), rows, estimate, config)
-    estimate = run.call("components and map", _guided_estimate, runs, rows, estimate, config)
+    keys, rows, settings = split_keys(key), prepared.fitted, config.components
+    num_runs = settings.num_runs * settings.num_groups
+    num_starts = settings.num_groups + (settings.num_groups > 1)
+    _, runs = run.scan("components", _some_runs, None, num_runs, keys["components"], rows, config)
+    _, starts = run.scan("component starts", _some_starts, None, num_starts, key, runs, prepared, config)
+    start = run.call("best start", _best_start, starts)
+    rounds = (keys["guide"], runs, rows, config)
+    estimate, _ = run.scan("component rounds", _refine_rounds, start.estimate, settings.guided_rounds, *rounds)
     estimate, trajectory = refine(run, key, SEARCH_STAGES, rows, estimate, trusting(config))
     evidence = run.call("evidence", _gather_evidence, keys["evidence"], prepared, estimate, config)
     found = dataclasses.replace(first, estimate=estimate, evidence=evidence, trajectory=trajectory)
-    return run.call("better search", _better_search, first, found, agreement)
+    return run.call("better search", _better_search, first, found, start.agreement)
 
 
 def _some_runs(_, numbers: jax.Array, key: jax.Array, rows: TwoSpaces, config: Config) -> tuple[None, ComponentRuns]:
     return None, run_components(key, rows, config=config.components, runs=numbers)
 
 
-def _vote_rounds(runs: ComponentRuns, rounds: jax.Array, config: Config) -> tuple[ComponentRuns, jax.Array]:
-    return jax.lax.scan(lambda runs, number: (vote_again(runs, config=config.components), number), runs, rounds)
+@pytree
+class _Start:
+    """The map that one group of runs leads to: its `Estimate`, its score, and the median agreement of the runs."""
+
+    estimate: Estimate
+    score: jax.Array
+    agreement: jax.Array
+
+
+def _some_starts(
+    _, groups: jax.Array, key: jax.Array, runs: ComponentRuns, prepared: Prepared, config: Config
+) -> tuple[None, _Start]:
+    """`_Start` of some groups; after the last group comes the start from all runs."""
+    keys, rows, settings = split_keys(key), prepared.fitted, config.components
+    # Neighbouring runs differ in their numbers of axes and contrasts, so that a group takes a whole neighbourhood.
+    group_of_run = jnp.repeat(jnp.arange(settings.num_groups), settings.num_runs)
+
+    def start_of(group):
+        # The runs of other groups have no vote at first, and join once they have been matched again.
+        votes = (group_of_run == group) | (group == settings.num_groups)
+        voting = dataclasses.replace(runs, cross=jnp.where(votes[:, None, None], runs.cross, 0))
+        voting = jax.lax.fori_loop(0, settings.rounds, lambda _, runs: vote_again(runs, config=settings), voting)
+        estimate, agreement = estimate_from_runs(voting, rows)
+        first, second = jax.random.split(jax.random.fold_in(keys["refine_components"], group))
+        # At first only the best directions are trusted, after a guided vote nearly all.
+        estimate = refine_long(first, rows, estimate, config=config).estimate
+        estimate = _guided_estimate(runs, rows, estimate, config)
+        estimate = refine_annealed(second, rows, estimate, config=trusting(config)).estimate
+        score = _gather_evidence(keys["evidence"], prepared, estimate, config).score
+        return _Start(estimate=estimate, score=score, agreement=jnp.median(agreement))
+
+    return None, jax.lax.map(start_of, groups)
+
+
+def _best_start(starts: _Start) -> _Start:
+    best = jnp.argmax(jnp.where(jnp.isfinite(starts.score), starts.score, -jnp.inf))
+    return jax.tree.map(lambda leaf: leaf[best], starts)
+
+
+def _refine_rounds(
+    estimate: Estimate, numbers: jax.Array, key: jax.Array, runs: ComponentRuns, rows: TwoSpaces, config: Config
+) -> tuple[Estimate, jax.Array]:
+    """Rounds of a guided vote and a long refinement."""
+
+    def one_round(estimate, number):
+        guided = _guided_estimate(runs, rows, estimate, config)
+        refined = refine_long(jax.random.fold_in(key, number), rows, guided, config=trusting(config))
+        return refined.estimate, refined.objective[-1]
+
+    return jax.lax.scan(one_round, estimate, numbers)
 
 
 def _guided_estimate(runs: ComponentRuns, rows: TwoSpaces, estimate: Estimate, config: Config) -> Estimate:
@@ -435,7 +485,7 @@ def _better_search(first: Searched, second: Searched, agreement: jax.Array) -> S
     # A map that is not finite has no score, and replaces no other one.
     used = (second.evidence.score > first.evidence.score) | ~jnp.isfinite(first.evidence.score)
     better = jax.tree.map(lambda a, b: jnp.where(used, b, a), first, second)
-    info = ComponentsInfo(tried=jnp.ones((), bool), used=used, agreement=jnp.median(agreement))
+    info = ComponentsInfo(tried=jnp.ones((), bool), used=used, agreement=agreement)
     return dataclasses.replace(better, components=info)
 
 

@@ -122,6 +122,15 @@ def trusting(config: Config) -> Config:
     return config.replace(annealing={"power": config.annealing.late_power})
 
 
+def refine_long(key: jax.Array, rows: TwoSpaces, estimate: Estimate, *, config: Config) -> Refined:
+    """`refine_annealed` with as many steps as small samples take, for a start in which few matches are right.
+
+    Arguments and result as for `refine_annealed`.
+    """
+    num_steps = config.annealing.steps * _MAX_LONGER
+    return _anneal(key, rows, estimate, jnp.arange(num_steps), num_steps, config.annealing.rows, config)
+
+
 def guided_steps(num_rows: int, config: Config) -> int:
     """Steps of `refine_guided`."""
     return annealing_length(num_rows, config) // 2

@@ -124,7 +124,7 @@ def test_restarts_over_a_mesh_are_those_of_one_device(row_devices):
         np.testing.assert_allclose(np.float64(one), np.float64(other), atol=1e-6)
 
 
-SECOND = ["components", "component votes", "components to map", "refine_components", "components and map"]
+SECOND = ["components", "component votes", "components to map", "component rounds"]
 
 
 MADE = pytest.mark.parametrize(("config", "expected"), [(ALWAYS, SECOND), (NEVER, [])], ids=["made", "not made"])
