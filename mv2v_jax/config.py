@@ -58,7 +58,7 @@ class ComponentsConfig(Settings):
         3, "Number of times that every run is matched again from the sum of the others.", high=_MAX_RUNS
     )
     guided_rounds: int = count(
-        3,
+        2,
         "Number of times that runs vote guided by the refined map, each followed by a long annealed refinement.",
         high=_MAX_RUNS,
     )

@@ -124,7 +124,7 @@ def test_restarts_over_a_mesh_are_those_of_one_device(row_devices):
         np.testing.assert_allclose(np.float64(one), np.float64(other), atol=1e-6)
 
 
-SECOND = ["components", "component votes", "components to map", "component rounds"]
+SECOND = ["components", "component starts", "best start", "component rounds"]
 
 
 MADE = pytest.mark.parametrize(("config", "expected"), [(ALWAYS, SECOND), (NEVER, [])], ids=["made", "not made"])
@@ -226,7 +226,17 @@ def test_the_better_search(first, second, used):
         )
         for number, score in enumerate((first, second))
     ]
-    better = fit._better_search(*searches, jnp.asarray([0.1, 0.2, 0.9]))
+    better = fit._better_search(*searches, jnp.asarray(0.2))
     assert int(better.estimate) == used
     info = better.components
     assert (bool(info.tried), bool(info.used), float(info.agreement)) == (True, used, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [([0.1, 0.3, 0.2], 1), ([np.nan, 0.1, 0.2], 2), ([-0.5, np.nan, -0.4], 2), ([0.2, 0.2, 0.1], 0)]
+)
+def test_the_best_start(scores, best):
+    numbers = jnp.arange(3.0)
+    starts = fit._Start(estimate=numbers, score=jnp.asarray(scores), agreement=10 * numbers)
+    start = fit._best_start(starts)
+    assert (float(start.estimate), float(start.agreement)) == (best, 10 * best)
