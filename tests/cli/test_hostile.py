@@ -286,11 +286,12 @@ def test_what_an_ordinary_user_may_not_read_or_write(folder):
 # -------------------------------------------------------------------------------------------------------------- streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "encoding"),
     [
         ("info", "ascii"),
-        *(pytest.param("evaluate", name, marks=pytest.mark.slow) for name in ("ascii", "cp1252", "latin1", "utf-8")),
+        *(("evaluate", name) for name in ("ascii", "cp1252", "latin1", "utf-8")),
     ],
 )
 def test_an_output_in_another_encoding(folder, command, encoding):
@@ -394,6 +395,7 @@ main()
     assert done.stderr == "Error: interrupted; no file is left half-written\n"
 
 
+@pytest.mark.slow
 def test_an_interrupt_as_the_output_is_renamed(folder):
     program = """
 import os, pathlib, signal, sys

@@ -40,7 +40,7 @@ SETTINGS = {
 }
 
 
-FAST = ("debug_nans", "x64")
+FAST = ("x64",)
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(np.float16, marks=pytest.mark.slow), np.float64])
