@@ -28,10 +28,9 @@ from mv2v_jax.stores.table import TableStore
     examples=[
         "mv2v move lancedb:db/docs map.safetensors lancedb:db/docs_new",
         "# What would happen, without writing anything.",
-        "mv2v move qdrant:http://localhost:6333/docs map.safetensors qdrant:http://localhost:6333/docs_new --dry-run",
+        "mv2v move chroma:db/docs map.safetensors chroma:db/docs_new --dry-run",
         "# A new column beside the old one.",
-        "mv2v move 'postgres:postgresql:///shop/docs?vector=old' map.safetensors "
-        "'postgres:postgresql:///shop/docs?vector=new'",
+        "mv2v move 'postgres:URL/t?vector=a' map.safetensors 'postgres:URL/t?vector=b'",
     ],
 )
 @click.argument("source_address", metavar="SOURCE")
