@@ -90,7 +90,7 @@ def _parse_vectors(column: Any, name: str) -> np.ndarray:
     try:
         lists = [json.loads(text) for text in column.to_pylist()]
         return np.asarray(lists, np.float32).reshape(len(lists), -1)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"{name} must hold lists of one length, such as [0.1, 0.2], found otherwise: {first_line(error)}"
         ) from error
