@@ -51,7 +51,12 @@ class ComponentsConfig(Settings):
     num_groups: int = count(
         2, "Groups of runs. Each leads to a map of its own, and the best one is kept.", low=1, high=_MAX_RUNS
     )
-    ica_steps: int = count(30, "Steps of each independent component analysis.", low=1, high=_MAX_STEPS)
+    ica_steps: int = count(
+        50,
+        "Steps of each independent component analysis; every other group takes six tenths of them.",
+        low=1,
+        high=_MAX_STEPS,
+    )
     num_starts: int = count(12, "Starts of the matching of axes per run.", low=1, high=_MAX_RUNS)
     match_steps: int = count(60, "Steps per start of the matching of axes.", low=1, high=_MAX_STEPS)
     rounds: int = count(
