@@ -93,10 +93,10 @@ def test_texts_are_those_of_the_rows(load):
     found, whole = (
         texts.load_texts(options, common.load_rows(options)) for options in (options_of(rows=25), options_of())
     )
-    assert [len(side) for side in found] == [25, 25, 2_000]
-    assert [len(side) for side in whole] == [6_000, 6_000, 2_000]
-    for part, side in zip(found, whole, strict=True):
-        assert side[: len(part)] == part
+    for name, num_found, num_whole in (("x", 25, 6_000), ("y", 25, 6_000), ("evaluated", 2_000, 2_000)):
+        part, side = getattr(found, name), getattr(whole, name)
+        assert (len(part), len(side)) == (num_found, num_whole)
+        assert side[:num_found] == part
     assert not set(whole.x) & set(whole.y)
 
 
