@@ -67,6 +67,7 @@ def fitted():
     return clouds, Aligner(config=CONFIG, frame="target", random_state=3).fit(clouds.x, clouds.y)
 
 
+@pytest.mark.slow
 def test_fits_what_align_restarts_fits(fitted):
     clouds, aligner = fitted
     best = align_restarts(jax.random.key(3), clouds.x, clouds.y, 2, CONFIG).best

@@ -124,7 +124,8 @@ def small_clouds(d_x=6, d_y=5):
     return planted_clouds(d_x, d_y, num_x=61, num_y=53, groups=6, seed=10)
 
 
-@pytest.mark.parametrize("space", ["x", pytest.param("y", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["x", "y"])
 def test_rotating_a_space_rotates_the_map(rng, space):
     planted = small_clouds()
     config = small_config(whitening_reliability_power=0.5, whitening_power=0.2)
@@ -400,7 +401,8 @@ def test_a_search_sees_fitted_and_held_out_rows_in_the_directions_of_the_fitted(
     assert np.abs(np.asarray(again.held_out.x) - np.asarray(rows.held_out.x)).max() > 0.1
 
 
-@pytest.mark.parametrize(("d_x", "d_y"), [pytest.param(12, 12, marks=pytest.mark.slow), (12, 8)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("d_x", "d_y"), [(12, 12), (12, 8)])
 def test_a_planted_map_is_recovered_from_a_search_in_fewer_directions(d_x, d_y):
     planted = planted_clouds(d_x, d_y, num_x=600, num_y=560, groups=10, seed=0)
     # The second annealed refinement sees twice as many directions.

@@ -56,6 +56,7 @@ def fitted(name):
     return [align(key_of(number), *clouds(), config) for number in range(NUM_KEYS)]
 
 
+@pytest.mark.slow
 def test_the_better_of_both_searches_is_returned():
     used = []
     for both, first in zip(fitted("always"), fitted("without"), strict=True):

@@ -79,6 +79,7 @@ def test_quality_shows_medians_and_worst_seeds():
     assert quality.summarise({"default": runs(0.5)})[0][-1] == ""
 
 
+@pytest.mark.slow
 def test_ablation_changes_one_choice_at_a_time(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "SMALL_ROWS", 240)
     monkeypatch.setattr(ablation, "SMALL_EVAL", 40)
@@ -99,6 +100,7 @@ def test_ablation_choices_are_choices():
         assert (default.replace(**changes) != default) == (name != "default"), name
 
 
+@pytest.mark.slow
 def test_speed_times_every_stage(tiny, tmp_path, capsys):
     file = tmp_path / "speed.json"
     speed.main([*ROWS, "--repeats", "1", "--presets", "default", "--json", str(file)])
