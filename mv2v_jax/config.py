@@ -44,7 +44,7 @@ class ComponentsConfig(Settings):
     """The second search, from independent components, for data on which the first one falls short."""
 
     num_runs: int = count(
-        18,
+        12,
         "Runs of independent component analysis per group; 0 leaves the second search and guided runs out.",
         high=_MAX_RUNS,
     )
@@ -52,15 +52,12 @@ class ComponentsConfig(Settings):
         2, "Groups of runs. Each leads to a map of its own, and the best one is kept.", low=1, high=_MAX_RUNS
     )
     ica_steps: int = count(
-        50,
-        "Steps of each independent component analysis; every other group takes six tenths of them.",
-        low=1,
-        high=_MAX_STEPS,
+        50, "Steps of each independent component analysis of the second search.", low=1, high=_MAX_STEPS
     )
     num_starts: int = count(12, "Starts of the matching of axes per run.", low=1, high=_MAX_RUNS)
     match_steps: int = count(60, "Steps per start of the matching of axes.", low=1, high=_MAX_STEPS)
     rounds: int = count(
-        3, "Number of times that every run is matched again from the sum of the others.", high=_MAX_RUNS
+        2, "Number of times that every run is matched again from the sum of the others.", high=_MAX_RUNS
     )
     guided_rounds: int = count(
         2,
@@ -74,6 +71,9 @@ class ComponentsConfig(Settings):
         4,
         "Runs that match axes once more, guided by the chosen map, where the second search was not used.",
         high=_MAX_RUNS,
+    )
+    guided_ica_steps: int = count(
+        30, "Steps of each independent component analysis of those runs.", low=1, high=_MAX_STEPS
     )
     below: float = number(
         0.22, "The second search runs where the closeness of the first one, at the finest scale, is less.", high=10.0
@@ -182,7 +182,7 @@ class Config(Settings):
         return cls().replace(
             max_rows=32_768,
             anchors={"num_sets": 20, "kept_sets": 10},
-            components={"num_runs": 12, "num_groups": 1, "guided_rounds": 1, "guided_runs": 0},
+            components={"num_groups": 1, "guided_rounds": 1, "guided_runs": 0},
             annealing={"steps": 60},
             settling={"rows": 4_096, "whole_steps": 1, "whole_rows": 16_384},
         )

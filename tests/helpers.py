@@ -52,6 +52,7 @@ _SMALL = with_settings(
     # Off, because it is compiled even where it is not needed.
     components_num_runs=0,
     components_ica_steps=10,
+    components_guided_ica_steps=10,
     components_num_starts=3,
     components_match_steps=8,
     components_rounds=1,

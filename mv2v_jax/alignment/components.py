@@ -33,9 +33,6 @@ _AXES_PER_ROOT, _MIN_AXES, _MAX_AXES = 1.05, 24, 128
 MIN_GUIDED_ROWS = 5_000
 # Runs take different multiples, because the best one differs between data sets and wrong matches differ between runs.
 _MULTIPLES = (0.8, 1.0, 1.25)
-# Share of the steps after which every other group of runs, from the first one on, stops. On samples with unlike
-# proportions of topics such axes are matched better, on a mixed corpus those of all steps.
-_EARLY_STOP = 0.6
 # Share of the rows that a run sees, and their maximum number.
 _ROW_SHARE, _MAX_ROWS = 0.9, 12_000
 # Directions with less than this share of the largest variance hold only rounding, and whitening leaves them out.
@@ -173,7 +170,7 @@ def co_moment_kernels(coordinates: jax.Array, live: jax.Array, use_roots: jax.Ar
     return Kernels(symmetric=stack(symmetric), directed=stack(directed))
 
 
-def _find_axes(key, rows: jax.Array, whitened: Whitened, kind, num_axes: int, num_steps: jax.Array) -> Axes:
+def _find_axes(key, rows: jax.Array, whitened: Whitened, kind, num_axes: int, num_steps: int) -> Axes:
     """`Axes` of a sample of ``rows [n, d]``; ``kind`` is the run's live axes ``[k]``, contrast and use of roots."""
     live, use_square, use_roots = kind
     num_rows = rows.shape[0]
@@ -248,12 +245,10 @@ def run_components(
         num_live = jnp.clip(jnp.round(wanted).astype(jnp.int32), min(_MIN_AXES, num_axes), num_axes)
         live = live_columns(num_axes, num_live, dtype)
         kind = (live, cycle % 2 == 1, cycle // 2 % 2 == 0)
-        is_early = number // config.num_runs % 2 == 0
-        num_steps = jnp.where(is_early, round(_EARLY_STOP * config.ica_steps), config.ica_steps)
         axes = []
         for side, (space, order, whitened) in enumerate(spaces):
             drawn = draw_rows(keys[side], space, min(round(_ROW_SHARE * space.shape[0]), _MAX_ROWS), order)
-            axes.append(_find_axes(keys[2 + side], drawn, whitened, kind, num_axes, num_steps))
+            axes.append(_find_axes(keys[2 + side], drawn, whitened, kind, num_axes, config.ica_steps))
         x, y = axes
         linear = _likeness(x, y, live)
         plan = _match_from_random(keys[4], x, y, linear, live, config)

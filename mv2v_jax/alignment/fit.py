@@ -403,15 +403,14 @@ def _search_clusters(run: Run, key: jax.Array, prepared: Prepared, config: Confi
 def _search_components(run: Run, first: Searched, key: jax.Array, prepared: Prepared, config: Config) -> Searched:
     """Search again, by independent components, and return the better search of both.
 
-    The votes of all runs lead to a map, and so do those of each group of runs, because one group can find what others
-    outvote; the held-out rows choose the best. Then all runs vote with that map as a guide, and
-    their sum is refined, several times in turn: each time more regions of the spaces fall into place.
+    The runs are divided into groups. Each group has the first vote once, and leads to a map of its own, because one
+    group can find what another one misses; the held-out rows choose the best. Then all runs vote with that map as a
+    guide, and their sum is refined, several times in turn: each time more regions of the spaces fall into place.
     """
     keys, rows, settings = split_keys(key), prepared.fitted, config.components
     num_runs = settings.num_runs * settings.num_groups
-    num_starts = settings.num_groups + (settings.num_groups > 1)
     _, runs = run.scan("components", _some_runs, None, num_runs, keys["components"], rows, config)
-    _, starts = run.scan("component starts", _some_starts, None, num_starts, key, runs, prepared, config)
+    _, starts = run.scan("component starts", _some_starts, None, settings.num_groups, key, runs, prepared, config)
     start = run.call("best start", _best_start, starts)
     rounds = (keys["guide"], runs, rows, config)
     estimate, _ = run.scan("component rounds", _refine_rounds, start.estimate, settings.guided_rounds, *rounds)
@@ -437,15 +436,15 @@ class _Start:
 def _some_starts(
     _, groups: jax.Array, key: jax.Array, runs: ComponentRuns, prepared: Prepared, config: Config
 ) -> tuple[None, _Start]:
-    """`_Start` of some groups; after the last group comes the start from all runs."""
+    """`_Start` of some groups."""
     keys, rows, settings = split_keys(key), prepared.fitted, config.components
     # Neighbouring runs differ in their numbers of axes and contrasts, so that a group takes a whole neighbourhood.
     group_of_run = jnp.repeat(jnp.arange(settings.num_groups), settings.num_runs)
 
     def start_of(group):
         # The runs of other groups have no vote at first, and join once they have been matched again.
-        votes = (group_of_run == group) | (group == settings.num_groups)
-        voting = dataclasses.replace(runs, cross=jnp.where(votes[:, None, None], runs.cross, 0))
+        is_member = (group_of_run == group)[:, None, None]
+        voting = dataclasses.replace(runs, cross=jnp.where(is_member, runs.cross, 0))
         voting = jax.lax.fori_loop(0, settings.rounds, lambda _, runs: vote_again(runs, config=settings), voting)
         estimate, agreement = estimate_from_runs(voting, rows)
         first, second = jax.random.split(jax.random.fold_in(keys["refine_components"], group))
@@ -560,7 +559,8 @@ def _guide(run: Run, estimate: Estimate, key: jax.Array, prepared: Prepared, con
     independent components do not depend on it.
     """
     keys, rows = split_keys(key), prepared.fitted
-    _, runs = run.scan("components", _some_runs, None, config.components.guided_runs, keys["guide"], rows, config)
+    shorter = config.replace(components={"ica_steps": config.components.guided_ica_steps})
+    _, runs = run.scan("components", _some_runs, None, config.components.guided_runs, keys["guide"], rows, shorter)
     estimate = run.call("components and map", _guided_estimate, runs, rows, estimate, config)
     return refine(run, key, (REFINE_GUIDED,), rows, estimate, config)[0]
 

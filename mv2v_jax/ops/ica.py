@@ -32,7 +32,7 @@ def live_columns(num_axes: int, num_live: jax.Array, dtype: jax.typing.DTypeLike
 
 
 def find_axes(
-    key: jax.Array, rows: jax.Array, num_live: jax.Array, use_square: jax.Array, *, num_steps: jax.Array | int
+    key: jax.Array, rows: jax.Array, num_live: jax.Array, use_square: jax.Array, *, num_steps: int
 ) -> jax.Array:
     """Independent axes of whitened rows.
 
@@ -42,7 +42,7 @@ def find_axes(
         num_live: int32 scalar, number of axes to find.
         use_square: bool scalar. The contrast is the square of a coordinate if true, which finds skewed axes; otherwise
             it is a ramp from 1 to 4 standard deviations, which finds axes with a heavy tail on one side.
-        num_steps: number of fixed-point steps; may be traced.
+        num_steps: number of fixed-point steps.
 
     Returns:
         ``[k, k]``; the first ``num_live`` rows are orthonormal axes of either sign, the others are zero.
@@ -51,12 +51,12 @@ def find_axes(
     live = live_columns(num_axes, num_live, rows.dtype)
     first = jax.random.normal(key, (num_axes, num_axes), rows.dtype) * live[:, None] * live[None]
 
-    def step(_, axes):
+    def step(axes, _):
         coordinates = rows @ axes.T
         ramp = jnp.clip(coordinates - _KNEE, 0, _CEILING - _KNEE)
         slope = ((coordinates > _KNEE) & (coordinates < _CEILING)).astype(rows.dtype)
         contrast = jnp.where(use_square, coordinates**2, ramp)
         slope = jnp.where(use_square, 2 * coordinates, slope)
-        return orthonormal_rows(contrast.T @ rows / num_rows - slope.mean(axis=0)[:, None] * axes)
+        return orthonormal_rows(contrast.T @ rows / num_rows - slope.mean(axis=0)[:, None] * axes), None
 
-    return jax.lax.fori_loop(0, num_steps, step, orthonormal_rows(first))
+    return jax.lax.scan(step, orthonormal_rows(first), length=num_steps)[0]
