@@ -454,7 +454,7 @@ def run(folder: Path, listed: list[Condition], cache: Path | None = None) -> Ite
             maps = fit_maps(cache, condition, seed, split)
             x, y = prepare_inputs(jax.random.key(0), split.x, split.y, Config())
             evidence, agreement = gather(x, y, jnp.asarray(maps.searched))
-            chosen = int(order_by_score(evidence)[0])
+            chosen = int(order_by_score(evidence.score)[0])
             truth = evaluate(maps.best, split)
             fields = {f.name: np.asarray(getattr(evidence, f.name)).tolist() for f in dataclasses.fields(evidence)}
             yield {

@@ -248,7 +248,7 @@ def print_kinds(fits: Fits) -> None:
 
 
 def print_margins(fits: Fits) -> None:
-    """Print how far apart right and wrong maps are, over clouds that are not symmetric and have local structure."""
+    """Print quantiles of the evidence of right and wrong maps, over clouds with local structure and no symmetry."""
     judged = [fit for fit in fits if is_judged(fit)]
     rows = []
     for truth, percents in (("right", (0, 5, 10, 50)), ("half", (0, 50, 100)), ("wrong", (50, 90, 95, 100))):

@@ -117,7 +117,7 @@ def select(evidence: Evidence) -> jax.Array:
         >>> int(select(Evidence(**{field.name: scores for field in dataclasses.fields(Evidence)})))
         1
     """
-    return order_by_score(evidence)[0]
+    return order_by_score(evidence.score)[0]
 
 
 def restart_keys(key: jax.Array, first: int, num_restarts: int) -> jax.Array:

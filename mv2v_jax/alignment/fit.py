@@ -459,7 +459,7 @@ def _some_starts(
 
 
 def _best_start(starts: _Start) -> _Start:
-    best = jnp.argmax(jnp.where(jnp.isfinite(starts.score), starts.score, -jnp.inf))
+    best = order_by_score(starts.score)[0]
     return jax.tree.map(lambda leaf: leaf[best], starts)
 
 
@@ -488,10 +488,10 @@ def _better_search(first: Searched, second: Searched, agreement: jax.Array) -> S
     return dataclasses.replace(better, components=info)
 
 
-def order_by_score(evidence: Evidence) -> jax.Array:
-    """Fits of the same data from the best score to the worst, then those whose score is not finite: ``[r]`` int32."""
-    score = jnp.where(jnp.isfinite(evidence.score), evidence.score, -jnp.inf)
-    return jnp.argsort(-score, stable=True).astype(jnp.int32)
+def order_by_score(scores: jax.Array) -> jax.Array:
+    """Fits of the same data from the best of ``scores [r]`` to the worst, then those not finite: ``[r]`` int32."""
+    finite = jnp.where(jnp.isfinite(scores), scores, -jnp.inf)
+    return jnp.argsort(-finite, stable=True).astype(jnp.int32)
 
 
 def map_agreement(maps: jax.Array, x: jax.Array) -> jax.Array:
@@ -516,7 +516,7 @@ def searched_maps(found: Searched, config: Config) -> jax.Array:
 
 def choose(found: Searched, prepared: Prepared, config: Config) -> Choice:
     """Choose among searches, whose leaves are ``[r, ...]``, by their evidence from held-out rows."""
-    order = order_by_score(found.evidence)
+    order = order_by_score(found.evidence.score)
     chosen = order[0]
     agreement = fine_agreement(searched_maps(found, config), prepared.fitted.x)
     return Choice(

@@ -17,7 +17,7 @@ _NO_MEMORY = "the memory must hold what the command computes, found too little; 
 
 
 def describe_failure(error: BaseException) -> tuple[str, int] | None:
-    """What to print of an error and the exit code; no text where nobody reads it, ``None`` for a defect."""
+    """Message and exit code of an error. The message is empty if the output is closed; ``None`` means a defect."""
     if isinstance(error, InputError):
         return str(error), _INPUT_EXIT
     if isinstance(error, click.ClickException):

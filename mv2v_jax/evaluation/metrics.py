@@ -89,17 +89,26 @@ def evaluate(linear_map: LinearMap, x: Any, y: Any) -> Metrics:
         >>> float(evaluate(LinearMap(W=turn, source=centering, target=centering), x, x @ turn).top1)
         1.0
     """
+    return _evaluate(linear_map, *check_pairs(linear_map, x, y))
+
+
+def check_pairs(linear_map: LinearMap, x: Any, y: Any) -> tuple[jax.Array, jax.Array]:
+    """What a user passes as true pairs of a map, as JAX arrays; raises `InputError` as `evaluate` does."""
     x, y = as_matrix(x, "x"), as_matrix(y, "y")
     check_map_rows(linear_map, x, y)
     check_paired(x, y)
-    return _evaluate(linear_map, x, y)
+    return x, y
+
+
+def map_pairs(linear_map: LinearMap, x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mapped rows of the source and rows of the target in the frame that they are compared in, ``[n, d_y]`` both."""
+    # In the precision of the map, whatever the dtype of the rows.
+    return apply(linear_map, x.astype(linear_map.W.dtype)), center_unit(y, linear_map.target.mean)
 
 
 @jax.jit
 def _evaluate(linear_map: LinearMap, x: jax.Array, y: jax.Array) -> Metrics:
-    # In the precision of the map, whatever the dtype of the rows.
-    mapped = apply(linear_map, x.astype(linear_map.W.dtype))
-    target = center_unit(y, linear_map.target.mean)
+    mapped, target = map_pairs(linear_map, x, y)
     ranks = pair_ranks(mapped, target)
     return Metrics(
         top1=jnp.mean(ranks <= 1),

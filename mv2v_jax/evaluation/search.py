@@ -8,11 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mv2v_jax.data.checks import check_map_rows, check_paired
-from mv2v_jax.evaluation.metrics import pair_ranks
-from mv2v_jax.linear_map import LinearMap, apply
-from mv2v_jax.ops.given_arrays import as_matrix
-from mv2v_jax.ops.masked import center_unit
+from mv2v_jax.evaluation.metrics import check_pairs, map_pairs, pair_ranks
+from mv2v_jax.linear_map import LinearMap
 from mv2v_jax.portable.similarity import Metric, largest_similarities, paired_similarities, similarities
 
 # Rows that count as found, queries whose results are compared, and draws of the bootstrap.
@@ -75,11 +72,7 @@ def evaluate_search(linear_map: LinearMap, x: Any, y: Any, *, seed: int = 0) -> 
         >>> str(evaluate_search(identity, jnp.eye(2), jnp.eye(2)).recall1)
         '1.000 (1.000 to 1.000)'
     """
-    x, y = as_matrix(x, "x"), as_matrix(y, "y")
-    check_map_rows(linear_map, x, y)
-    check_paired(x, y)
-    mapped = apply(linear_map, x.astype(linear_map.W.dtype))
-    native = center_unit(y, linear_map.target.mean)
+    mapped, native = map_pairs(linear_map, *check_pairs(linear_map, x, y))
     ranks = np.asarray(pair_ranks(mapped, native))
     return score_search(ranks, overlaps(np.asarray(mapped), np.asarray(native), np.asarray(native)), seed)
 

@@ -10,7 +10,7 @@ from mv2v_jax.profiles.profile import COMPARED_ROWS, SpaceProfile, length_range,
 _MAX_USED = 0.9
 # Lengths that spread less than this, from 5 % to 95 % over the median, are one length.
 _ONE_LENGTH = 0.02
-# How far rows of one length may be from that length, and how far lengths that vary may be from theirs.
+# Largest relative difference from one common length, and largest factor between medians of lengths that vary.
 _LENGTH_TOLERANCE, _SCALE_TOLERANCE = 0.05, 4.0
 # Where the mean of unit rows is longer than the first number, its direction names the encoder: that of other texts has
 # at least the second number as cosine with it.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mv2v_jax.alignment.score import SCALES, Evidence, Verdict, judge
-from mv2v_jax.errors import InputError
+from mv2v_jax.errors import import_extra
 from mv2v_jax.report.measure import Compared, Measured
 from mv2v_jax.report.regions import Regions
 
@@ -22,10 +22,7 @@ _WIDTH = 940
 
 def check_bokeh() -> None:
     """Raise `InputError` if bokeh is not installed; call this before the work whose pictures it draws."""
-    try:
-        import bokeh  # noqa: F401
-    except ImportError as error:
-        raise InputError('a report needs bokeh: pip install "mv2v_jax[report]"') from error
+    import_extra("bokeh", "report", "a report")
 
 
 def aligned_from(evidence: Evidence) -> list[float | None]:

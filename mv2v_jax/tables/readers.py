@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,13 +74,18 @@ def _open_arrow(path: Path) -> Any:
         return ipc.open_stream(source)
 
 
+def _cut(batches: Iterable[Any], columns: list[str], batch_rows: int) -> Iterator[Any]:
+    """Some columns of record batches, in batches of at most so many rows."""
+    for batch in batches:
+        for start in range(0, len(batch), batch_rows):
+            yield batch.select(columns).slice(start, batch_rows)
+
+
 def _read_arrow(path: Path, columns: list[str], batch_rows: int) -> Iterator[Any]:
     with _open_arrow(path) as reader:
         count = getattr(reader, "num_record_batches", None)
         batches = reader if count is None else map(reader.get_batch, range(count))
-        for batch in batches:
-            for start in range(0, len(batch), batch_rows):
-                yield batch.select(columns).slice(start, batch_rows)
+        yield from _cut(batches, columns, batch_rows)
 
 
 def _arrow_schema(path: Path) -> Any:
@@ -131,9 +136,7 @@ def _open_csv(path: Path) -> Any:
 
 def _read_csv(path: Path, columns: list[str], batch_rows: int) -> Iterator[Any]:
     with _open_csv(path) as reader:
-        for batch in reader:
-            for start in range(0, len(batch), batch_rows):
-                yield batch.select(columns).slice(start, batch_rows)
+        yield from _cut(reader, columns, batch_rows)
 
 
 def _csv_schema(path: Path) -> Any:
