@@ -48,15 +48,6 @@ def forget_what_was_compiled():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def quick_compile():
-    """Compile with little optimisation, for tests whose cost is compiling, also where the others are optimised."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.fixture
 def without_computing(monkeypatch):
     """`StageByStage` takes ones of the right shapes for the result of every stage, so that nothing is compiled."""

@@ -17,8 +17,6 @@ from mv2v_jax import Centering, LinearMap, align_restarts, apply, evaluate, inve
 from mv2v_jax import estimator as module
 from mv2v_jax.estimator import Aligner
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = small_config(published_match_steps=0, published_cluster_steps=0, settling_steps=1, settling_whole_steps=0)
 
 

@@ -27,7 +27,7 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def fitted(quick_compile):
+def fitted():
     """A fit of noise that reports its progress to a function: what it reported, warned of, logged and found."""
     seen, records = [], []
     handler = logging.Handler()

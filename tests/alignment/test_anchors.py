@@ -8,8 +8,6 @@ from helpers import assert_trees_close, make_spaces, planted_clouds, semi_orthog
 
 from mv2v_jax.alignment.anchors import AnchorSets, match_anchor_sets, select_anchors, set_agreement
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = small_config(
     anchors_num_sets=5,
     anchors_num_clusters=8,

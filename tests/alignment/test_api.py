@@ -33,8 +33,6 @@ from mv2v_jax.alignment.fit import (
 from mv2v_jax.alignment.space import TwoSpaces, join_spaces
 from mv2v_jax.data.padding import pad_rows
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUM = 3
 # Fewer stages, so that less is compiled; whitening, because only the best is whitened; and fewer directions than either
 # space has.

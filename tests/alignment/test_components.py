@@ -19,8 +19,6 @@ from mv2v_jax.alignment.components import (
 )
 from mv2v_jax.config import ComponentsConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # Few runs of few steps: less than a fit takes, and enough for data as plain as these.
 CONFIG = ComponentsConfig(num_runs=6, ica_steps=30, num_starts=6, match_steps=30, rounds=1)
 KEY = jax.random.key(0)

@@ -24,7 +24,7 @@ def test_applying_a_map(frame, rng):
 
 
 @pytest.mark.slow
-def test_a_whole_fit(quick_compile):
+def test_a_whole_fit():
     planted = planted_clouds(5, 5, num_x=61, num_y=53, groups=6, seed=10)
     arguments = jax.random.key(0), jnp.asarray(planted.x), jnp.asarray(planted.y)
     config = small_config()

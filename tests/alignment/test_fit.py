@@ -18,8 +18,6 @@ from mv2v_jax.data.padding import PaddedRows, pad_rows
 from mv2v_jax.evaluation.metrics import evaluate
 from mv2v_jax.ops.linalg import polar
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SMALL = small_config()
 # Enough to solve a small problem; refine-1 and refine-2 have tests of their own.
 SOLVING = small_config(

@@ -22,8 +22,6 @@ from mv2v_jax.ops.kmeans import lloyd
 from mv2v_jax.ops.knn import nearness, neighbor_means, top_neighbors
 from mv2v_jax.ops.sharding import BY_ROWS, EVERYWHERE, RESTART, ROW, all_gather, over_mesh, psum, shard
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 KEY = jax.random.key(0)
 # Numbers of rows for which no number of devices divides the groups, blocks and parts.
 CONFIG = small_config(

@@ -6,7 +6,7 @@ import pytest
 
 from mv2v_jax import Config, align_restarts, apply, invert
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
+pytestmark = pytest.mark.slow
 
 CONFIG = Config.fast().replace(
     anchors={"num_sets": 12, "num_clusters": 12, "rows": 300, "num_starts": 4, "search_steps": 20, "kept_sets": 6},

@@ -17,8 +17,6 @@ from mv2v_jax.alignment.refine_annealed import (
 from mv2v_jax.ops.linalg import polar
 from mv2v_jax.ops.sampling import draw_rows, order_rows
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 FUNCTIONS = {"refine_annealed": refine_annealed, "refine_csls": refine_csls, "refine_whole": refine_whole}
 
 

@@ -14,8 +14,6 @@ from mv2v_jax.alignment.refine_annealed import refine_annealed, refine_csls
 from mv2v_jax.alignment.refine_published import refine_clusters, refine_matching
 from mv2v_jax.ops.sampling import draw_rows, order_rows
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # Samples larger than the data: every step sees all rows, so NumPy can repeat it.
 CONFIG = small_config(
     published_match_steps=10,

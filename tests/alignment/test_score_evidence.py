@@ -13,8 +13,6 @@ from helpers import assert_trees_close, make_spaces, planted_clouds, unit
 from mv2v_jax.alignment.score import _NUM_NULLS, SCALES, fine_agreement, gather_evidence
 from mv2v_jax.alignment.space import TwoSpaces, fit_space, hold_out
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 gather = jax.jit(lambda key, parts, W: gather_evidence(key, *parts, W))
 
 

@@ -9,8 +9,6 @@ from helpers import small_config
 from mv2v_jax import Evidence, Reason, Verdict, align_restarts, estimate_recall
 from mv2v_jax.alignment.score import ALIGNED, MIN_HELD_OUT, NOT_ALIGNED, judge
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SCORES = np.linspace(-0.5, 1.5, 1001, dtype=np.float32)
 AGREEING = 0.9
 

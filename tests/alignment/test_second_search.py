@@ -15,8 +15,6 @@ from mv2v_jax.data.padding import pad_rows
 from mv2v_jax.runs.compiled import align_with_progress
 from mv2v_jax.runs.study import Plan, run_study
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # Few stages and steps, because compiling is what takes time. `below` is traced: all its values share a program.
 CONFIG = small_config(
     published_match_steps=0,

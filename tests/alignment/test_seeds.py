@@ -20,7 +20,6 @@ from mv2v_jax.ops.linalg import polar
 from mv2v_jax.ops.qap import assignment_objective, centered_kernel, search_assignment
 from mv2v_jax.runs.compiled import align_with_progress
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 KEY = jax.random.key(0)
 # One refinement of each kind is enough.
 CONFIG = small_config(published_match_steps=0, published_cluster_steps=0, settling_whole_steps=0)

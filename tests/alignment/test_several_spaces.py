@@ -14,8 +14,6 @@ from mv2v_jax.config import Config
 from mv2v_jax.errors import InputError
 
 # Compiling takes nearly all of the time.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 DIMS = {"a": 8, "b": 6, "c": 8, "d": 8, "e": 6}
 
 

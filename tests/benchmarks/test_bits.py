@@ -11,8 +11,6 @@ import pytest
 from benchmarks import bits
 from mv2v_jax import oracle
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def test_a_hash_is_of_bytes_dtype_and_shape():
     hashed = [

@@ -28,7 +28,7 @@ from mv2v_jax import Config, __version__
 from mv2v_jax.cli import cli
 
 # Compiling is the cost.
-pytestmark = pytest.mark.usefixtures("quick_compile", "shared_compilations")
+pytestmark = pytest.mark.usefixtures("shared_compilations")
 
 ROWS = ["--rows", "240", "--eval", "40"]
 # Of the tiny default preset.

@@ -122,7 +122,6 @@ def test_only_data_sets_that_exist(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compile")
 def test_generality_continues_where_it_stopped(folder, tiny, monkeypatch, capsys):
     for name in ("notebook", "default"):
         small = tiny[name].replace(anchors={"num_clusters": 3}, held_out_rows=6)

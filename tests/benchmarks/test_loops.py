@@ -10,8 +10,6 @@ from benchmarks import common, fidelity, online, pairs, synchronize
 from mv2v_jax.evaluation import metrics
 
 # Compiling is the cost.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 DIMS = 96
 
 

@@ -11,8 +11,6 @@ import pytest
 
 from benchmarks import peers, reference, vecmap
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ROWS = ["--rows", "240", "--eval", "40"]
 
 

@@ -9,8 +9,6 @@ import pytest
 from benchmarks import common, planted_kinds, population, selection, verdict
 from mv2v_jax import Config, Reason, Verdict
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def make_fits(*, honest=True):
     """A population of 96 fits whose evidence tells the truth; if not honest, wrong maps look as good as right ones."""

@@ -10,8 +10,6 @@ import pytest
 from benchmarks import qap, reference
 from mv2v_jax.evaluation import metrics
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SETTINGS = reference.Settings(
     num_sets=6, num_clusters=8, anchor_rows=300, num_starts=4, num_neighbors=5, steps=8, refine_clusters=20
 )

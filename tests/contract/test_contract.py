@@ -39,8 +39,6 @@ from mv2v_jax.ops.linalg import procrustes
 from mv2v_jax.ops.masked import unit_rows
 from mv2v_jax.ops.qap import search_assignment
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 N, M, D_X, D_Y = 61, 53, 6, 5
 SMALL = small_config()
 

@@ -59,7 +59,7 @@ def test_maps_are_applied_and_judged(name, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "disable_jit"])
-def test_fits_are_the_same(name, quick_compile):
+def test_fits_are_the_same(name):
     planted = planted_clouds(6, 5, num_x=61, num_y=53, groups=6, seed=10)
     config = small_config(components_num_runs=0)
 
@@ -75,7 +75,7 @@ def test_fits_are_the_same(name, quick_compile):
 
 
 @pytest.mark.slow
-def test_an_old_style_key_fits_as_a_new_one(quick_compile):
+def test_an_old_style_key_fits_as_a_new_one():
     planted = planted_clouds(6, 5, num_x=61, num_y=53, groups=6, seed=10)
     config = small_config(components_num_runs=0)
     keys = jax.random.key(3), jax.random.PRNGKey(3)

@@ -12,8 +12,6 @@ from mv2v_jax.alignment.estimate import Refined
 from mv2v_jax.runs.compiled import align_with_progress
 from mv2v_jax.runs.study import Plan, run_study
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # Few stages and steps, because compiling is what takes time; sizes that no other test has, so that nothing is cached.
 CONFIG = small_config(
     published_match_steps=0, published_cluster_steps=0, settling_steps=1, settling_whole_steps=0, held_out_rows=6

@@ -18,8 +18,6 @@ from mv2v_jax.data.scan import CheckedRows
 from mv2v_jax.ops.kmeans import kmeans
 from mv2v_jax.ops.sharding import make_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 FEW = 2**17
 # These tests concern the rows before any stage, and compiling is their cost: run as few stages as possible.
 FEWEST = {

@@ -106,7 +106,7 @@ CONFIG = small_config(published_match_steps=0, published_cluster_steps=0, search
 
 
 @pytest.fixture(scope="module")
-def restarts(quick_compile):
+def restarts():
     planted = planted_clouds(6, 5, num_x=61, num_y=53, groups=6)
     return planted, align_restarts(jax.random.key(0), planted.x, planted.y, 3, CONFIG, keep="all")
 

@@ -9,8 +9,6 @@ from sklearn.decomposition import FastICA
 
 from mv2v_jax.ops.ica import find_axes, live_columns, orthonormal_rows
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}
 SAMPLERS = {
     "exponential": lambda rng, shape: rng.exponential(size=shape) - 1,

@@ -8,8 +8,6 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 
 from mv2v_jax.ops.kmeans import kmeans, lloyd, seed_centers
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NUM_CLUSTERS = 6
 
 

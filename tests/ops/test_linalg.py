@@ -10,7 +10,6 @@ from scipy.linalg import orthogonal_procrustes
 from mv2v_jax.ops.linalg import polar, polar_step, procrustes
 
 # Compiling takes nearly all of the time.
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def test_square_equals_scipy():

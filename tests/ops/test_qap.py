@@ -10,8 +10,6 @@ from scipy.optimize import quadratic_assignment
 
 from mv2v_jax.ops.qap import assignment_objective, centered_kernel, search_assignment, swap_gains
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def symmetric(rng, size):
     matrix = rng.standard_normal((size, size))

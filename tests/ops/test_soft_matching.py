@@ -11,8 +11,6 @@ from scipy.optimize import linear_sum_assignment, quadratic_assignment
 
 from mv2v_jax.ops.soft_matching import Kernels, balance, gradient, match_confidence, match_softly, standardize
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def random_kernels(rng, size, num_symmetric=2, num_directed=2):
     """Kernels without a diagonal, as of different points."""

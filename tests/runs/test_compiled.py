@@ -45,7 +45,7 @@ def labelled(label, number, names):
     [(1, 1, FEW), pytest.param(3, 2, {"search_dims": 7}, marks=pytest.mark.slow)],
     ids=["few stages", "all stages"],
 )
-def test_pieces_equal_the_whole(quick_compile, num_restarts, num_settled, changes):
+def test_pieces_equal_the_whole(num_restarts, num_settled, changes):
     config = small_config(**changes)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(90, 8)).astype(np.float32), rng.normal(size=(95, 6)).astype(np.float32)

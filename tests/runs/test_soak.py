@@ -13,7 +13,7 @@ from mv2v_jax import align, apply
 from mv2v_jax.alignment import api
 from mv2v_jax.data.padding import padded_size
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
+pytestmark = pytest.mark.slow
 
 FITS = int(os.environ.get("MV2V_SOAK", "200"))
 CONFIG = small_config(components_num_runs=0)

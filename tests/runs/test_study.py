@@ -21,8 +21,6 @@ from mv2v_jax.errors import InputError
 from mv2v_jax.runs.study import Plan, identify_study, run_study, write_study
 from mv2v_jax.runs.study_files import open_study
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 CONFIG = small_config(published_match_steps=0, published_cluster_steps=0, search_dims=4)
 PLAN = Plan(seed=3, restarts=5, settled=8, chunk=2, sizes=(53,), size_restarts=2, bootstraps=1)
 FLAGS = setting_flags(CONFIG)

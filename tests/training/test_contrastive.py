@@ -16,8 +16,6 @@ from mv2v_jax.training.contrastive import ContrastiveConfig, contrastive_loss, r
 from mv2v_jax.training.online import OnlineConfig
 
 # Compiling takes nearly all of the time.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 D_X, D_Y = 10, 8
 SMALL = ContrastiveConfig(num_rounds=2, num_steps=60, max_passes=6, batch_rows=128, num_neighbors=2, learning_rate=1e-2)
 ADAM = optax.adam(1e-2)

@@ -18,8 +18,6 @@ from jax.sharding import PartitionSpec as P
 from mv2v_jax.training import LossConfig, OnlineConfig, alignment_loss, online_init, online_map, online_update
 
 # Compiling takes nearly all of the time.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 D_IN, D_X, D_Y, BATCH, STEPS = 7, 6, 5, 24, 3
 CONFIG = OnlineConfig(queue_rows=48, num_neighbors=2, rotate_every=1, decay=0.9)
 SELDOM = OnlineConfig(queue_rows=32, num_neighbors=2, rotate_every=5)

@@ -27,8 +27,6 @@ from mv2v_jax.training.losses import (
 from mv2v_jax.training.online import OnlineConfig
 
 # Compiling takes nearly all of the time.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B, C, D_X, D_Y = 9, 11, 6, 5
 
 divergence = jax.jit(sinkhorn_divergence, static_argnames=("num_steps", "stop_gradient"))

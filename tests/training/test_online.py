@@ -23,8 +23,6 @@ from mv2v_jax.training.losses import LossConfig
 from mv2v_jax.training.online import OnlineConfig, _match, online_init, online_map, online_update
 
 # Compiling takes nearly all of the time.
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 D_X, D_Y = 12, 10
 SMALL = OnlineConfig(queue_rows=64, num_neighbors=2, rotate_every=1, decay=0.9, whitening_power=0.5)
 

@@ -77,7 +77,6 @@ def run(config, rows, num_steps, batch_rows):
     return [float(evaluate(found, now[1], jnp.asarray(rows.y_eval)).top1) for found in maps], info
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_the_map_follows_a_turning_encoder():
     """In few dimensions and steps, on rows of a mixture; a fixed map becomes useless."""
     both = planted_clouds(16, 12, num_x=10, num_y=1_000, num_eval=1_200)
