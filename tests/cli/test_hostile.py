@@ -228,10 +228,16 @@ def test_a_map_may_have_the_longest_name_that_there_is(folder):
 
 
 ORDINARY_USER = """
-import os, sys
+import importlib, os, pkgutil, sys
 import rich.progress, rich.table
+import mv2v_jax
 from mv2v_jax.__main__ import main
-from mv2v_jax.runs import study
+for module in pkgutil.walk_packages(mv2v_jax.__path__, "mv2v_jax.", onerror=lambda name: None):
+    if not module.name.endswith("__main__"):
+        try:
+            importlib.import_module(module.name)
+        except ImportError:
+            pass  # an extra that is not installed
 for number, arguments in enumerate({commands!r}):
     if number:
         os.setgid(65534), os.setuid(65534)
@@ -245,7 +251,9 @@ for number, arguments in enumerate({commands!r}):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become an ordinary user")
 def test_what_an_ordinary_user_may_not_read_or_write(folder):
-    """Root may do all, so the commands run as nobody; the first one as root, so that everything is imported."""
+    """Root may do all, so the commands run as nobody. A checkout may be closed to nobody, as temporary folders are:
+    all modules are imported before, and the first command runs as root.
+    """
     (folder / "closed").mkdir()
     np.save(folder / "closed" / "x.npy", ROWS)
     np.save(folder / "secret.npy", ROWS)
