@@ -10,7 +10,8 @@ from mv2v_jax.cli.options import flag, option
 from mv2v_jax.cli.output import print_facts, print_text, progress_bar
 from mv2v_jax.errors import InputError
 from mv2v_jax.portable.numpy_map import PortableMap, load
-from mv2v_jax.runs.move import default_state, move, preview
+from mv2v_jax.runs.moving.move import move, preview
+from mv2v_jax.runs.moving.state import default_state
 from mv2v_jax.stores.address import parse_address
 from mv2v_jax.stores.open import open_store
 from mv2v_jax.stores.protocol import ReadStore, Store

@@ -139,7 +139,8 @@ class FaissStore:
     def create(self, source: Description, dims: int) -> None:
         check_writable(self._path)
         self._dims = dims
-        self._part.touch()
+        # Fails if another process has made it since it was looked for.
+        self._part.touch(exist_ok=False)
 
     def write(self, batch: Batch) -> None:
         self.check(batch)

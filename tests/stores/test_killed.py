@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -61,6 +62,39 @@ def kill_while_it_writes(process, state, wait):
     process.kill()
     process.communicate()
     return rows_written(state)
+
+
+def test_two_processes_do_not_write_one_target(tmp_path, start_server):
+    """The second is refused whatever its flags, the first one ends well, and a killed one leaves no lock."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(100_000, 64)).astype(np.float32)
+    address = MAKERS["faiss"](tmp_path, start_server, rows, range(len(rows)))
+    save_map(tmp_path / "map.safetensors", make_map(semi_orthogonal(rng, 64, 32)), {"verdict": "aligned"})
+    state = tmp_path / "state.json"
+    for end in (signal.SIGCONT, signal.SIGKILL):
+        first = move(address, state)
+        while first.poll() is None and not rows_written(state):
+            time.sleep(0.002)
+        first.send_signal(signal.SIGSTOP)
+        written = rows_written(state)
+        assert written is not None, "the move ended before it was stopped"
+        for flags in ([], ["--resume"]):
+            second = move(address, state, *flags)
+            said, error = second.communicate()
+            assert (second.returncode, said, error.count("\n")) == (2, "", 1)
+            assert f"found another one that runs this move and holds {state}.lock; wait until it has ended" in error
+        assert rows_written(state) == written
+        first.send_signal(end)
+        first.communicate()
+        if end == signal.SIGKILL:
+            assert first.returncode == -end
+            first = move(address, state, "--resume")
+            first.communicate()
+        assert first.returncode == 0
+        assert not list(tmp_path.glob("state*"))
+        target = all_rows(open_store(parse_address(beside(address))))
+        assert sorted(target.ids) == list(range(len(rows)))
+        (tmp_path / "new.faiss").unlink()
 
 
 @pytest.mark.parametrize("kind", SIZES)

@@ -10,7 +10,8 @@ from stores.makers import MAKERS, NUMBERS, ROWS, all_rows, beside, quick_folder
 
 from mv2v_jax.errors import InputError
 from mv2v_jax.portable.numpy_map import from_map
-from mv2v_jax.runs import move as moving
+from mv2v_jax.runs.moving import move as moving
+from mv2v_jax.runs.moving.state import hold
 from mv2v_jax.stores.address import parse_address
 from mv2v_jax.stores.open import open_store
 from mv2v_jax.stores.table import TableStore
@@ -105,6 +106,36 @@ def test_a_move_goes_on_where_it_was(address, when, tmp_path, monkeypatch):
     assert moved.num_kept + moved.num_moved == 300
     assert moved.num_kept > 0
     check_moved(address)
+
+
+def test_a_move_that_another_process_runs_is_refused(tmp_path, start_server):
+    """Locks of one process exclude each other as those of two do; `test_killed` has two processes."""
+    source, target = open_both(MAKERS["faiss"](tmp_path, start_server, ROWS, NUMBERS))
+    state = tmp_path / "state.json"
+    with hold(state, "x"):
+        for resume in (False, True):
+            with pytest.raises(InputError, match=r"one process, found another .* holds .*state\.json\.lock; wait"):
+                moving.move(source, MAP, target, state, resume=resume, on_step=quiet)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["docs.faiss"]
+    # What a killed process leaves, or one that made the target in the meantime.
+    (tmp_path / "state.json.lock").touch()
+    target.create(source.describe(), 5)
+    with pytest.raises(InputError, match="File exists"):
+        moving.move(source, MAP, Unaware(target), state, resume=False, on_step=quiet)
+    assert not state.exists()
+
+
+class Unaware:
+    """A store that another process makes after it was looked for."""
+
+    def __init__(self, store):
+        self.store, self.name = store, store.name
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+    def exists(self):
+        return False
 
 
 def test_a_changed_source_is_noticed(address, tmp_path, monkeypatch):
