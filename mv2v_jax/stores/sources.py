@@ -42,10 +42,10 @@ def load_embeddings(source: str | Path, column: str | None = None) -> np.ndarray
 
     Args:
         source: a ``.npy`` file or a folder of them; a ``.npz``, ``.safetensors`` or ``.pt`` file, where ``FILE:KEY``
-            names one of several arrays; a ``.parquet``, ``.arrow``, ``.feather``, ``.jsonl``, ``.csv`` or ``.tsv``
-            table, a folder of such files, or a folder of ``datasets.Dataset.save_to_disk``, where ``FILE:COLUMN``
-            names one of several columns; or a vector store, such as ``lancedb:PATH/TABLE?vector=COLUMN``. Quantised
-            rows are named so: ``FILE?quantised=int8&ranges=FILE``.
+            names one of several arrays; a ``.parquet``, ``.arrow``, ``.feather``, ``.jsonl``, ``.csv``, ``.tsv`` or
+            ``.h5ad`` table, a folder of such files, or a folder of ``datasets.Dataset.save_to_disk``, where
+            ``FILE:COLUMN`` names one of several columns; or a vector store, such as
+            ``lancedb:PATH/TABLE?vector=COLUMN``. Quantised rows are named so: ``FILE?quantised=int8&ranges=FILE``.
         column: name of the column of vectors, or of the array.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Tables in files, read batch by batch: Parquet, Arrow, JSON lines, CSV, and folders of them."""
+"""Tables in files, read batch by batch: Parquet, Arrow, JSON lines, CSV, AnnData, and folders of them."""
 
 import io
 import json
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from mv2v_jax.data.row_files import by_number
 from mv2v_jax.errors import InputError, first_line
 from mv2v_jax.paths import is_file, is_folder, list_folder
+from mv2v_jax.tables import h5ad
 
 # Bytes of text that are parsed at a time.
 _TEXT_BYTES = 2**24
@@ -148,6 +149,7 @@ _PARQUET = _Format("Parquet", _parquet_schema, _read_parquet)
 _ARROW = _Format("Arrow", _arrow_schema, _read_arrow)
 _LINES = _Format("JSON lines", _lines_schema, _read_lines)
 _CSV = _Format("CSV", _csv_schema, _read_csv)
+_H5AD = _Format("AnnData", h5ad.schema, h5ad.read)
 
 _FORMATS: dict[str, _Format] = {
     ".parquet": _PARQUET,
@@ -159,6 +161,7 @@ _FORMATS: dict[str, _Format] = {
     ".ndjson": _LINES,
     ".csv": _CSV,
     ".tsv": _CSV,
+    ".h5ad": _H5AD,
 }
 SUFFIXES = tuple(_FORMATS)
 
@@ -211,8 +214,8 @@ def open_table(path: Path) -> Table:
     """Open a table without reading a row.
 
     Args:
-        path: a Parquet, Arrow, Feather, JSON lines, CSV or TSV file; a folder of such files of one kind, in the order
-            of the numbers in their names; or a folder of ``datasets.Dataset.save_to_disk``.
+        path: a Parquet, Arrow, Feather, JSON lines, CSV, TSV or AnnData file; a folder of such files of one kind, in
+            the order of the numbers in their names; or a folder of ``datasets.Dataset.save_to_disk``.
 
     Raises:
         InputError: pyarrow is missing, or the file is missing, damaged, or of another kind.
