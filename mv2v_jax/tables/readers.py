@@ -13,6 +13,8 @@ from mv2v_jax.tables import h5ad
 
 # Bytes of text that are parsed at a time.
 _TEXT_BYTES = 2**24
+# Bytes of Parquet that are read at a time.
+_READ_BYTES = 2**20
 
 
 class Table(NamedTuple):
@@ -49,7 +51,8 @@ class _Format(NamedTuple):
 def _read_parquet(path: Path, columns: list[str], batch_rows: int) -> Iterator[Any]:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
+    # Otherwise the bytes of a whole row group are read at once, which may be the whole file.
+    with parquet.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES) as file:
         for batch in file.iter_batches(batch_rows, columns=columns):
             yield batch.select(columns)
 

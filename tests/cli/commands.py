@@ -20,6 +20,20 @@ SMALL = [
 # Most of a small fit's time is compiling, so the processes share what they compile.
 CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
+# A program that runs a command, and writes the most memory in KiB that it has held to the file "peak". What the system
+# counts for a child process would include the process from which it was forked.
+RUN_AND_WRITE_PEAK = """
+import atexit, pathlib, re, runpy
+
+def write_peak():
+    status = pathlib.Path("/proc/self/status").read_text()
+    pathlib.Path("peak").write_text(re.search(r"VmHWM:\\s*(\\d+) kB", status)[1])
+
+if pathlib.Path("/proc/self/status").exists():
+    atexit.register(write_peak)
+runpy.run_module("mv2v_jax", run_name="__main__", alter_sys=True)
+"""
+
 
 def run(*arguments, cwd, **options):
     """Run a command with its output in pipes."""

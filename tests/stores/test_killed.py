@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from cli.commands import RUN_AND_WRITE_PEAK
 from helpers import make_map, semi_orthogonal
 from stores.makers import MAKERS, all_rows, beside
 
@@ -20,19 +21,6 @@ from mv2v_jax.stores.open import open_store
 
 pytestmark = pytest.mark.slow
 MAX_BYTES = 2**30
-# Runs a command, and writes the most memory that it has held. What the system counts for a child process would include
-# this process, from which it was forked.
-RUN = """
-import atexit, pathlib, re, runpy
-
-def write_peak():
-    status = pathlib.Path("/proc/self/status").read_text()
-    pathlib.Path("peak").write_text(re.search(r"VmHWM:\\s*(\\d+) kB", status)[1])
-
-if pathlib.Path("/proc/self/status").exists():
-    atexit.register(write_peak)
-runpy.run_module("mv2v_jax", run_name="__main__", alter_sys=True)
-"""
 # Rows, dimensions and kills.
 SIZES = {
     "lancedb": (200_000, 384, 4),
@@ -42,7 +30,17 @@ SIZES = {
 
 
 def move(address, state, *flags):
-    command = [sys.executable, "-c", RUN, "move", address, "map.safetensors", beside(address), "--state", state]
+    command = [
+        sys.executable,
+        "-c",
+        RUN_AND_WRITE_PEAK,
+        "move",
+        address,
+        "map.safetensors",
+        beside(address),
+        "--state",
+        state,
+    ]
     return subprocess.Popen(
         [*command, *flags], cwd=state.parent, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
