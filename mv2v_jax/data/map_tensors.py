@@ -1,6 +1,7 @@
 """The arrays of a map in its safetensors file, on NumPy alone, so that a map can be used where there is no JAX."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ from mv2v_jax.version import __version__
 TENSOR_NAMES = ("W", "mean_x", "mean_y", "scale_x", "scale_y")
 
 
+def as_text(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Facts about a map as its file keeps them: text as it is, other values as JSON."""
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+
+
 def write_tensors(
     path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, Any], profiles: Profiles = (None, None)
 ) -> None:
@@ -27,8 +33,7 @@ def write_tensors(
             file cannot be written.
     """
     check_suffix(path, ".safetensors")
-    stored = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
-    stored |= {"format": MAP_FORMAT, "mv2v_jax_version": __version__}
+    stored = as_text(metadata) | {"format": MAP_FORMAT, "mv2v_jax_version": __version__}
     check_map_tensors(tensors, f"the map for {path}")
     save_tensors(path, tensors | profile_tensors(profiles), stored)
 

@@ -14,7 +14,7 @@ except ImportError as error:
 
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame
-from mv2v_jax.portable.numpy_map import PortableMap, load
+from mv2v_jax.portable.numpy_map import PortableMap, from_map, load
 
 FILE = "map.safetensors"
 
@@ -28,12 +28,20 @@ processing. It keeps no row's length. Rows mapped by it come near the rows of th
 class HubMap(ModelHubMixin):
     """A map with ``save_pretrained``, ``from_pretrained`` and ``push_to_hub``, and a card that is made from its facts.
 
+    Args:
+        linear_map: a `PortableMap`, or the `mv2v_jax.LinearMap` of a fit.
+        metadata: facts about the map of a fit, as for `mv2v_jax.save_map`: the card shows its verdict from them. A
+            `PortableMap` has its own.
+
     Attributes:
         map: the `PortableMap`.
+
+    Raises:
+        InputError: ``linear_map`` is no map.
     """
 
-    def __init__(self, linear_map: PortableMap) -> None:
-        self.map = linear_map
+    def __init__(self, linear_map: Any, metadata: Mapping[str, Any] | None = None) -> None:
+        self.map = linear_map if isinstance(linear_map, PortableMap) else from_map(linear_map, metadata)
         # The mixin would write the arguments as JSON; the file of the map says everything.
         self._hub_mixin_config = None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mv2v_jax.data.map_tensors import read_profiles, read_tensors, write_tensors
+from mv2v_jax.data.map_tensors import as_text, read_profiles, read_tensors, write_tensors
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame, check_frame
 from mv2v_jax.host_arrays import as_host_array
@@ -166,8 +166,19 @@ def load(path: str | Path) -> PortableMap:
     return PortableMap(**tensors, metadata=metadata, profiles=read_profiles(Path(path)))
 
 
-def from_map(linear_map: Any) -> PortableMap:
-    """The portable map of a `mv2v_jax.LinearMap` in memory."""
+def from_map(linear_map: Any, metadata: Mapping[str, Any] | None = None) -> PortableMap:
+    """The portable map of a `mv2v_jax.LinearMap` in memory.
+
+    Args:
+        linear_map: the map.
+        metadata: facts about it, as for `mv2v_jax.save_map`.
+
+    Raises:
+        InputError: it is no map.
+    """
+    if not hasattr(linear_map, "W"):
+        hint = "; pass its map" if hasattr(linear_map, "map") else ""
+        raise InputError(f"linear_map must be a LinearMap, found {type(linear_map).__name__}{hint}")
     source, target = linear_map.source, linear_map.target
     return PortableMap(
         W=np.asarray(linear_map.W),
@@ -175,4 +186,5 @@ def from_map(linear_map: Any) -> PortableMap:
         mean_y=np.asarray(target.mean),
         scale_x=np.asarray(source.scale),
         scale_y=np.asarray(target.scale),
+        metadata=as_text(metadata or {}),
     )

@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import threading
+import types
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from mv2v_jax import InputError
+from mv2v_jax import InputError, load_map
 from mv2v_jax.portable import PortableMap
 
 pytest.importorskip("huggingface_hub")
@@ -44,6 +45,16 @@ def test_a_folder_and_its_card(tmp_path, judged, rows):
 
 def test_a_map_without_a_verdict_says_so(portable_map):
     assert "The file of this map holds no verdict." in str(hub.HubMap(portable_map).generate_model_card())
+
+
+def test_the_map_of_a_fit(tmp_path, linear_map):
+    hub.HubMap(linear_map, {"verdict": "aligned", "confidence": 0.98712}).save_pretrained(tmp_path)
+    assert "| confidence | 0.987 |" in (tmp_path / "README.md").read_text()
+    found, metadata = load_map(tmp_path / "map.safetensors")
+    np.testing.assert_array_equal(found.W, linear_map.W)
+    assert json.loads(metadata["confidence"]) == 0.98712
+    with pytest.raises(InputError, match="must be a LinearMap, found SimpleNamespace; pass its map"):
+        hub.HubMap(types.SimpleNamespace(map=linear_map))
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
@@ -93,13 +104,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 
 PROGRAM = """
-import sys, numpy as np
-from mv2v_jax import portable
+import numpy as np
+import mv2v_jax
 from mv2v_jax.portable.hub import HubMap
-linear_map = portable.load("map.safetensors")
-HubMap(linear_map).push_to_hub("me/map", token="hf_made_up")
+linear_map, facts = mv2v_jax.load_map("map.safetensors")
+HubMap(linear_map, facts).push_to_hub("me/map", token="hf_made_up")
 loaded = HubMap.from_pretrained("me/map", cache_dir="cache")
 np.testing.assert_array_equal(loaded.map.W, linear_map.W)
+assert loaded.map.metadata["verdict"] == "aligned"
 print("the same")
 """
 
