@@ -152,7 +152,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, notes:
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else printable(str(cell)) for cell in row))
     width = stream_width(sys.stdout)
     # A pipe has no width of its own; the default of 80 columns would cut figures off.
-    Console(width=160 if width is None else width, markup=False, emoji=False).print(table)
+    console = Console(width=160 if width is None else width, markup=False, emoji=False)
+    # Rich itself would end the program with 1 where the reader of the output is gone.
+    with console.capture() as captured:
+        console.print(table)
+    print(captured.get(), end="")
 
 
 def progress_bar(expected: Mapping[str, float] | None = None) -> contextlib.AbstractContextManager[OnStep]:

@@ -1,6 +1,7 @@
 """What is printed, at the edge of a terminal and in a pipe; and what a verdict is called."""
 
 import io
+import os
 import re
 import shlex
 from pathlib import Path
@@ -190,3 +191,12 @@ def test_the_next_command_fits_the_cause(changes, words):
     first, second = next_steps({**UNSURE, **changes}, "x", "y", "m")
     assert " ".join(map(str, first[1])) == words
     assert second[1] == ("mv2v", "evaluate", "m", "X_EVAL", "Y_EVAL")
+
+
+def test_a_table_for_a_reader_that_is_gone_does_not_end_the_program(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    # Rich writes to the file itself, by its number.
+    monkeypatch.setattr("sys.stdout", open(writer, "w", buffering=1))  # noqa: SIM115
+    with pytest.raises(BrokenPipeError):
+        output.print_table(["score", "value"], [["top1", 0.5]])
