@@ -30,6 +30,7 @@ from mv2v_jax.profiles.profile import SpaceProfile, profile_rows, unit_rows
 
 SIZES = (10, 100, 1_000)
 NUM_TOPICS, TOPIC_ROWS = 20, 5_000
+REFLECTED = "x * -1"
 
 Files = dict[tuple[str, str], np.ndarray]
 Counts = dict[str, dict[int, list[int]]]
@@ -60,6 +61,7 @@ def changes(rng: np.random.Generator, d: int) -> dict[str, Callable[[np.ndarray]
         "rotated at random": lambda rows: rows @ turn,
         "columns in reverse order": lambda rows: rows[:, ::-1],
         "x * 7 + 1": lambda rows: rows * 7 + 1,
+        REFLECTED: lambda rows: -rows,
         "second half of the columns zero": lambda rows: np.where(np.arange(d) < d // 2, rows, 0),
         "normalised, or not, unlike the fitting rows": change_lengths,
     }
@@ -108,7 +110,8 @@ def measure(files: Files, num_files: int, seed: int) -> tuple[Counts, Counts]:
                     of = "the fitted corpus" if name[0] == corpus else "another corpus"
                     count(passing, f"{of}, {kind}", size, profile, drawn)
                     for change, function in changes(rng, drawn.shape[1]).items():
-                        count(alarming, change, size, profile, function(drawn))
+                        named = f"{change}, {of}" if change == REFLECTED else change
+                        count(alarming, named, size, profile, function(drawn))
     return passing, alarming
 
 

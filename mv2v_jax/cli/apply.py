@@ -1,6 +1,5 @@
 """``mv2v apply``: map rows of any number from a file to a file."""
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,18 @@ import click
 from mv2v_jax.alignment.score import Verdict
 from mv2v_jax.cli.guard import guard_rows, strict_option
 from mv2v_jax.cli.help import Command
-from mv2v_jax.cli.options import column_option, flag, id_column_option, option, output_option, text_column_option
+from mv2v_jax.cli.lengths import warn_of_lengths
+from mv2v_jax.cli.options import column_option, count, flag, id_column_option, option, output_option, text_column_option
 from mv2v_jax.cli.output import print_text, progress_bar
 from mv2v_jax.cli.shared import check_output, load_rows
 from mv2v_jax.data.map_file import load_map
+from mv2v_jax.data.map_tensors import read_profiles
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame
 from mv2v_jax.linear_map import LinearMap, invert
+from mv2v_jax.portable.finish import Finish, make_finish
 from mv2v_jax.portable.numpy_map import from_map
+from mv2v_jax.portable.similarity import Metric
 from mv2v_jax.runs.apply_shards import Applied, apply_to_file, source_files
 from mv2v_jax.runs.map_batches import apply_to_table
 from mv2v_jax.stores.address import parse_address
@@ -38,6 +41,8 @@ Guard = Callable[[Any], None]
         "mv2v apply map.safetensors x.npy -o mapped.npy",
         "# Comparable by cosine with the raw vectors of the target encoder.",
         "mv2v apply map.safetensors x.npy -o mapped.npy --frame target",
+        "# For an index that compares by dot product.",
+        "mv2v apply map.safetensors x.npy -o mapped.npy --metric dot",
         "# From the target space back to the source space.",
         "mv2v apply map.safetensors y.npy -o back.npy --inverse",
     ],
@@ -51,10 +56,23 @@ Guard = Callable[[Any], None]
 @option(
     "--frame",
     type=click.Choice(["centred", "target"]),
-    default="centred",
-    show_default=True,
+    show_default="centred; target with --metric dot or l2",
     help="Coordinates of the mapped rows. centred: mean removed, unit length. target: comparable by cosine with raw "
     "vectors of the target encoder.",
+)
+@option(
+    "--metric",
+    type=click.Choice(["cosine", "dot", "l2"]),
+    default="cosine",
+    show_default=True,
+    help="How the mapped rows are compared. dot and l2 give them the one length that raw vectors of the target encoder "
+    "have. If these have several, lengths are predicted.",
+)
+@count(
+    "--dims",
+    type=click.IntRange(1, 2**20),
+    help="Keep the first N numbers of each mapped row, for an index that holds prefixes of a Matryoshka encoder. They "
+    "are scaled to the one length of the target encoder's vectors, if there is one.",
 )
 @column_option
 @id_column_option
@@ -67,7 +85,9 @@ def apply_command(
     map_file: str,
     x_file: str,
     output: Path,
-    frame: Frame,
+    frame: Frame | None,
+    metric: Metric,
+    dims: int | None,
     column: str | None,
     id_column: str | None,
     text_column: str | None,
@@ -83,24 +103,31 @@ def apply_command(
     """
     check_output(output, (".npy", *write.SUFFIXES), map_file, x_file)
     linear_map, metadata = load_map(map_file)
+    profile = read_profiles(Path(map_file))[0 if inverse else 1]
     if inverse:
         linear_map = invert(linear_map)
     d_x, d_y = linear_map.W.shape
-    guard = functools.partial(guard_rows, map_file, name=x_file, inverse=inverse, strict=strict)
+    finish = make_finish(frame or ("centred" if metric == "cosine" else "target"), metric, dims, profile, d_y, map_file)
+
+    def guard(rows: Any) -> None:
+        guard_rows(map_file, rows, x_file, inverse=inverse, strict=strict)
+        warn_of_lengths(profile, metric, rows, x_file)
+
     if output.suffix.lower() in write.SUFFIXES:
         columns = {"vector": column, "id": id_column, "text": text_column}
-        n, done = _write_table(linear_map, x_file, columns, output, frame, resume, guard)
+        n, done = _write_table(linear_map, x_file, columns, output, finish, resume, guard)
     else:
         wanted_by = f"{map_file}{' inverted' if inverse else ''}"
-        n, done = _write_array(linear_map, x_file, column, output, frame, resume, wanted_by, guard)
+        n, done = _write_array(linear_map, x_file, column, output, finish, resume, wanted_by, guard)
     verdict = metadata.get("verdict", Verdict.aligned.name)
     if verdict != Verdict.aligned.name and not accept:
         print_text(
             f"Warning: the fit of {map_file} was judged {verdict}; mv2v info {map_file} shows why.", to_stderr=True
         )
     kept = f", {n - done.num_mapped:,} of them from an earlier run" if done.num_mapped < n else ""
+    described = finish.frame if metric == "cosine" else f"{finish.frame} for {metric}"
     speed = f"{done.num_mapped / done.seconds:,.0f} rows per second"
-    print_text(f"{n:,} rows{kept}, {d_x} to {d_y} dimensions, {frame}, {speed}: {output}")
+    print_text(f"{n:,} rows{kept}, {d_x} to {dims or d_y} dimensions, {described}, {speed}: {output}")
 
 
 def _write_array(
@@ -108,7 +135,7 @@ def _write_array(
     x_file: str,
     column: str | None,
     output: Path,
-    frame: Frame,
+    finish: Finish,
     resume: bool,
     wanted_by: str,
     guard: Guard,
@@ -118,7 +145,7 @@ def _write_array(
     guard(x)
     source = source_files(next(iter(files_of(x_file)), Path()), x)
     with progress_bar() as on_step:
-        done = apply_to_file(linear_map, x, source, output, x_file, frame=frame, resume=resume, on_step=on_step)
+        done = apply_to_file(linear_map, x, source, output, x_file, finish=finish, resume=resume, on_step=on_step)
     return x.shape[0], done
 
 
@@ -127,7 +154,7 @@ def _write_table(
     x_file: str,
     columns: dict[str, str | None],
     output: Path,
-    frame: Frame,
+    finish: Finish,
     resume: bool,
     guard: Guard,
 ) -> tuple[int, Applied]:
@@ -139,5 +166,5 @@ def _write_table(
     if first is not None and first.shape[1] == linear_map.W.shape[0]:
         guard(first)
     with progress_bar() as on_step:
-        done = apply_to_table(from_map(linear_map), source, output, frame=frame, on_step=on_step)
+        done = apply_to_table(from_map(linear_map), source, output, finish=finish, on_step=on_step)
     return done.num_mapped, done

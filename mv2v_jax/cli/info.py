@@ -8,10 +8,12 @@ from typing import Any
 import click
 
 from mv2v_jax.cli.help import Command
+from mv2v_jax.cli.lengths import describe_metrics
 from mv2v_jax.cli.options import json_option
 from mv2v_jax.cli.output import print_facts, print_table, print_text
 from mv2v_jax.cli.verdict_text import describe_verdict, list_reasons, read_facts
 from mv2v_jax.data.map_file import load_map
+from mv2v_jax.data.map_tensors import read_profiles
 
 # Printed with the verdict, so not among the other facts.
 _JUDGED = (
@@ -36,6 +38,7 @@ def info_command(map_file: str, as_json: bool) -> None:
     All of it was written into the file by the command that fitted the map.
     """
     linear_map, metadata = load_map(map_file)
+    profile = read_profiles(Path(map_file))[1]
     if as_json:
         print(json.dumps({"W": list(linear_map.W.shape), **dict(sorted(metadata.items()))}))
         return
@@ -45,6 +48,8 @@ def info_command(map_file: str, as_json: bool) -> None:
     d_x, d_y = linear_map.W.shape
     fitted = f", fitted on {facts['n']:,} and {facts['m']:,} rows" if {"n", "m"} <= facts.keys() else ""
     print_text(f"{map_file} maps {d_x} dimensions to {d_y}{fitted}.")
+    if profile is not None:
+        print_text(f"The target frame suits {describe_metrics(profile)}.")
     print()
     _print_verdict(facts)
     print_text("Where it came from:")

@@ -12,7 +12,7 @@ from mv2v_jax.data.output_paths import check_suffix
 from mv2v_jax.data.tensor_files import MAP_FORMAT, check_header, check_map_format, check_map_tensors, save_tensors
 from mv2v_jax.errors import InputError, first_line
 from mv2v_jax.paths import is_file
-from mv2v_jax.profiles.profile import Profiles, profile_tensors, profiles_from
+from mv2v_jax.profiles.profile import Profiles, is_whole, profile_tensors, profiles_from
 from mv2v_jax.version import __version__
 
 TENSOR_NAMES = ("W", "mean_x", "mean_y", "scale_x", "scale_y")
@@ -74,7 +74,8 @@ def read_profiles(path: Path) -> Profiles:
         tensors = {name: file.get_tensor(name) for name in set(file.keys()) - {"W"}}
     profiles = profiles_from(tensors)
     for side, profile in zip("xy", profiles, strict=True):
-        d = tensors[f"mean_{side}"].shape
-        if profile is not None and not (profile.unit_mean.shape == d == profile.directions.shape[:1]):
-            raise InputError(f"{path} must hold profiles of the dimensions of its means, found another; fit it again")
+        if profile is not None and not is_whole(profile, len(tensors[f"mean_{side}"])):
+            raise InputError(
+                f"{path} must hold finite profiles of the dimensions of its means, found another; fit it again"
+            )
     return profiles

@@ -9,6 +9,7 @@ from mv2v_jax.data.scan import read_blocks
 from mv2v_jax.errors import InputError
 from mv2v_jax.evaluation.search import SearchScores, overlaps, partner_ranks, score_search
 from mv2v_jax.portable import PortableMap
+from mv2v_jax.portable.finish import remembers_lengths
 from mv2v_jax.portable.similarity import Metric
 
 # Numbers per block of the index.
@@ -64,10 +65,13 @@ def evaluate_index(
             yield transform(block.astype(np.float32))
             on_rows(first + start + len(block), 2 * total)
 
-    def move(rows: np.ndarray) -> np.ndarray:
-        return linear_map.apply(rows, frame="target")
+    # What `mv2v apply --metric` writes; a map that remembers no lengths leaves rows as they are.
+    of_source, of_target = (metric if remembers_lengths(profile) else "cosine" for profile in linear_map.profiles)
 
-    mapped = linear_map.apply(documents, frame="target", inverse=True)
+    def move(rows: np.ndarray) -> np.ndarray:
+        return linear_map.apply(rows, frame="target", metric=of_target)
+
+    mapped = linear_map.apply(documents, frame="target", inverse=True, metric=of_source)
     moved = move(partners)
     of_mapped = partner_ranks(mapped, partners, blocks(0, lambda rows: rows), metric)
     of_moved = partner_ranks(documents, moved, blocks(index.shape[0], move), metric)

@@ -11,6 +11,8 @@ from mv2v_jax.data.map_tensors import as_text, read_profiles, read_tensors, writ
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame, check_frame
 from mv2v_jax.host_arrays import as_host_array
+from mv2v_jax.portable.finish import Finish, make_finish
+from mv2v_jax.portable.similarity import Metric
 from mv2v_jax.profiles.mismatch import find_mismatch
 from mv2v_jax.profiles.profile import Profiles
 
@@ -55,7 +57,15 @@ class PortableMap:
             profiles=self.profiles[::-1],
         )
 
-    def apply(self, rows: Any, *, frame: Frame = "centred", inverse: bool = False) -> np.ndarray:
+    def apply(
+        self,
+        rows: Any,
+        *,
+        frame: Frame = "centred",
+        inverse: bool = False,
+        metric: Metric = "cosine",
+        dims: int | None = None,
+    ) -> np.ndarray:
         """Map raw rows, as `mv2v_jax.apply`.
 
         Args:
@@ -64,13 +74,19 @@ class PortableMap:
             frame: ``"centred"`` for unit rows with the mean of the space they are mapped into removed; ``"target"``
                 for rows that can be compared by cosine with raw rows of that space.
             inverse: map rows of the target into the source.
+            metric: how the rows are compared. ``"dot"`` and ``"l2"`` need the frame ``"target"`` and give rows the one
+                length that the rows of that space have. Where these have several, the length of each row is predicted
+                from its direction.
+            dims: numbers that are kept of each mapped row, for an index that holds prefixes of a Matryoshka encoder.
+                Prefixes are scaled to the one length of the rows of that space, if they have one.
 
         Returns:
-            ``[n, d_y]``, or ``[d_y]`` for a single row, in the dtype of ``rows``. Zero rows become zero rows (centred)
-            or the mean (target). A row with NaN or infinity becomes a row of NaN.
+            ``[n, d_y]``, or ``[d_y]`` for a single row, in the dtype of ``rows``; ``dims`` for ``d_y``. Zero rows
+            become zero rows (centred) or the mean (target). A row with NaN or infinity becomes a row of NaN.
 
         Raises:
-            InputError: wrong shape or dtype, masked values, or unknown frame.
+            InputError: wrong shape or dtype, masked values, unknown frame or metric, ``dims`` not below ``d_y``, or a
+                metric other than cosine with centred rows or a map that remembers no lengths.
 
         Example:
             >>> zero, one = np.zeros(2, np.float32), np.float32(1)
@@ -79,16 +95,18 @@ class PortableMap:
             [[0.0, 1.0]]
         """
         if inverse:
-            return self.invert().apply(rows, frame=frame)
+            return self.invert().apply(rows, frame=frame, metric=metric, dims=dims)
         check_frame(frame)
+        finish = make_finish(frame, metric, dims, self.profiles[1], self.W.shape[1])
         rows = self._check(as_host_array(rows, "rows"))
-        if rows.ndim == 1:
-            return self.apply(rows[None], frame=frame)[0]
+        return self._map_all(rows[None], finish)[0] if rows.ndim == 1 else self._map_all(rows, finish)
+
+    def _map_all(self, rows: np.ndarray, finish: Finish) -> np.ndarray:
         d_x, d_y = self.W.shape
-        mapped = np.empty((len(rows), d_y), rows.dtype)
+        mapped = np.empty((len(rows), finish.dims or d_y), rows.dtype)
         block = max(1, _BLOCK_NUMBERS // max(d_x, d_y))
         for start in range(0, len(rows), block):
-            mapped[start : start + block] = self._map(rows[start : start + block], frame)
+            mapped[start : start + block] = finish(self._map(rows[start : start + block], finish.frame))
         return mapped
 
     def _check(self, rows: np.ndarray) -> np.ndarray:

@@ -1,10 +1,18 @@
 """How an index compares rows: by cosine, dot product or squared distance."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from mv2v_jax.errors import InputError
+
 Metric = Literal["cosine", "dot", "l2"]
+
+
+def check_metric(metric: str) -> None:
+    """Raise `InputError` unless this is a `Metric`."""
+    if metric not in get_args(Metric):
+        raise InputError(f'metric must be "cosine", "dot" or "l2", found {metric!r}')
 
 
 def similarities(queries: np.ndarray, rows: np.ndarray, metric: Metric) -> np.ndarray:

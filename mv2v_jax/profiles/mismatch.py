@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from mv2v_jax.profiles.profile import COMPARED_ROWS, SpaceProfile, length_range, likeness, sample_rows, unit_rows
+from mv2v_jax.profiles.centres import nearness
+from mv2v_jax.profiles.lengths import ONE_LENGTH, describe_lengths, is_one_length, length_range
+from mv2v_jax.profiles.profile import COMPARED_ROWS, SpaceProfile, likeness, sample_rows, unit_rows
 
 # Rows without numbers after this share of the columns are truncated.
 _MAX_USED = 0.9
-# Lengths that spread less than this, from 5 % to 95 % over the median, are one length.
-_ONE_LENGTH = 0.02
 # Largest relative difference from one common length, and largest factor between medians of lengths that vary.
 _LENGTH_TOLERANCE, _SCALE_TOLERANCE = 0.05, 4.0
 # Where the mean of unit rows is longer than the first number, its direction names the encoder: that of other texts has
@@ -17,6 +17,9 @@ _LENGTH_TOLERANCE, _SCALE_TOLERANCE = 0.05, 4.0
 _NARROW_CONE, _MIN_MEAN_COSINE = 0.7, 0.5
 # Elsewhere the variances do, if the profile recognises its own rows and there are enough rows to compute variances.
 _MIN_LIKENESS, _MIN_OWN_LIKENESS, _MIN_ROWS = 0.4, 0.7, 10
+# Neither shows a reflection. Rows are nearer to typical rows than to their opposites. Reflected ones are farther by at
+# least this share of that difference; texts of another kind by less. A cloud with a smaller difference is symmetric.
+_MIN_REFLECTED, _MIN_DIFFERENCE = 0.3, 0.1
 
 
 def find_mismatch(profile: SpaceProfile, rows: Any, other: SpaceProfile | None = None) -> str | None:
@@ -42,7 +45,7 @@ def find_mismatch(profile: SpaceProfile, rows: Any, other: SpaceProfile | None =
     other_encoder = _find_other_encoder(profile, units)
     if other_encoder is not None:
         return f"{other_encoder}; {_advise_side(units, other)}"
-    return _find_other_lengths(profile, lengths)
+    return _find_reflection(profile, units) or _find_other_lengths(profile, lengths)
 
 
 def _find_truncation(profile: SpaceProfile, rows: np.ndarray) -> str | None:
@@ -70,6 +73,19 @@ def _find_other_encoder(profile: SpaceProfile, units: np.ndarray) -> str | None:
     return None
 
 
+def _find_reflection(profile: SpaceProfile, units: np.ndarray) -> str | None:
+    if profile.centres is None or profile.nearness is None or len(units) < _MIN_ROWS:
+        return None
+    near, opposite = nearness(profile.centres, units)
+    difference = profile.nearness[0] - profile.nearness[1]
+    if difference < _MIN_DIFFERENCE or near - opposite > -_MIN_REFLECTED * difference:
+        return None
+    return (
+        f"rows as if times -1, with a mean cosine of {near:.2f} to the nearest typical row and of {opposite:.2f} to "
+        "the nearest opposite of one; undo the change of sign"
+    )
+
+
 def _advise_side(units: np.ndarray, other: Any) -> str:
     fits_other = (
         other is not None and len(other.unit_mean) == units.shape[1] and _find_other_encoder(other, units) is None
@@ -81,17 +97,13 @@ def _advise_side(units: np.ndarray, other: Any) -> str:
 
 def _find_other_lengths(profile: SpaceProfile, lengths: np.ndarray) -> str | None:
     (low, median, high), (found_low, found, found_high) = profile.lengths, length_range(lengths)
-    described = f"lengths {_describe(found_low, found_high)} where the fitting rows have lengths "
-    if high - low < _ONE_LENGTH * median:
+    described = f"lengths {describe_lengths(found_low, found_high)} where the fitting rows have lengths "
+    if is_one_length(profile.lengths):
         if max(abs(found_low / median - 1), abs(found_high / median - 1)) > _LENGTH_TOLERANCE:
             return f"{described}of {median:.3g}; scale each row to that length, if the encoder is the same"
         return None
-    if len(lengths) >= _MIN_ROWS and found_high - found_low < _ONE_LENGTH * found:
-        return f"{described}{_describe(low, high)}; give the rows as the encoder returns them, not normalised"
+    if len(lengths) >= _MIN_ROWS and found_high - found_low < ONE_LENGTH * found:
+        return f"{described}{describe_lengths(low, high)}; give the rows as the encoder returns them, not normalised"
     if not 1 / _SCALE_TOLERANCE < found / median < _SCALE_TOLERANCE:
-        return f"{described}{_describe(low, high)}; give the rows in the scale of the fitting rows"
+        return f"{described}{describe_lengths(low, high)}; give the rows in the scale of the fitting rows"
     return None
-
-
-def _describe(low: float, high: float) -> str:
-    return f"of {high:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"from {low:.3g} to {high:.3g}"

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from mv2v_jax.profiles.centres import find_centres, nearness
+from mv2v_jax.profiles.lengths import fit_lengths, is_one_length, length_range
+
 # Rows that a profile is made of, and rows that are compared with one.
 PROFILE_ROWS, COMPARED_ROWS = 4096, 2048
 # Fewer rows have no profile.
@@ -29,6 +32,12 @@ class SpaceProfile:
         shares: ``[k]``, share of the variance along each.
         lengths: ``[3]``, lengths of the rows: 5 %, median and 95 %.
         likeness: scalar, smallest `likeness` of 30 rows of this space that the directions were not computed from.
+        centres: ``[k, d]`` float16, typical unit rows, at most 64; ``None``, as the following fields, in maps of
+            earlier versions.
+        nearness: ``[2]``, mean cosine of a row to the nearest centre and to the nearest opposite of a centre.
+        length_weights: ``[d]``, by which the logarithm of a row's length is predicted from its unit row; ``None``, as
+            the next one, where all rows have one length.
+        length_fit: ``[2]``, offset of that prediction, and the share of the variance that it explains.
     """
 
     unit_mean: np.ndarray
@@ -36,10 +45,15 @@ class SpaceProfile:
     shares: np.ndarray
     lengths: np.ndarray
     likeness: np.ndarray
+    centres: np.ndarray | None = None
+    nearness: np.ndarray | None = None
+    length_weights: np.ndarray | None = None
+    length_fit: np.ndarray | None = None
 
 
 Profiles = tuple[SpaceProfile | None, SpaceProfile | None]
 _FIELDS = [field.name for field in fields(SpaceProfile)]
+_LATER_FIELDS = {field.name for field in fields(SpaceProfile) if field.default is None}
 
 
 def profile_tensors(profiles: Profiles) -> dict[str, np.ndarray]:
@@ -47,7 +61,8 @@ def profile_tensors(profiles: Profiles) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for side, profile in zip("xy", profiles, strict=True):
         if profile is not None:
-            found |= {f"{name}_{side}": getattr(profile, name) for name in _FIELDS}
+            arrays = {name: getattr(profile, name) for name in _FIELDS}
+            found |= {f"{name}_{side}": array for name, array in arrays.items() if array is not None}
     return found
 
 
@@ -56,9 +71,24 @@ def profiles_from(tensors: Mapping[str, np.ndarray]) -> Profiles:
 
     def build(side: str) -> SpaceProfile | None:
         named = {name: tensors.get(f"{name}_{side}") for name in _FIELDS}
-        return None if any(array is None for array in named.values()) else SpaceProfile(**named)  # type: ignore[arg-type]
+        missing = {name for name, array in named.items() if array is None}
+        return None if missing - _LATER_FIELDS else SpaceProfile(**named)  # type: ignore[arg-type]
 
     return build("x"), build("y")
+
+
+def is_whole(profile: SpaceProfile, d: int) -> bool:
+    """Whether a profile that was read from a file is one of a space of ``d`` dimensions, of finite numbers."""
+    expected = {"unit_mean": (d,), "lengths": (3,), "likeness": (), "length_weights": (d,)}
+    expected |= {"nearness": (2,), "length_fit": (2,)}
+    arrays = {name: getattr(profile, name) for name in _FIELDS if getattr(profile, name) is not None}
+    return (
+        all(array.dtype.kind == "f" and np.isfinite(array).all() for array in arrays.values())
+        and all(arrays[name].shape == shape for name, shape in expected.items() if name in arrays)
+        and profile.directions.shape == (d, *profile.shares.shape)
+        and (profile.centres is None or profile.centres.shape[1:] == (d,))
+        and bool((profile.lengths > 0).all())
+    )
 
 
 def sample_rows(rows: Any, num_rows: int) -> np.ndarray:
@@ -77,11 +107,6 @@ def unit_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (rows / lengths[:, None]).astype(np.float32), lengths
 
 
-def length_range(lengths: np.ndarray) -> np.ndarray:
-    """Lengths at 5 %, at the median and at 95 %: ``[3]``."""
-    return np.quantile(lengths, [0.05, 0.5, 0.95])
-
-
 def profile_rows(rows: Any) -> SpaceProfile | None:
     """The profile of raw ``rows [n, d]``, from at most 4,096 of them; ``None`` where there are fewer than 200."""
     units, lengths = unit_rows(sample_rows(rows, PROFILE_ROWS))
@@ -91,13 +116,20 @@ def profile_rows(rows: Any) -> SpaceProfile | None:
     kept_out = np.arange(len(units)) % 4 == 3
     directions = _principal_directions(units[~kept_out]).astype(np.float16)
     shares = _shares(directions, units[kept_out])
+    centres = find_centres(units[~kept_out]).astype(np.float16)
+    found_lengths = length_range(lengths)
+    by_length = None if is_one_length(found_lengths) else fit_lengths(units, lengths, kept_out)
     trials = [units[kept_out][start::_MAX_TRIALS][:_TRIED_ROWS] for start in range(_MAX_TRIALS)]
     return SpaceProfile(
         unit_mean=units.mean(axis=0),
         directions=directions,
         shares=shares.astype(np.float32),
-        lengths=length_range(lengths).astype(np.float32),
+        lengths=found_lengths.astype(np.float32),
         likeness=np.asarray(min(_correlation(shares, _shares(directions, trial)) for trial in trials), np.float32),
+        centres=centres,
+        nearness=nearness(centres, units[kept_out]),
+        length_weights=None if by_length is None else by_length[0],
+        length_fit=None if by_length is None else by_length[1],
     )
 
 

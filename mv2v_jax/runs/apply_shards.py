@@ -20,6 +20,7 @@ from mv2v_jax.frame import Frame
 from mv2v_jax.linear_map import LinearMap, apply
 from mv2v_jax.ops.given_arrays import to_device
 from mv2v_jax.ops.masked import working_dtype
+from mv2v_jax.portable.finish import Finish
 from mv2v_jax.progress import OnStep
 from mv2v_jax.tables.spill import SpilledRows
 from mv2v_jax.version import __version__
@@ -75,11 +76,13 @@ def apply_to_file(
     output: Path,
     name: str,
     *,
-    frame: Frame,
+    finish: Finish,
     resume: bool,
     on_step: OnStep,
 ) -> Applied:
-    """Map ``rows [n, d_x]`` and write ``.npy [n, d_y]`` in the dtype of the rows; bfloat16 becomes float32.
+    """Map ``rows [n, d_x]`` and write ``.npy [n, d_y]``, or a prefix of the columns, in the dtype of the rows.
+
+    bfloat16 becomes float32.
 
     Args:
         linear_map: the map.
@@ -87,8 +90,8 @@ def apply_to_file(
         source: the files of the rows (`source_files`), by which a resumed call recognises them.
         output: file to write; it appears when it is complete.
         name: what an error message calls the rows.
-        frame: as for `apply`.
-        resume: continue where an earlier call with the same map, frame and files ended; the result is the same.
+        finish: the frame, and what is done to mapped rows.
+        resume: continue where an earlier call with the same map, `Finish` and files ended; the result is the same.
         on_step: called with "rows mapped", the number of rows done and the number of rows to do.
 
     Raises:
@@ -98,19 +101,21 @@ def apply_to_file(
     started = time.perf_counter()
     n = rows.shape[0]
     d_x, d_y = linear_map.W.shape
+    columns = finish.dims or d_y
     # .npy has no bfloat16; float32 represents every bfloat16 value.
     dtype = rows.dtype if np.issubdtype(rows.dtype, np.floating) else np.dtype(np.float32)
     made_by = {
         "map": _fingerprint(linear_map),
-        "frame": frame,
-        "shape": [n, d_y],
+        "frame": finish.frame,
+        "metric": finish.metric,
+        "shape": [n, columns],
         "dtype": str(rows.dtype),
         "mv2v_jax_version": __version__,
         "jax_version": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
     block_rows = max(1, _BLOCK_NUMBERS // max(d_x, d_y))
-    with resumable_npy(output, (n, d_y), dtype, made_by, source, block_rows=block_rows, resume=resume) as out:
+    with resumable_npy(output, (n, columns), dtype, made_by, source, block_rows=block_rows, resume=resume) as out:
         first = out.rows_done
 
         def write(start: int, block: np.ndarray, mapped: jax.Array, finite: jax.Array, long: jax.Array) -> None:
@@ -124,13 +129,13 @@ def apply_to_file(
                 too_large = " (as float32)" if np.isfinite(block).all() and "finite" in expected else ""
                 kept = "; rows before it are kept: repair it and continue with --resume" if out.rows_done else ""
                 raise InputError(f"{name} must {expected}, first in {row}{too_large}{kept}")
-            out.write(np.asarray(mapped))
+            out.write(finish(np.asarray(mapped)))
             on_step("rows mapped", out.rows_done, n)
 
         # The device maps a block while the block before is written and the next one read.
         waiting = None
         for start, block in read_blocks(rows, block_rows, first):
-            mapped = _map_block(linear_map, to_device(block), frame)
+            mapped = _map_block(linear_map, to_device(block), finish.frame)
             if waiting is not None:
                 write(*waiting)
             waiting = start, block, *mapped

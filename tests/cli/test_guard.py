@@ -76,3 +76,40 @@ def test_portable_maps_remember(mapped, tmp_path):
     assert portable.load("back.safetensors").find_mismatch(np.load("y.npy")) is None
     with pytest.raises(InputError, match="must remember its spaces, found no profile"):
         portable.load("bare.safetensors").find_mismatch(scaled)
+
+
+def test_lengths_for_a_metric(mapped, tmp_path):
+    code, error, written = mapped("map.safetensors", "x.npy", "--metric", "dot")
+    assert (code, written) == (0, True)
+    assert error.startswith("Warning: dot compares lengths, and a map keeps none: the lengths of x.npy (")
+    assert len(error.splitlines()) == 1
+    expected = portable.load("map.safetensors").apply(np.load("x.npy"), frame="target", metric="dot")
+    np.testing.assert_allclose(np.load("out.npy"), expected, atol=1e-4)
+    code, error, _ = mapped("map.safetensors", "x.npy", "--dims", "5")
+    assert (code, error, np.load("out.npy").shape[1]) == (0, "", 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (("map.safetensors", "x.npy", "--metric", "l2", "--frame", "centred"), "needs rows in the target frame, found"),
+        (("bare.safetensors", "x.npy", "--metric", "l2"), "found none in bare.safetensors; fit it again"),
+        (("map.safetensors", "x.npy", "--dims", "12"), "dims must be from 1 to 11, fewer than the 12 numbers"),
+        (("map.safetensors", "x.npy", "--dims", "0"), "0 is not in the range"),
+        (("map.safetensors", "x.npy", "--metric", "euclid"), "'euclid' is not one of"),
+    ],
+)
+def test_metrics_and_prefixes_that_cannot_be(mapped, monkeypatch, arguments, found):
+    monkeypatch.setattr("mv2v_jax.runs.apply_shards._map_block", None)
+    code, error, written = mapped(*arguments)
+    assert (code, written, len(error.splitlines())) == (2, False, 1)
+    assert found in error
+
+
+def test_info_names_the_metrics(mapped, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["mv2v", "info", "map.safetensors"])
+    with pytest.raises(SystemExit):
+        main()
+    found = capfd.readouterr().out.splitlines()[1]
+    assert found.startswith("The target frame suits cosine; its rows have lengths from ")
+    assert "of which --metric dot and l2 predict" in found

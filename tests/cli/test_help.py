@@ -24,7 +24,7 @@ EVERYDAY = {
         *("--output", "--preset", "--seed", "--restarts", "--settled", "--pairs", "--accept", "--json"),
         *("--all-devices", "--distributed", "--coordinator", "--num-processes", "--process", "--row-devices"),
     ],
-    "apply": ["--output", "--frame", "--inverse", "--strict", "--resume", "--accept"],
+    "apply": ["--output", "--frame", "--metric", "--dims", "--inverse", "--strict", "--resume", "--accept"],
     "evaluate": ["--json"],
     "report": ["--output", "--texts-x", "--texts-y", "--pairs", "--index-size", "--searches", "--preset", "--json"],
     "move": ["--inverse", "--dry-run", "--resume", "--state", "--accept"],

@@ -54,6 +54,22 @@ def test_other_rows_do_not(profile, minilm, change, found, num_rows):
     assert re.search(found, find_mismatch(profile, change(minilm[6000 : 6000 + num_rows])))
 
 
+@pytest.mark.parametrize("num_rows", [10, 2000])
+def test_reflected_rows_do_not(profile, minilm, wordllama, num_rows):
+    for own, rows in ((profile, minilm), (profile_rows(wordllama[:6000]), wordllama)):
+        assert find_mismatch(own, rows[6000 : 6000 + num_rows]) is None
+        assert "rows as if times -1" in find_mismatch(own, -rows[6000 : 6000 + num_rows])
+
+
+def test_profiles_of_earlier_versions_are_read(profile, minilm):
+    later = ("centres", "nearness", "length_weights", "length_fit")
+    tensors = {name: t for name, t in profile_tensors((profile, None)).items() if not name.startswith(later)}
+    earlier, _ = profiles_from(tensors)
+    assert earlier.centres is None
+    assert find_mismatch(earlier, minilm[6000:]) is None
+    assert find_mismatch(earlier, -minilm[6000:]) is None
+
+
 def test_rows_of_the_other_side_are_recognised(profile, minilm, wordllama):
     # Padded with small numbers to the dimension of the other space.
     other = np.hstack([wordllama, 1e-3 * minilm[:, :128]])

@@ -18,6 +18,7 @@ from mv2v_jax import Centering, LinearMap, apply, invert
 from mv2v_jax.data.map_file import save_map
 from mv2v_jax.data.resumable_npy import SourceFile, resumable_npy
 from mv2v_jax.errors import InputError
+from mv2v_jax.portable.finish import Finish
 from mv2v_jax.runs.apply_shards import apply_to_file, source_files
 from mv2v_jax.stores.sources import load_embeddings
 
@@ -70,7 +71,14 @@ def run(folder, *, linear_map=None, source="x", frame="centred", resume=False, s
     rows = load_embeddings(str(folder / source))
     files = source_files(folder / source, rows)
     done = apply_to_file(
-        linear_map or make_map(), rows, files, folder / "out.npy", "x", frame=frame, resume=resume, on_step=on_step
+        linear_map or make_map(),
+        rows,
+        files,
+        folder / "out.npy",
+        "x",
+        finish=Finish(frame),
+        resume=resume,
+        on_step=on_step,
     )
     assert done.num_mapped == len(rows) - (seen[0] - BLOCK if seen else len(rows))
     return seen
@@ -192,7 +200,7 @@ def test_a_shard_cut_short_meanwhile_is_named(folder):
     source = source_files(folder / "x", rows)
     with pytest.raises(InputError, match=r"07\.npy was cut short while it was read: 5 bytes are missing"):
         apply_to_file(
-            *(make_map(), rows, source, folder / "out.npy", "x"), frame="centred", resume=False, on_step=lambda *_: None
+            *(make_map(), rows, source, folder / "out.npy", "x"), finish=Finish(), resume=False, on_step=lambda *_: None
         )
     path.write_bytes(content)
     assert run(folder, resume=True)[0] > 100
@@ -236,7 +244,7 @@ def test_a_really_full_disk(folder):
         rows = np.ones((20_000, 6), np.float16)
         job = ([SourceFile("x.npy", 20_000, 1, 1)], small / "out.npy", "x")
         with pytest.raises(InputError, match=r"out\.npy cannot be written: No space left on device$"):
-            apply_to_file(make_map(), rows, *job, frame="centred", resume=False, on_step=lambda *_: None)
+            apply_to_file(make_map(), rows, *job, finish=Finish(), resume=False, on_step=lambda *_: None)
         assert list(small.iterdir()) == []
     finally:
         subprocess.run(["umount", small], check=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.errors import InputError
+from mv2v_jax.portable.finish import Finish
 from mv2v_jax.portable.numpy_map import PortableMap
 from mv2v_jax.progress import OnStep
 from mv2v_jax.runs.map_batches import BatchMapper
@@ -138,7 +139,7 @@ class _Mapper:
     """Maps the vectors of batches, and keeps what belongs to them."""
 
     def __init__(self, linear_map: PortableMap, name: str, first_row: int, *, unit: bool) -> None:
-        self._mapper = BatchMapper(linear_map, "target", name, first_row)
+        self._mapper = BatchMapper(linear_map, Finish(frame="target"), name, first_row)
         self._unit = unit
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
