@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from mv2v_jax.config import Config, check_config
 from mv2v_jax.data.checks import check_fitting_rows, check_key, check_pairs
 from mv2v_jax.data.padding import PaddedRows, pad_rows
+from mv2v_jax.ops.masked import working_dtype
 
 
 def check_inputs(key: Any, x: Any, y: Any, config: Config, pairs: Any = None) -> tuple[Any, Any, tuple[Any, Any]]:
@@ -29,7 +32,19 @@ def pad_inputs(
 ) -> tuple[PaddedRows, PaddedRows]:
     """Pad the checked rows of both spaces, at most ``config.max_rows`` rows of each."""
     padded_x, padded_y = (pad_rows(rows, config.max_rows, mesh, side) for rows, side in zip((x, y), seeds, strict=True))
-    return padded_x, padded_y
+    return _in_one_dtype(padded_x, padded_y)
+
+
+def _in_one_dtype(x: PaddedRows, y: PaddedRows) -> tuple[PaddedRows, PaddedRows]:
+    """Rows of both spaces as they are, or in float64 where one side has it and the other has not."""
+    dtypes = [working_dtype(side.rows.dtype) for side in (x, y)]
+    if dtypes[0] == dtypes[1]:
+        return x, y
+
+    def widen(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(widen, (x, y))
 
 
 def prepare_inputs(

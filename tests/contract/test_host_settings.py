@@ -72,6 +72,37 @@ def test_fits_are_the_same(name):
         found = fit(planted.y.astype(np.float64) if name == "x64" else planted.y)
     assert found.shape == expected.shape
     assert np.isfinite(found).all()
+    # In float64, and by other random numbers, it is another fit.
+    if name not in ("x64", "unsafe keys"):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def compile_fit(config):
+    """One compiled program of a whole fit, and arguments for it on the device."""
+    planted = planted_clouds(6, 5, num_x=61, num_y=53, groups=6, seed=10)
+    arguments = jax.device_put((jax.random.key(0), planted.x, planted.y))
+    return jax.jit(lambda key, x, y: mv2v_jax.align(key, x, y, config)), arguments
+
+
+@pytest.mark.slow
+def test_a_compiled_fit_moves_nothing_between_host_and_device():
+    fit, arguments = compile_fit(small_config(components_num_runs=0))
+    compiled = fit.lower(*arguments).compile()
+    with jax.transfer_guard("disallow"):
+        # Would be refused: a number of the host is an argument.
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            jax.jit(lambda x: x + 1)(np.ones(2))
+        found = jax.block_until_ready(compiled(*arguments))
+    expected = fit(*arguments)
+    np.testing.assert_array_equal(found.map.W, expected.map.W)
+
+
+@pytest.mark.slow
+def test_a_fit_leaks_no_tracer():
+    fit, arguments = compile_fit(small_config(components_num_runs=0, settling_steps=2))
+    with jax.checking_leaks():
+        found = fit(*arguments)
+    assert np.isfinite(found.map.W).all()
 
 
 @pytest.mark.slow
