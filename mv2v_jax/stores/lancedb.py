@@ -186,16 +186,16 @@ class LanceStore:
             columns = pyarrow.RecordBatch.from_pylist([dict(row) for row in batch.dicts()])
         id_name = self._address.options.get("id", "id")
         if id_name not in columns.schema.names and not isinstance(batch.ids, range):
-            columns = columns.append_column(id_name, pyarrow.array(list(batch.ids)))
+            columns = _append(columns, id_name, pyarrow.array(list(batch.ids)))
         numbers = pyarrow.array(np.ascontiguousarray(batch.vectors).reshape(-1))
         vectors = pyarrow.FixedSizeListArray.from_arrays(numbers, batch.vectors.shape[1])
         if self._opened is None and not self.exists():
             name = self._address.options.get("vector", "vector")
-            rows = pyarrow.Table.from_batches([columns.append_column(name, vectors)])
+            rows = pyarrow.Table.from_batches([_append(columns, name, vectors)])
             self._opened = self._database(create=True).create_table(self._address.collection, rows)
             return
         table = self._table()
-        rows = columns.append_column(self._vector_name(table.schema), vectors)
+        rows = _append(columns, self._vector_name(table.schema), vectors)
         # One commit: either all of these rows are there after a kill, or none of them.
         table.add(pyarrow.Table.from_batches([rows]).select(table.schema.names).cast(table.schema))
 
@@ -220,6 +220,13 @@ class LanceStore:
 
     def undo(self, source: Description) -> str:
         return f"lancedb.connect({self._address.database!r}).drop_table({self._address.collection!r})"
+
+
+def _append(columns: Any, name: str, values: Any) -> Any:
+    """A record batch with one more column; one without columns, as of rows without payloads, has no rows either."""
+    import pyarrow
+
+    return columns.append_column(name, values) if columns.num_columns else pyarrow.record_batch([values], names=[name])
 
 
 def _literal(value: Any) -> str:

@@ -64,6 +64,19 @@ def test_everything_is_carried_over(address, tmp_path):
     assert not (tmp_path / "state.json").exists()
 
 
+@pytest.mark.parametrize("kind", ["lancedb", "chroma", "qdrant"])
+def test_rows_without_payloads_arrive_in_stores_that_hold_some(kind, tmp_path, start_server):
+    """A new table consists of ids and vectors alone."""
+    pytest.importorskip(CLIENTS[kind], reason=f"the package {CLIENTS[kind]} is not installed")
+    address = MAKERS["faiss"](tmp_path, start_server, ROWS, NUMBERS)
+    other = f"{kind}:{quick_folder(tmp_path)}/new/docs"
+    source, target = open_both(address, other)
+    moved = moving.move(source, MAP, target, tmp_path / "state.json", resume=False, on_step=quiet)
+    assert moved.checked.rows == 300
+    found, wanted = all_rows(open_both(address, other)[1]), all_rows(source)
+    assert sorted(map(str, found.ids)) == sorted(map(str, wanted.ids))
+
+
 @pytest.mark.parametrize("when", ["before the write", "after the write", "at the end"])
 def test_a_move_goes_on_where_it_was(address, when, tmp_path, monkeypatch):
     monkeypatch.setattr(moving, "BATCH_ROWS", 64)
