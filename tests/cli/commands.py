@@ -35,7 +35,7 @@ runpy.run_module("mv2v_jax", run_name="__main__", alter_sys=True)
 """
 
 
-def run(*arguments, cwd, **options):
+def run(*arguments, cwd, timeout=300, **options):
     """Run a command with its output in pipes."""
     return subprocess.run(
         [sys.executable, "-m", "mv2v_jax", *map(str, arguments)],
@@ -43,7 +43,7 @@ def run(*arguments, cwd, **options):
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=300,
+        timeout=timeout,
         # Colour forced on, as some CI does, must not bring the bar into a pipe.
         env={**os.environ, **CACHE, "FORCE_COLOR": "1"},
         **options,

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from cli.commands import run
+from cli.commands import CACHE, run
 from click.testing import CliRunner
 
 from mv2v_jax.cli import cli
@@ -72,8 +72,10 @@ def test_without_bokeh_the_extra_is_named_before_any_work(arguments, place, monk
 
 
 @pytest.mark.slow
-def test_pages_of_a_right_and_of_a_wrong_map(tmp_path):
+def test_pages_of_a_right_and_of_a_wrong_map(tmp_path, monkeypatch):
     """The bundled rows, and rows of Y whose columns are shuffled one by one: every variance is kept, and no text."""
+    # At this size programs take longer to run than to compile, above all the second search for the wrong rows.
+    monkeypatch.setitem(CACHE, "JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     run("demo", "--export", tmp_path, "--report", tmp_path / "demo.html", cwd=tmp_path)
     assert (tmp_path / "demo.html").stat().st_size < 8e6
     y = np.load(tmp_path / "y.npy")
@@ -82,9 +84,9 @@ def test_pages_of_a_right_and_of_a_wrong_map(tmp_path):
     for name, code in (("y", 0), ("wrong", 3)):
         texts = ("--texts-x", "x.txt", "--texts-y", "y.txt") if name == "y" else ()
         fit = ("align", "x.npy", f"{name}.npy", "-o", f"{name}.safetensors", "--preset", "fast", "--report", "fit.html")
-        assert run(*fit, *texts, cwd=tmp_path).returncode == code
+        assert run(*fit, *texts, cwd=tmp_path, timeout=900).returncode == code
         report = ("report", f"{name}.safetensors", "x.npy", f"{name}.npy", *texts, "-o", f"{name}.html", "--json")
-        done = run(*report, "--pairs", "x_eval.npy", "y_eval.npy", cwd=tmp_path)
+        done = run(*report, "--pairs", "x_eval.npy", "y_eval.npy", cwd=tmp_path, timeout=900)
         assert done.returncode == 0, done.stderr
         found[name] = json.loads(done.stdout)
         assert (tmp_path / f"{name}.html").stat().st_size < 8e6
