@@ -44,12 +44,15 @@ class ComponentsConfig(Settings):
     """The second search, from independent components, for data on which the first one falls short."""
 
     num_runs: int = count(
-        12,
-        "Runs of independent component analysis per group; 0 leaves the second search and guided runs out.",
+        24,
+        "Runs of independent component analysis; 0 leaves the second search and guided runs out.",
         high=_MAX_RUNS,
     )
     num_groups: int = count(
-        2, "Groups of runs. Each leads to a map of its own, and the best one is kept.", low=1, high=_MAX_RUNS
+        2,
+        "Groups of runs. All runs vote on a map, and each of several groups on one of its own; the best is kept.",
+        low=1,
+        high=_MAX_RUNS,
     )
     ica_steps: int = count(
         50, "Steps of each independent component analysis of the second search.", low=1, high=_MAX_STEPS
@@ -58,11 +61,6 @@ class ComponentsConfig(Settings):
     match_steps: int = count(60, "Steps per start of the matching of axes.", low=1, high=_MAX_STEPS)
     rounds: int = count(
         2, "Number of times that every run is matched again from the sum of the others.", high=_MAX_RUNS
-    )
-    guided_rounds: int = count(
-        2,
-        "Number of times that runs vote guided by the refined map, each followed by a long annealed refinement.",
-        high=_MAX_RUNS,
     )
     likeness: float = number(
         0.006, "Weight of what makes two axes alike by themselves, beside their relations to other axes."
@@ -121,6 +119,11 @@ class AnnealingConfig(Settings):
     )
     late_power: float = number(
         1.0, "As annealing.power, where the refinement starts from a map that is nearly right.", high=8.0
+    )
+    left_out: float = number(
+        0.8,
+        "Share of the rows without a vote at first in the second search: regions that are matched worst; falls to 0.",
+        high=1.0,
     )
 
 
@@ -182,7 +185,7 @@ class Config(Settings):
         return cls().replace(
             max_rows=32_768,
             anchors={"num_sets": 20, "kept_sets": 10},
-            components={"num_groups": 1, "guided_rounds": 1, "guided_runs": 0},
+            components={"num_runs": 12, "num_groups": 1, "guided_runs": 0},
             annealing={"steps": 60},
             settling={"rows": 4_096, "whole_steps": 1, "whole_rows": 16_384},
         )

@@ -57,7 +57,6 @@ _SMALL = with_settings(
     components_match_steps=8,
     components_rounds=1,
     components_num_groups=1,
-    components_guided_rounds=1,
     components_likeness=0.006,
     components_below=0.24,
     published_match_steps=4,

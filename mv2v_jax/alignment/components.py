@@ -115,7 +115,7 @@ def component_numbers(num_rows: int, num_dims: int, config: ComponentsConfig) ->
     """Upper bound of the numbers that all runs hold at once: rows of one run, kernels of all runs and starts."""
     num_axes = min(_MAX_AXES, num_dims)
     rows = 6 * min(num_rows, _MAX_ROWS) * num_axes
-    return rows + (config.num_runs * config.num_groups * 24 + config.num_starts * 16) * num_axes**2
+    return rows + (config.num_runs * 24 + config.num_starts * 16) * num_axes**2
 
 
 def _correlation(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -230,7 +230,7 @@ def run_components(
         key: random key; run ``i`` depends on ``fold_in(key, i)`` alone.
         rows: centred unit rows of both spaces.
         config: a `ComponentsConfig`.
-        runs: ``[r]`` numbers of the runs; one group by default.
+        runs: ``[r]`` numbers of the runs; all by default.
     """
     runs = jnp.arange(config.num_runs) if runs is None else runs
     num_axes, dtype = max_axes(rows), rows.x.dtype

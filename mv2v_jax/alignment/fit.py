@@ -33,11 +33,11 @@ from mv2v_jax.alignment.refine_annealed import (
     guided_steps,
     refine_annealed,
     refine_annealed_again,
+    refine_by_region,
     refine_csls,
     refine_guided,
-    refine_long,
     refine_whole,
-    trusting,
+    region_steps,
 )
 from mv2v_jax.alignment.refine_published import refine_clusters, refine_matching
 from mv2v_jax.alignment.score import Evidence, Reason, Verdict, fine_agreement, gather_evidence, judge
@@ -116,7 +116,7 @@ class AlignResult:
         evidence: `Evidence` from held-out rows; its score is comparable between runs on the same data, whatever their
             config, and higher is better.
         trajectory: per stage name, the stage's own label-free objective at every step: mean similarity of the rows
-            with their pseudo-partners.
+            with their pseudo-partners. The stages of the search by clusters and of settling.
         info: `AlignInfo`.
     """
 
@@ -152,7 +152,7 @@ class Searched:
     Attributes:
         estimate: `Estimate` between the coordinates of the subspace that was searched, ``[r_x, r_y]``.
         evidence: `Evidence` of it from the held-out rows.
-        trajectory: per stage, its label-free objective at every step.
+        trajectory: per stage of the search by clusters, its label-free objective at every step.
         anchors: `AnchorInfo`.
         components: `ComponentsInfo`.
     """
@@ -302,6 +302,8 @@ SEARCH_STAGES = (
 )
 # After the components have voted with the map as a guide.
 REFINE_GUIDED = Stage("refine_guided", guided_steps, refine_guided)
+# From the best map that groups of components voted for.
+REFINE_BY_REGION = Stage("refine_by_region", region_steps, refine_by_region)
 # These see all rows, the held-out ones among them: the evidence has been gathered by then.
 SETTLING_STAGES = (
     Stage("refine_annealed_again", again_steps, refine_annealed_again),
@@ -323,6 +325,7 @@ _KEY_NAMES = (
     "refine_components",
     "guide",
     "refine_guided",
+    "refine_by_region",
 )
 
 
@@ -403,20 +406,18 @@ def _search_clusters(run: Run, key: jax.Array, prepared: Prepared, config: Confi
 def _search_components(run: Run, first: Searched, key: jax.Array, prepared: Prepared, config: Config) -> Searched:
     """Search again, by independent components, and return the better search of both.
 
-    The runs are divided into groups. Each group has the first vote once, and leads to a map of its own, because one
-    group can find what another one misses; the held-out rows choose the best. Then all runs vote with that map as a
-    guide, and their sum is refined, several times in turn: each time more regions of the spaces fall into place.
+    All runs vote on a map. The runs are also divided into groups that vote on maps of their own, because one group can
+    find what all together miss. The held-out rows choose the best map, which is refined further.
     """
     keys, rows, settings = split_keys(key), prepared.fitted, config.components
-    num_runs = settings.num_runs * settings.num_groups
-    _, runs = run.scan("components", _some_runs, None, num_runs, keys["components"], rows, config)
-    _, starts = run.scan("component starts", _some_starts, None, settings.num_groups, key, runs, prepared, config)
+    _, runs = run.scan("components", _some_runs, None, settings.num_runs, keys["components"], rows, config)
+    num_starts = 1 + (settings.num_groups if settings.num_groups > 1 else 0)
+    _, starts = run.scan("component starts", _some_starts, None, num_starts, key, runs, prepared, config)
     start = run.call("best start", _best_start, starts)
-    rounds = (keys["guide"], runs, rows, config)
-    estimate, _ = run.scan("component rounds", _refine_rounds, start.estimate, settings.guided_rounds, *rounds)
-    estimate, trajectory = refine(run, key, SEARCH_STAGES, rows, estimate, trusting(config))
+    estimate, _ = refine(run, key, (REFINE_BY_REGION,), rows, start.estimate, config)
     evidence = run.call("evidence", _gather_evidence, keys["evidence"], prepared, estimate, config)
-    found = dataclasses.replace(first, estimate=estimate, evidence=evidence, trajectory=trajectory)
+    # The trajectory stays that of the first search: a program has one shape of results, whichever search is better.
+    found = dataclasses.replace(first, estimate=estimate, evidence=evidence)
     return run.call("better search", _better_search, first, found, start.agreement)
 
 
@@ -426,7 +427,7 @@ def _some_runs(_, numbers: jax.Array, key: jax.Array, rows: TwoSpaces, config: C
 
 @pytree
 class _Start:
-    """The map that one group of runs leads to: its `Estimate`, its score, and the median agreement of the runs."""
+    """The map that runs have voted for: its `Estimate`, its score, and the median agreement of the runs."""
 
     estimate: Estimate
     score: jax.Array
@@ -434,50 +435,36 @@ class _Start:
 
 
 def _some_starts(
-    _, groups: jax.Array, key: jax.Array, runs: ComponentRuns, prepared: Prepared, config: Config
+    _, numbers: jax.Array, key: jax.Array, runs: ComponentRuns, prepared: Prepared, config: Config
 ) -> tuple[None, _Start]:
-    """`_Start` of some groups."""
+    """`_Start` of some votes: number 0 is that of all runs, the others are those of the groups."""
     keys, rows, settings = split_keys(key), prepared.fitted, config.components
     # Neighbouring runs differ in their numbers of axes and contrasts, so that a group takes a whole neighbourhood.
-    group_of_run = jnp.repeat(jnp.arange(settings.num_groups), settings.num_runs)
+    place = jnp.arange(settings.num_runs) * settings.num_groups // settings.num_runs
 
-    def start_of(group):
-        # The runs of other groups have no vote at first, and join once they have been matched again.
-        is_member = (group_of_run == group)[:, None, None]
-        voting = dataclasses.replace(runs, cross=jnp.where(is_member, runs.cross, 0))
-        voting = jax.lax.fori_loop(0, settings.rounds, lambda _, runs: vote_again(runs, config=settings), voting)
-        estimate, agreement = estimate_from_runs(voting, rows)
-        first, second = jax.random.split(jax.random.fold_in(keys["refine_components"], group))
-        # At first only the best directions are trusted, after a guided vote nearly all.
-        estimate = refine_long(first, rows, estimate, config=config).estimate
-        estimate = _guided_estimate(runs, rows, estimate, config)
-        estimate = refine_annealed(second, rows, estimate, config=trusting(config)).estimate
+    def start_of(number):
+        is_member = (number == 0) | (place == number - 1)
+
+        def only_members(runs):
+            return dataclasses.replace(runs, cross=jnp.where(is_member[:, None, None], runs.cross, 0))
+
+        def vote(_, voting):
+            return only_members(vote_again(voting, config=settings))
+
+        estimate, agreement = estimate_from_runs(jax.lax.fori_loop(0, settings.rounds, vote, only_members(runs)), rows)
+        start_key = jax.random.fold_in(keys["refine_components"], number)
+        estimate = refine_by_region(start_key, rows, estimate, config=config).estimate
         score = _gather_evidence(keys["evidence"], prepared, estimate, config).score
-        return _Start(estimate=estimate, score=score, agreement=jnp.median(agreement))
+        # Runs without a vote agree with nothing.
+        agreement = jnp.nanmedian(jnp.where(is_member, agreement, jnp.nan))
+        return _Start(estimate=estimate, score=score, agreement=agreement)
 
-    return None, jax.lax.map(start_of, groups)
+    return None, jax.lax.map(start_of, numbers)
 
 
 def _best_start(starts: _Start) -> _Start:
     best = order_by_score(starts.score)[0]
     return jax.tree.map(lambda leaf: leaf[best], starts)
-
-
-def _refine_rounds(
-    estimate: Estimate, numbers: jax.Array, key: jax.Array, runs: ComponentRuns, rows: TwoSpaces, config: Config
-) -> tuple[Estimate, jax.Array]:
-    """Rounds of a guided vote and a long refinement."""
-
-    def one_round(estimate, number):
-        guided = _guided_estimate(runs, rows, estimate, config)
-        refined = refine_long(jax.random.fold_in(key, number), rows, guided, config=trusting(config))
-        return refined.estimate, refined.objective[-1]
-
-    return jax.lax.scan(one_round, estimate, numbers)
-
-
-def _guided_estimate(runs: ComponentRuns, rows: TwoSpaces, estimate: Estimate, config: Config) -> Estimate:
-    return estimate_from_runs(vote_from(runs, rows, estimate, config=config.components), rows)[0]
 
 
 def _better_search(first: Searched, second: Searched, agreement: jax.Array) -> Searched:
@@ -563,6 +550,10 @@ def _guide(run: Run, estimate: Estimate, key: jax.Array, prepared: Prepared, con
     _, runs = run.scan("components", _some_runs, None, config.components.guided_runs, keys["guide"], rows, shorter)
     estimate = run.call("components and map", _guided_estimate, runs, rows, estimate, config)
     return refine(run, key, (REFINE_GUIDED,), rows, estimate, config)[0]
+
+
+def _guided_estimate(runs: ComponentRuns, rows: TwoSpaces, estimate: Estimate, config: Config) -> Estimate:
+    return estimate_from_runs(vote_from(runs, rows, estimate, config=config.components), rows)[0]
 
 
 def _extend(estimate: Estimate, subspace: Subspace) -> Estimate:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.alignment.estimate import Estimate, Refined
+from mv2v_jax.alignment.regions import vote_of_regions
 from mv2v_jax.alignment.seeds import Seeds, blend_seeds
 from mv2v_jax.alignment.space import TwoSpaces, num_held_out, principal_subspace
 from mv2v_jax.alignment.whitening import Directions, fit_whitening, weigh_directions
@@ -36,17 +37,29 @@ _AGAIN_TIMES = 2
 
 
 def _cross_covariance(
-    x: jax.Array, y: jax.Array, directions: Directions, num_neighbors: int, seeds: Seeds | None, pair_weight
+    x: jax.Array,
+    y: jax.Array,
+    directions: Directions,
+    num_neighbors: int,
+    seeds: Seeds | None,
+    pair_weight,
+    left_out: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Match rows in both directions: the cross-covariance of the pseudo-pairs with the seeds, and the mean CSLS.
 
-    The cross-covariance has the Frobenius norm of a semi-orthogonal map, so that it can be averaged with one.
+    The cross-covariance has the Frobenius norm of a semi-orthogonal map, so that it can be averaged with one. With
+    ``left_out`` it leaves out that share of the rows, those of the regions that are matched worst.
     """
-    matches = match_csls(unit_rows(x @ directions.x), unit_rows(y @ directions.y), num_neighbors=num_neighbors)
+    compared_x, compared_y = unit_rows(x @ directions.x), unit_rows(y @ directions.y)
+    matches = match_csls(compared_x, compared_y, num_neighbors=num_neighbors)
+    voting_x, voting_y = x / x.shape[0], y / y.shape[0]
+    if left_out is not None:
+        vote_x, vote_y = vote_of_regions(compared_x, compared_y, left_out)
+        voting_x, voting_y = (rows * (vote / vote.sum())[:, None] for rows, vote in ((x, vote_x), (y, vote_y)))
     # Over a mesh's row axis each device pairs its share of the rows.
-    rows_x, index_x = shard((x, matches.x_to_y.index), ROW)
-    rows_y, index_y = shard((y, matches.y_to_x.index), ROW)
-    cross = psum(rows_x.T @ y[index_x].mean(axis=1) / x.shape[0] + x[index_y].mean(axis=1).T @ rows_y / y.shape[0], ROW)
+    rows_x, index_x = shard((voting_x, matches.x_to_y.index), ROW)
+    rows_y, index_y = shard((voting_y, matches.y_to_x.index), ROW)
+    cross = psum(rows_x.T @ y[index_x].mean(axis=1) + x[index_y].mean(axis=1).T @ rows_y, ROW)
     objective = (
         mean_present(matches.x_to_y.similarity, present_rows(x))
         + mean_present(matches.y_to_x.similarity, present_rows(y))
@@ -92,8 +105,13 @@ def _anneal(
     num_steps: int,
     num_drawn: int,
     config: Config,
+    *,
+    by_region: bool = False,
 ) -> Refined:
-    """The given ``steps`` of ``num_steps``, each on up to ``num_drawn`` rows of each space, at most half of them."""
+    """The given ``steps`` of ``num_steps``, each on up to ``num_drawn`` rows of each space, at most half of them.
+
+    With ``by_region``, only the regions that are matched best have a vote at first (`annealing.left_out`).
+    """
     settings, x, y = config.annealing, rows.x, rows.y
     whitening_x, whitening_y = (fit_whitening(side, config.whitening.power) for side in (x, y))
     orders = order_rows(key, x, y)
@@ -107,8 +125,9 @@ def _anneal(
         )
         power = settings.power * (1 - progress) + config.whitening.reliability_power * progress
         directions = weigh_directions(cross, whitening_x, whitening_y, power, exact=False)
+        left_out = settings.left_out * (1 - progress) if by_region else None
         new, objective = _cross_covariance(
-            drawn_x, drawn_y, directions, settings.num_neighbors, rows.seeds, config.pair_weight
+            drawn_x, drawn_y, directions, settings.num_neighbors, rows.seeds, config.pair_weight, left_out
         )
         momentum = _FIRST_MOMENTUM + (_LAST_MOMENTUM - _FIRST_MOMENTUM) * progress
         return (momentum * cross + (1 - momentum) * new).astype(cross.dtype), objective
@@ -117,18 +136,27 @@ def _anneal(
     return Refined(estimate=Estimate(matrix=cross, is_map=False), objective=objective)
 
 
-def trusting(config: Config) -> Config:
+def _trusting(config: Config) -> Config:
     """The config of an annealed refinement that starts from a map that is nearly right."""
     return config.replace(annealing={"power": config.annealing.late_power})
 
 
-def refine_long(key: jax.Array, rows: TwoSpaces, estimate: Estimate, *, config: Config) -> Refined:
-    """`refine_annealed` with as many steps as small samples take, for a start in which few matches are right.
+def region_steps(_num_rows: int, config: Config) -> int:
+    """Steps of `refine_by_region`: as many as small samples take, because few of the first matches are right."""
+    return config.annealing.steps * _MAX_LONGER
 
-    Arguments and result as for `refine_annealed`.
+
+def refine_by_region(
+    key: jax.Array, rows: TwoSpaces, estimate: Estimate, *, config: Config, steps: jax.Array | None = None
+) -> Refined:
+    """`refine_annealed` from a map that has few regions right: the best regions decide first, and the others follow.
+
+    Arguments and result as for `refine_annealed`. In every step the rows of the regions that are matched worst have no
+    vote: a share ``annealing.left_out`` of all rows at first, none at the end. Directions are trusted from the start.
     """
-    num_steps = config.annealing.steps * _MAX_LONGER
-    return _anneal(key, rows, estimate, jnp.arange(num_steps), num_steps, config.annealing.rows, config)
+    num_steps = region_steps(rows.num_rows, config)
+    steps = jnp.arange(num_steps) if steps is None else steps
+    return _anneal(key, rows, estimate, steps, num_steps, config.annealing.rows, _trusting(config), by_region=True)
 
 
 def guided_steps(num_rows: int, config: Config) -> int:
@@ -145,7 +173,7 @@ def refine_guided(
     """
     num_steps = guided_steps(rows.num_rows, config)
     steps = jnp.arange(num_steps) if steps is None else steps
-    return _anneal(key, rows, estimate, steps, num_steps, config.annealing.rows, trusting(config))
+    return _anneal(key, rows, estimate, steps, num_steps, config.annealing.rows, _trusting(config))
 
 
 def again_steps(num_rows: int, config: Config) -> int:
@@ -167,7 +195,7 @@ def refine_annealed_again(
     subspace = principal_subspace(rows, _AGAIN_TIMES * config.search_dims)
     restricted = Estimate(matrix=subspace.restrict(estimate.matrix), is_map=estimate.is_map)
     num_drawn = _AGAIN_TIMES * config.annealing.rows
-    refined = _anneal(key, subspace.project(rows), restricted, steps, num_steps, num_drawn, trusting(config))
+    refined = _anneal(key, subspace.project(rows), restricted, steps, num_steps, num_drawn, _trusting(config))
     extended = Estimate(matrix=subspace.extend(refined.estimate.matrix), is_map=False)
     return Refined(estimate=extended, objective=refined.objective)
 

@@ -12,7 +12,7 @@ from mv2v_jax import InputError, align_restarts, make_mesh
 from mv2v_jax.alignment.anchors import match_anchor_sets
 from mv2v_jax.alignment.api import restart_keys
 from mv2v_jax.alignment.fit import SEARCHING, Inline, prepare, search_once
-from mv2v_jax.alignment.refine_annealed import refine_annealed, refine_whole
+from mv2v_jax.alignment.refine_annealed import refine_annealed, refine_by_region, refine_whole
 from mv2v_jax.alignment.refine_published import refine_clusters
 from mv2v_jax.alignment.score import gather_evidence
 from mv2v_jax.alignment.space import fit_space
@@ -43,6 +43,7 @@ STAGES = {
         KEY, make_spaces(x, y), make_estimate(W, is_map=True), config=CONFIG
     ),
     "refine_annealed": lambda x, y, W: refine_annealed(KEY, make_spaces(x, y), make_estimate(W), config=CONFIG),
+    "refine_by_region": lambda x, y, W: refine_by_region(KEY, make_spaces(x, y), make_estimate(W), config=CONFIG),
     "refine_whole": lambda x, y, W: refine_whole(KEY, make_spaces(x, y), make_estimate(W), config=CONFIG),
     "evidence": lambda x, y, W: gather_evidence(KEY, make_spaces(x, y), make_spaces(x[:50], y[:40]), W),
 }
