@@ -37,6 +37,7 @@ from mv2v_jax.alignment.refine_annealed import (
     refine_csls,
     refine_guided,
     refine_whole,
+    region_pass,
     region_steps,
 )
 from mv2v_jax.alignment.refine_published import refine_clusters, refine_matching
@@ -453,7 +454,8 @@ def _some_starts(
 
         estimate, agreement = estimate_from_runs(jax.lax.fori_loop(0, settings.rounds, vote, only_members(runs)), rows)
         start_key = jax.random.fold_in(keys["refine_components"], number)
-        estimate = refine_by_region(start_key, rows, estimate, config=config).estimate
+        steps = jnp.arange(region_pass(config))
+        estimate = refine_by_region(start_key, rows, estimate, config=config, steps=steps).estimate
         score = _gather_evidence(keys["evidence"], prepared, estimate, config).score
         # Runs without a vote agree with nothing.
         agreement = jnp.nanmedian(jnp.where(is_member, agreement, jnp.nan))

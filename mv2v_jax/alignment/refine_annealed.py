@@ -34,6 +34,8 @@ _MAX_LONGER = 4
 _MIN_SHARE = 0.5
 # How many times the directions and rows of the search `refine_annealed_again` has.
 _AGAIN_TIMES = 2
+# Passes of `refine_by_region`. A start that is hardly better than chance needs a second one.
+_REGION_PASSES = 2
 
 
 def _cross_covariance(
@@ -108,16 +110,17 @@ def _anneal(
     *,
     by_region: bool = False,
 ) -> Refined:
-    """The given ``steps`` of ``num_steps``, each on up to ``num_drawn`` rows of each space, at most half of them.
+    """The given ``steps``, each on up to ``num_drawn`` rows of each space, at most half of them.
 
-    With ``by_region``, only the regions that are matched best have a vote at first (`annealing.left_out`).
+    Each ``num_steps`` steps are one pass from the first power to the last. With ``by_region``, only the regions that
+    are matched best have a vote at first (`annealing.left_out`).
     """
     settings, x, y = config.annealing, rows.x, rows.y
     whitening_x, whitening_y = (fit_whitening(side, config.whitening.power) for side in (x, y))
     orders = order_rows(key, x, y)
 
     def step(cross, index):
-        progress = index / num_steps
+        progress = index % num_steps / num_steps
         draws = jax.random.split(jax.random.fold_in(key, index))
         drawn_x, drawn_y = (
             draw_rows(draw_key, side, _annealed_rows(side.shape[0], num_drawn), order)
@@ -141,9 +144,14 @@ def _trusting(config: Config) -> Config:
     return config.replace(annealing={"power": config.annealing.late_power})
 
 
-def region_steps(_num_rows: int, config: Config) -> int:
-    """Steps of `refine_by_region`: as many as small samples take, because few of the first matches are right."""
+def region_pass(config: Config) -> int:
+    """Steps of one pass of `refine_by_region`: as many as small samples take, because few first matches are right."""
     return config.annealing.steps * _MAX_LONGER
+
+
+def region_steps(_num_rows: int, config: Config) -> int:
+    """Steps of `refine_by_region`."""
+    return _REGION_PASSES * region_pass(config)
 
 
 def refine_by_region(
@@ -152,11 +160,12 @@ def refine_by_region(
     """`refine_annealed` from a map that has few regions right: the best regions decide first, and the others follow.
 
     Arguments and result as for `refine_annealed`. In every step the rows of the regions that are matched worst have no
-    vote: a share ``annealing.left_out`` of all rows at first, none at the end. Directions are trusted from the start.
+    vote: a share ``annealing.left_out`` of all rows at first, none at the end of a pass. The next pass starts again
+    from the map of the last one. Directions are trusted from the start.
     """
-    num_steps = region_steps(rows.num_rows, config)
-    steps = jnp.arange(num_steps) if steps is None else steps
-    return _anneal(key, rows, estimate, steps, num_steps, config.annealing.rows, _trusting(config), by_region=True)
+    steps = jnp.arange(region_steps(rows.num_rows, config)) if steps is None else steps
+    num_drawn = config.annealing.rows
+    return _anneal(key, rows, estimate, steps, region_pass(config), num_drawn, _trusting(config), by_region=True)
 
 
 def guided_steps(num_rows: int, config: Config) -> int:
