@@ -28,7 +28,8 @@ from benchmarks.common import (
 )
 from mv2v_jax import Config
 from mv2v_jax.alignment.api import restart_keys
-from mv2v_jax.alignment.fit import Search, search, settle
+from mv2v_jax.alignment.fit import search, settle
+from mv2v_jax.alignment.results import Search
 from mv2v_jax.alignment.stage_by_stage import StageByStage
 from mv2v_jax.data.inputs import prepare_inputs
 from mv2v_jax.evaluation.stability import find_basins

@@ -38,7 +38,8 @@ from benchmarks.common import (
 )
 from benchmarks.planted_kinds import ALIGNABLE, AMBIGUOUS, WRONG, Kind, rotation
 from mv2v_jax import Centering, Config, Evidence, LinearMap, align_restarts
-from mv2v_jax.alignment.fit import order_by_score, prepare
+from mv2v_jax.alignment.choose import order_by_score
+from mv2v_jax.alignment.fit import prepare
 from mv2v_jax.alignment.score import fine_agreement, gather_evidence
 from mv2v_jax.data.inputs import prepare_inputs
 from mv2v_jax.data.padding import PaddedRows

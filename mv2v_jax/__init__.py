@@ -10,7 +10,7 @@ from mv2v_jax.version import __version__
 if TYPE_CHECKING:
     from mv2v_jax.alignment.anchors import AnchorInfo
     from mv2v_jax.alignment.api import Restarts, align, align_restarts, select
-    from mv2v_jax.alignment.fit import AlignInfo, AlignResult
+    from mv2v_jax.alignment.results import AlignInfo, AlignResult
     from mv2v_jax.alignment.score import Evidence, Reason, Verdict, estimate_recall
     from mv2v_jax.alignment.several_spaces import SyncConfig, Synchronized, synchronize
     from mv2v_jax.config import (
@@ -86,7 +86,7 @@ __all__ = [
 _HOMES = {
     "alignment.anchors": "AnchorInfo",
     "alignment.api": "Restarts align align_restarts select",
-    "alignment.fit": "AlignInfo AlignResult",
+    "alignment.results": "AlignInfo AlignResult",
     "alignment.score": "Evidence Reason Verdict estimate_recall",
     "alignment.several_spaces": "SyncConfig Synchronized synchronize",
     "config": "AnchorConfig AnnealingConfig Config PublishedConfig RelativeConfig SettlingConfig WhiteningConfig",

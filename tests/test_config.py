@@ -194,7 +194,7 @@ def test_every_stage_has_a_help_text():
 def test_floats_are_traced_and_the_rest_is_static():
     floats = [value for _, field, value in iterate_fields(Config()) if field.type is float]
     assert jax.tree.leaves(Config()) == floats
-    assert len(floats) == 8
+    assert len(floats) == 9
     structure = jax.tree.structure(Config())
     assert hash(structure) == hash(jax.tree.structure(with_value("published.smoothing", 0.1)))
     assert structure == jax.tree.structure(with_value("published.smoothing", 0.1))

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mv2v_jax.alignment.choose import order_by_score, searched_maps
 from mv2v_jax.alignment.components import component_numbers
-from mv2v_jax.alignment.fit import AlignResult, Inline, Search, fit, order_by_score, searched_maps
+from mv2v_jax.alignment.fit import fit
+from mv2v_jax.alignment.results import AlignResult, Search
+from mv2v_jax.alignment.run import Inline
 from mv2v_jax.alignment.score import Evidence, Reason, Verdict
 from mv2v_jax.alignment.space import num_held_out
 from mv2v_jax.alignment.stage_by_stage import StageByStage, expected_stages

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.alignment.fit import SEARCH_STAGES, SEARCHING, SETTLING, SETTLING_STAGES
+from mv2v_jax.alignment.run import SEARCHING, SETTLING
+from mv2v_jax.alignment.stages import SEARCH_STAGES, SETTLING_STAGES
 from mv2v_jax.config import Config
 from mv2v_jax.progress import COMPILING, OnStep
 

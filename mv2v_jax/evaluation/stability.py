@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from mv2v_jax.alignment.fit import map_agreement
+from mv2v_jax.alignment.choose import map_agreement
 from mv2v_jax.alignment.space import fit_space
 from mv2v_jax.data.checks import check_map_rows
 from mv2v_jax.linear_map import LinearMap

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.alignment.api import restart_keys
-from mv2v_jax.alignment.fit import SETTLING, fit
+from mv2v_jax.alignment.fit import fit
+from mv2v_jax.alignment.run import SETTLING
 from mv2v_jax.alignment.stage_by_stage import StageByStage, jit_stage, signature_of, split_steps
 from mv2v_jax.config import Config
 from mv2v_jax.data.padding import PaddedRows

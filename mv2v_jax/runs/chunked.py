@@ -15,7 +15,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mv2v_jax.alignment.api import restart_batch
-from mv2v_jax.alignment.fit import SEARCHING, Inline, Prepared, Searched
+from mv2v_jax.alignment.results import Prepared, Searched
+from mv2v_jax.alignment.run import SEARCHING, Inline
 from mv2v_jax.config import Config
 from mv2v_jax.data.padding import PaddedRows, row_specs
 from mv2v_jax.ops.sharding import EVERYWHERE, from_first, is_first, over_mesh

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mv2v_jax.alignment.fit import AlignResult
+from mv2v_jax.alignment.results import AlignResult
 from mv2v_jax.alignment.score import Evidence, Reason, Verdict
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mv2v_jax.alignment.api import check_restarts, restart_keys
-from mv2v_jax.alignment.fit import AlignResult, fit, search
+from mv2v_jax.alignment.fit import fit, search
+from mv2v_jax.alignment.results import AlignResult
 from mv2v_jax.config import Config
 from mv2v_jax.data.inputs import check_inputs
 from mv2v_jax.data.map_file import save_map

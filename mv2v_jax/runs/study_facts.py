@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mv2v_jax.alignment.fit import AlignResult, Search, agreement_with_others, map_agreement, searched_maps
+from mv2v_jax.alignment.choose import agreement_with_others, map_agreement, searched_maps
+from mv2v_jax.alignment.results import AlignResult, Search
 from mv2v_jax.alignment.score import Evidence, Reason, Verdict, judge
 from mv2v_jax.alignment.space import join_spaces
 from mv2v_jax.config import Config

@@ -13,24 +13,13 @@ from helpers import assert_trees_close, count_compilations, make_estimate, plant
 
 from mv2v_jax import AnchorInfo, Evidence, InputError, Verdict, align, align_restarts, make_mesh, select
 from mv2v_jax.alignment.api import check_restarts, restart_batch, search_bytes
+from mv2v_jax.alignment.choose import choose, map_agreement
 from mv2v_jax.alignment.estimate import Estimate
-from mv2v_jax.alignment.fit import (
-    SETTLING_STAGES,
-    ComponentsInfo,
-    Inline,
-    Prepared,
-    Searched,
-    average,
-    choose,
-    finish,
-    map_agreement,
-    num_averaged,
-    prepare,
-    refine,
-    search,
-    search_once,
-)
+from mv2v_jax.alignment.fit import average, finish, num_averaged, prepare, search, search_once
+from mv2v_jax.alignment.results import ComponentsInfo, Prepared, Searched
+from mv2v_jax.alignment.run import Inline
 from mv2v_jax.alignment.space import TwoSpaces, join_spaces
+from mv2v_jax.alignment.stages import SETTLING_STAGES, refine
 from mv2v_jax.data.padding import pad_rows
 
 NUM = 3

@@ -9,10 +9,12 @@ import pytest
 from helpers import assert_trees_close, make_estimate, make_spaces, planted_clouds, small_config, unit, with_settings
 
 from mv2v_jax import Verdict, align, apply
-from mv2v_jax.alignment.fit import SETTLING_STAGES, Inline, prepare, refine, search_once, split_keys
+from mv2v_jax.alignment.fit import prepare, search_once
 from mv2v_jax.alignment.refine_annealed import again_steps, guided_steps, refine_annealed_again, refine_guided
+from mv2v_jax.alignment.run import Inline
 from mv2v_jax.alignment.score import gather_evidence, judge
 from mv2v_jax.alignment.space import TwoSpaces, fit_space, hold_out, join_spaces
+from mv2v_jax.alignment.stages import SETTLING_STAGES, refine, split_keys
 from mv2v_jax.alignment.whitening import fit_whitening, map_from_cross, whiten_map
 from mv2v_jax.data.padding import PaddedRows, pad_rows
 from mv2v_jax.evaluation.metrics import evaluate

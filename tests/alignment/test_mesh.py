@@ -11,9 +11,10 @@ from helpers import make_estimate, make_spaces, planted_clouds, shortened, small
 from mv2v_jax import InputError, align_restarts, make_mesh
 from mv2v_jax.alignment.anchors import match_anchor_sets
 from mv2v_jax.alignment.api import restart_keys
-from mv2v_jax.alignment.fit import SEARCHING, Inline, prepare, search_once
+from mv2v_jax.alignment.fit import prepare, search_once
 from mv2v_jax.alignment.refine_annealed import refine_annealed, refine_by_region, refine_whole
 from mv2v_jax.alignment.refine_published import refine_clusters
+from mv2v_jax.alignment.run import SEARCHING, Inline
 from mv2v_jax.alignment.score import gather_evidence
 from mv2v_jax.alignment.space import fit_space
 from mv2v_jax.data.padding import pad_rows

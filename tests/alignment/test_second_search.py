@@ -10,7 +10,10 @@ import pytest
 from helpers import assert_trees_close, planted_clouds, small_config, with_settings
 
 from mv2v_jax import Config, align, align_restarts, make_mesh
-from mv2v_jax.alignment import fit
+from mv2v_jax.alignment import fit, search_components
+from mv2v_jax.alignment.fit import prepare, search_once
+from mv2v_jax.alignment.results import Searched
+from mv2v_jax.alignment.run import Inline
 from mv2v_jax.data.padding import pad_rows
 from mv2v_jax.runs.compiled import align_with_progress
 from mv2v_jax.runs.study import Plan, run_study
@@ -192,11 +195,11 @@ def test_which_fits_can_search_again(monkeypatch, config, is_possible):
         asked.append(True)
         return first
 
-    monkeypatch.setattr(fit, "_search_components", stand_in)
+    monkeypatch.setattr(fit, "search_components", stand_in)
     padded = [pad_rows(rows, config.max_rows) for rows in clouds()]
 
     def run(key, x, y):
-        return fit.search_once(fit.Inline(), key, fit.prepare(x, y, config), config)
+        return search_once(Inline(), key, prepare(x, y, config), config)
 
     jax.eval_shape(run, key_of(0), *padded)
     assert asked == [True] * is_possible
@@ -215,7 +218,7 @@ def test_which_fits_can_search_again(monkeypatch, config, is_possible):
 def test_the_better_search(first, second, used):
     result = fitted("without")[0]
     searches = [
-        fit.Searched(
+        Searched(
             estimate=jnp.asarray(number),
             evidence=dataclasses.replace(result.evidence, score=jnp.asarray(score)),
             trajectory={},
@@ -224,7 +227,7 @@ def test_the_better_search(first, second, used):
         )
         for number, score in enumerate((first, second))
     ]
-    better = fit._better_search(*searches, jnp.asarray(0.2))
+    better = search_components._better_search(*searches, jnp.asarray(0.2))
     assert int(better.estimate) == used
     info = better.components
     assert (bool(info.tried), bool(info.used), float(info.agreement)) == (True, used, 0.2)
@@ -235,6 +238,6 @@ def test_the_better_search(first, second, used):
 )
 def test_the_best_start(scores, best):
     numbers = jnp.arange(3.0)
-    starts = fit._Start(estimate=numbers, score=jnp.asarray(scores), agreement=10 * numbers)
-    start = fit._best_start(starts)
+    starts = search_components._Start(estimate=numbers, score=jnp.asarray(scores), agreement=10 * numbers)
+    start = search_components._best_start(starts)
     assert (float(start.estimate), float(start.agreement)) == (best, 10 * best)

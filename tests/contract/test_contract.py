@@ -22,8 +22,9 @@ from helpers import (
 
 from mv2v_jax import align, apply
 from mv2v_jax.alignment.anchors import AnchorSets, match_anchor_sets, select_anchors
+from mv2v_jax.alignment.choose import map_agreement
 from mv2v_jax.alignment.estimate import Estimate
-from mv2v_jax.alignment.fit import map_agreement, prepare
+from mv2v_jax.alignment.fit import prepare
 from mv2v_jax.alignment.match_relative import match_relative
 from mv2v_jax.alignment.refine_annealed import refine_annealed, refine_csls, refine_whole
 from mv2v_jax.alignment.refine_published import refine_clusters, refine_matching

@@ -7,7 +7,7 @@ import pytest
 from helpers import planted_clouds, small_config
 
 from mv2v_jax import align, align_restarts
-from mv2v_jax.alignment import fit
+from mv2v_jax.alignment import search_clusters, stages
 from mv2v_jax.alignment.estimate import Refined
 from mv2v_jax.runs.compiled import align_with_progress
 from mv2v_jax.runs.study import Plan, run_study
@@ -25,9 +25,9 @@ def clouds(monkeypatch):
     def run(key, rows, estimate, *, config, steps):
         return Refined(estimate=estimate, objective=jnp.full(steps.shape, 7.0))
 
-    stage = fit.Stage("another_stage", lambda num_rows, config: 2, run)
-    monkeypatch.setattr(fit, "SEARCH_STAGES", (*fit.SEARCH_STAGES, stage))
-    monkeypatch.setattr(fit, "_KEY_NAMES", (*fit._KEY_NAMES, stage.name))
+    stage = stages.Stage("another_stage", lambda num_rows, config: 2, run)
+    monkeypatch.setattr(search_clusters, "SEARCH_STAGES", (*stages.SEARCH_STAGES, stage))
+    monkeypatch.setattr(stages, "_KEY_NAMES", (*stages._KEY_NAMES, stage.name))
     planted = planted_clouds(6, 5, num_x=67, num_y=59, groups=6, seed=3)
     return planted.x, planted.y
 
