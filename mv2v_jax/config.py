@@ -122,7 +122,7 @@ class AnnealingConfig(Settings):
     )
     left_out: float = number(
         0.8,
-        "Share of the rows without a vote at first where the second search is used: regions matched worst; falls to 0.",
+        "Share of the rows without a vote at first in the second search: regions that are matched worst; falls to 0.",
         high=1.0,
     )
 

@@ -72,15 +72,8 @@ def _settle_one(run: Run, number: jax.Array, keys: jax.Array, searched: Search, 
     estimate = found.estimate
     if is_guided(prepared, config) and not estimate.is_map:
         estimate = run.when(~found.components.used, guide, estimate, keys[number], prepared, config)
-    config = run.call("regions", _with_regions, config, found.components.used)
     extended = run.call("extend", _extend, estimate, prepared.subspace)
     return refine(run, keys[number], SETTLING_STAGES, join_spaces(prepared.source, prepared.target), extended, config)
-
-
-def _with_regions(config: Config, is_used: jax.Array) -> Config:
-    """The config of settling. Regions are left out after the second search; where clusters were enough, all match."""
-    left_out = jnp.asarray(config.annealing.left_out)
-    return config.replace(annealing={"left_out": jnp.where(is_used, left_out, jnp.zeros_like(left_out))})
 
 
 def _extend(estimate: Estimate, subspace: Subspace) -> Estimate:

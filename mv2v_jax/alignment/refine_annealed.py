@@ -56,10 +56,7 @@ def _cross_covariance(
     matches = match_csls(compared_x, compared_y, num_neighbors=num_neighbors)
     voting_x, voting_y = x / x.shape[0], y / y.shape[0]
     if left_out is not None:
-        # Where all rows vote, nothing is compared.
-        everyone = present_rows(x).astype(x.dtype), present_rows(y).astype(y.dtype)
-        compared = (compared_x, compared_y, left_out)
-        vote_x, vote_y = jax.lax.cond(left_out > 0, vote_of_regions, lambda *_: everyone, *compared)
+        vote_x, vote_y = vote_of_regions(compared_x, compared_y, left_out)
         voting_x, voting_y = (rows * (vote / vote.sum())[:, None] for rows, vote in ((x, vote_x), (y, vote_y)))
     # Over a mesh's row axis each device pairs its share of the rows.
     rows_x, index_x = shard((voting_x, matches.x_to_y.index), ROW)
@@ -200,16 +197,14 @@ def refine_annealed_again(
     """`refine_annealed` once more, in twice as many directions as the search has, on twice as many rows.
 
     Arguments and result as for `refine_annealed`; half of its steps by default. The map is nearly right by now, so that
-    weak directions are trusted from the start. Regions that are matched badly have no vote at first, as in
-    `refine_by_region`; an ``annealing.left_out`` of 0 lets all vote.
+    weak directions are trusted from the start.
     """
     num_steps = annealing_length(rows.num_rows, config) // 2
     steps = jnp.arange(num_steps) if steps is None else steps
     subspace = principal_subspace(rows, _AGAIN_TIMES * config.search_dims)
     restricted = Estimate(matrix=subspace.restrict(estimate.matrix), is_map=estimate.is_map)
     num_drawn = _AGAIN_TIMES * config.annealing.rows
-    trusting = _trusting(config)
-    refined = _anneal(key, subspace.project(rows), restricted, steps, num_steps, num_drawn, trusting, by_region=True)
+    refined = _anneal(key, subspace.project(rows), restricted, steps, num_steps, num_drawn, _trusting(config))
     extended = Estimate(matrix=subspace.extend(refined.estimate.matrix), is_map=False)
     return Refined(estimate=extended, objective=refined.objective)
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import assert_trees_close, make_estimate, make_spaces, planted_clouds, small_config, unit, with_settings
 
 from mv2v_jax import Verdict, align, apply
-from mv2v_jax.alignment.fit import _with_regions, prepare, search_once
+from mv2v_jax.alignment.fit import prepare, search_once
 from mv2v_jax.alignment.refine_annealed import again_steps, guided_steps, refine_annealed_again, refine_guided
 from mv2v_jax.alignment.run import Inline
 from mv2v_jax.alignment.score import gather_evidence, judge
@@ -239,11 +239,7 @@ def test_annealing_goes_on_where_many_rows_were_held_out(num_rows, held_out, ste
 
 
 def test_annealing_again_sees_twice_the_directions_of_the_search():
-    planted, key, config = (
-        small_clouds(),
-        jax.random.key(2),
-        small_config(search_dims=2, annealing_power=0.5, annealing_left_out=0.0),
-    )
+    planted, key, config = small_clouds(), jax.random.key(2), small_config(search_dims=2, annealing_power=0.5)
     with jax.enable_x64(True):
         x, y = (unit(np.float64(rows - rows.mean(0))) for rows in (planted.x, planted.y))
         # Of different lengths: directions of equal length are not determined.
@@ -269,30 +265,15 @@ def more_rows(config):
 
 
 def test_annealing_again_trusts_weak_directions_and_draws_more_rows():
-    planted, key, config = small_clouds(), jax.random.key(2), small_config(annealing_left_out=0.0)
+    planted, key = small_clouds(), jax.random.key(2)
     rows = make_spaces(*(fit_space(jnp.asarray(cloud)).rows for cloud in (planted.x, planted.y)))
     start = make_estimate(planted.W, dtype=jnp.float32)
-    found = refine_annealed_again(key, rows, start, config=config)
-    expected = refine_guided(key, rows, start, config=more_rows(config))
+    found = refine_annealed_again(key, rows, start, config=SMALL)
+    expected = refine_guided(key, rows, start, config=more_rows(SMALL))
     assert_trees_close(found, expected)
-    first = refine_annealed_again(key, rows, start, config=config, steps=jnp.array([0, 1]))
-    second = refine_annealed_again(key, rows, first.estimate, config=config, steps=jnp.array([2, 3]))
+    first = refine_annealed_again(key, rows, start, config=SMALL, steps=jnp.array([0, 1]))
+    second = refine_annealed_again(key, rows, first.estimate, config=SMALL, steps=jnp.array([2, 3]))
     np.testing.assert_allclose(second.estimate.matrix, expected.estimate.matrix, atol=1e-5)
-
-
-def test_regions_are_left_out_of_annealing_again_only_after_the_second_search():
-    planted, config = small_clouds(), small_config(held_out_rows=5)
-    x, y = (padded_space(cloud).rows for cloud in (planted.x, planted.y))
-    start = make_estimate(planted.W, dtype=jnp.float32)
-    found = {
-        left_out: refine_annealed_again(
-            jax.random.key(2), make_spaces(x, y), start, config=small_config(annealing_left_out=left_out)
-        )
-        for left_out in (0.0, 0.8)
-    }
-    assert np.abs(found[0.0].estimate.matrix - found[0.8].estimate.matrix).max() > 1e-3
-    for is_used, expected in ((False, 0.0), (True, config.annealing.left_out)):
-        assert float(_with_regions(config, jnp.asarray(is_used)).annealing.left_out) == pytest.approx(expected)
 
 
 def unweighted(whitening_power, **changes):
