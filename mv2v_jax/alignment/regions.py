@@ -54,7 +54,9 @@ def vote_of_regions(x: jax.Array, y: jax.Array, left_out: jax.Array | float) -> 
     """
 
     def best(closeness):
-        return (closeness >= jnp.quantile(closeness, jnp.asarray(left_out, closeness.dtype))).astype(closeness.dtype)
+        # An entry itself, because rounding between the equal numbers of a region could leave the region out.
+        threshold = jnp.quantile(closeness, jnp.asarray(left_out, closeness.dtype), method="lower")
+        return (closeness >= threshold).astype(closeness.dtype)
 
     closeness_x, closeness_y = region_closeness(x, y)
     return best(closeness_x), best(closeness_y)
