@@ -6,6 +6,9 @@ import pty
 import subprocess
 import sys
 
+import numpy as np
+import safetensors.numpy
+
 SMALL = [
     *("--anchors-num-sets", "12", "--anchors-num-clusters", "12", "--anchors-rows", "300", "--anchors-num-starts", "4"),
     *("--anchors-search-steps", "20", "--anchors-kept-sets", "6"),
@@ -33,6 +36,23 @@ if pathlib.Path("/proc/self/status").exists():
     atexit.register(write_peak)
 runpy.run_module("mv2v_jax", run_name="__main__", alter_sys=True)
 """
+
+
+# A study of three searches.
+PLAN = ("--restarts", 3, "--settled", 1, "--chunk", 1, "--sizes", "150", "--size-restarts", 2, "--bootstraps", 1)
+
+
+def write_inputs(folder, rows):
+    """``x.npy`` with all ``rows [n, 48]``, a map of them, and ``a.npy`` and ``b.npy`` for a small fit."""
+    np.save(folder / "x.npy", rows)
+    for name, part in {"a": rows[:300, :12], "b": rows[300:600, :10]}.items():
+        np.save(folder / f"{name}.npy", part)
+    tensors = {
+        "W": np.eye(48, dtype=np.float32),
+        **{name: np.zeros(48, np.float32) for name in ("mean_x", "mean_y")},
+        **{name: np.array(1, np.float32) for name in ("scale_x", "scale_y")},
+    }
+    safetensors.numpy.save_file(tensors, folder / "map.safetensors")
 
 
 def run(*arguments, cwd, timeout=300, **options):

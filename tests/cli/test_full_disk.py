@@ -8,12 +8,10 @@ import sys
 
 import numpy as np
 import pytest
-import safetensors.numpy
-from cli.commands import CACHE, SMALL
+from cli.commands import CACHE, PLAN, SMALL, write_inputs
 
 pytestmark = pytest.mark.slow
 ROWS = np.random.default_rng(0).exponential(size=(20_000, 48)).astype(np.float32)
-PLAN = ("--restarts", 3, "--settled", 1, "--chunk", 1, "--sizes", "150", "--size-restarts", 2, "--bootstraps", 1)
 # Per command: its arguments, what it writes, and whether what was written stays for --resume.
 COMMANDS = {
     "align": (("align", "a.npy", "b.npy", "-o", "full/out.safetensors", "--accept", *SMALL), "out.safetensors", False),
@@ -34,15 +32,7 @@ NEEDS = {"apply a table": "pyarrow", "report": "bokeh", "move": "faiss", "stabil
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("full")
     CACHE["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
-    np.save(folder / "x.npy", ROWS)
-    for name, rows in {"a": ROWS[:300, :12], "b": ROWS[300:600, :10]}.items():
-        np.save(folder / f"{name}.npy", rows)
-    tensors = {
-        "W": np.eye(48, dtype=np.float32),
-        **{name: np.zeros(48, np.float32) for name in ("mean_x", "mean_y")},
-        **{name: np.array(1, np.float32) for name in ("scale_x", "scale_y")},
-    }
-    safetensors.numpy.save_file(tensors, folder / "map.safetensors")
+    write_inputs(folder, ROWS)
     (folder / "full").mkdir()
     return folder
 

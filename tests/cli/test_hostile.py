@@ -251,8 +251,10 @@ for number, arguments in enumerate({commands!r}):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become an ordinary user")
 def test_what_an_ordinary_user_may_not_read_or_write(folder):
-    """Root may do all, so the commands run as nobody. A checkout may be closed to nobody, as temporary folders are:
-    all modules are imported before, and the first command runs as root.
+    """Root may do everything, so the commands run as the user ``nobody``.
+
+    That user cannot always read the checkout, which may lie in a folder of root. Therefore all modules are imported
+    before, and the first command runs as root.
     """
     (folder / "closed").mkdir()
     np.save(folder / "closed" / "x.npy", ROWS)

@@ -9,8 +9,7 @@ import time
 
 import numpy as np
 import pytest
-import safetensors.numpy
-from cli.commands import CACHE, SMALL
+from cli.commands import CACHE, PLAN, SMALL, write_inputs
 
 # Per command; `MV2V_KILLS=70` makes 210.
 KILLS = int(os.environ.get("MV2V_KILLS", "8"))
@@ -21,19 +20,10 @@ ROWS = np.random.default_rng(0).exponential(size=(60_000, 48)).astype(np.float32
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kills")
     CACHE["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("compiled"))
-    np.save(folder / "x.npy", ROWS)
-    for name, rows in {"a": ROWS[:300, :12], "b": ROWS[300:600, :10]}.items():
-        np.save(folder / f"{name}.npy", rows)
-    tensors = {
-        "W": np.eye(48, dtype=np.float32),
-        **{name: np.zeros(48, np.float32) for name in ("mean_x", "mean_y")},
-        **{name: np.array(1, np.float32) for name in ("scale_x", "scale_y")},
-    }
-    safetensors.numpy.save_file(tensors, folder / "map.safetensors")
+    write_inputs(folder, ROWS)
     return folder
 
 
-PLAN = ("--restarts", 3, "--settled", 1, "--chunk", 1, "--sizes", "150", "--size-restarts", 2, "--bootstraps", 1)
 COMMANDS = {
     "apply": (("apply", "map.safetensors", "x.npy", "-o", "out.npy"), "out.npy", ("--resume",)),
     "align": (("align", "a.npy", "b.npy", "-o", "out.safetensors", "--accept", *SMALL), "out.safetensors", ()),
