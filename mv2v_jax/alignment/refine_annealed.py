@@ -54,14 +54,15 @@ def _cross_covariance(
     """
     compared_x, compared_y = unit_rows(x @ directions.x), unit_rows(y @ directions.y)
     matches = match_csls(compared_x, compared_y, num_neighbors=num_neighbors)
-    voting_x, voting_y = x / x.shape[0], y / y.shape[0]
+    voting_x, voting_y = x, y
     if left_out is not None:
         vote_x, vote_y = vote_of_regions(compared_x, compared_y, left_out)
-        voting_x, voting_y = (rows * (vote / vote.sum())[:, None] for rows, vote in ((x, vote_x), (y, vote_y)))
+        # On average a row has one vote, whether some have none or not.
+        voting_x, voting_y = x * (vote_x / vote_x.mean())[:, None], y * (vote_y / vote_y.mean())[:, None]
     # Over a mesh's row axis each device pairs its share of the rows.
     rows_x, index_x = shard((voting_x, matches.x_to_y.index), ROW)
     rows_y, index_y = shard((voting_y, matches.y_to_x.index), ROW)
-    cross = psum(rows_x.T @ y[index_x].mean(axis=1) + x[index_y].mean(axis=1).T @ rows_y, ROW)
+    cross = psum(rows_x.T @ y[index_x].mean(axis=1) / x.shape[0] + x[index_y].mean(axis=1).T @ rows_y / y.shape[0], ROW)
     objective = (
         mean_present(matches.x_to_y.similarity, present_rows(x))
         + mean_present(matches.y_to_x.similarity, present_rows(y))

@@ -17,7 +17,7 @@ class ComponentsInfo:
     Attributes:
         tried: bool, whether the closeness after matching clusters fell short of ``components.below``.
         used: bool, whether the components gave the better map.
-        agreement: median agreement of each run with the others of its group, from -1 to 1; 0 where they were not
+        agreement: median agreement of each run with the others that voted with it, from -1 to 1; 0 where they were not
             tried. Wrong maps can agree as well.
     """
 
