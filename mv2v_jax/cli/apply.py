@@ -103,14 +103,15 @@ def apply_command(
     """
     check_output(output, (".npy", *write.SUFFIXES), map_file, x_file)
     linear_map, metadata = load_map(map_file)
-    profile = read_profiles(Path(map_file))[0 if inverse else 1]
+    profiles = read_profiles(Path(map_file))
+    profile = profiles[0 if inverse else 1]
     if inverse:
         linear_map = invert(linear_map)
     d_x, d_y = linear_map.W.shape
     finish = make_finish(frame or ("centred" if metric == "cosine" else "target"), metric, dims, profile, d_y, map_file)
 
     def guard(rows: Any) -> None:
-        guard_rows(map_file, rows, x_file, inverse=inverse, strict=strict)
+        guard_rows(profiles, map_file, rows, x_file, inverse=inverse, strict=strict)
         warn_of_lengths(profile, metric, rows, x_file)
 
     if output.suffix.lower() in write.SUFFIXES:

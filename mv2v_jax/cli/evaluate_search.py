@@ -73,8 +73,8 @@ def evaluate_search_command(
     docs = np.asarray(load_rows(docs_file, d_y, f"the target of {map_file}", column))
     check_values(index, index_file)
     check_values(docs, docs_file)
-    guard_rows(map_file, index, index_file, inverse=False, strict=strict)
-    guard_rows(map_file, docs, docs_file, inverse=True, strict=strict)
+    guard_rows(linear_map.profiles, map_file, index, index_file, inverse=False, strict=strict)
+    guard_rows(linear_map.profiles, map_file, docs, docs_file, inverse=True, strict=strict)
     if len(docs) > index.shape[0]:
         raise InputError(f"{docs_file} must be documents of {index_file}, found {len(docs)} of {index.shape[0]} rows")
     numbers = np.arange(len(docs)) if rows_file is None else _read_numbers(rows_file)

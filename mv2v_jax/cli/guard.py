@@ -1,13 +1,12 @@
 """Do rows come from the space that a map was fitted on? Asked by every command that maps rows."""
 
-from pathlib import Path
 from typing import Any
 
 from mv2v_jax.cli.options import flag
 from mv2v_jax.cli.output import print_text
-from mv2v_jax.data.map_tensors import read_profiles
 from mv2v_jax.errors import InputError
 from mv2v_jax.profiles.mismatch import find_mismatch
+from mv2v_jax.profiles.profile import Profiles
 
 strict_option = flag(
     "--strict",
@@ -16,11 +15,12 @@ strict_option = flag(
 )
 
 
-def guard_rows(map_file: str, rows: Any, name: str, *, inverse: bool, strict: bool) -> None:
+def guard_rows(profiles: Profiles, map_file: str, rows: Any, name: str, *, inverse: bool, strict: bool) -> None:
     """Warn, or refuse if ``strict``, where rows do not look like those that a map was fitted on.
 
     Args:
-        map_file: file of the map, which holds the profiles of both spaces.
+        profiles: of source and target, as the map remembers them.
+        map_file: file of the map, for messages.
         rows: raw rows of the source, of the target with ``inverse``; at most 2,048 of them are read.
         name: what a message calls the rows.
         inverse: whether the map is used from the target to the source.
@@ -29,7 +29,7 @@ def guard_rows(map_file: str, rows: Any, name: str, *, inverse: bool, strict: bo
     Raises:
         InputError: ``strict``, and the rows are unlike, or the map has no profile.
     """
-    profile, other = read_profiles(Path(map_file))[:: -1 if inverse else 1]
+    profile, other = profiles[::-1] if inverse else profiles
     side = "target" if inverse else "source"
     if profile is None:
         if strict:

@@ -6,7 +6,7 @@ A map gives directions. Where an index compares by dot product or squared distan
 import numpy as np
 
 # Lengths that spread less than this, from 5 % to 95 % over the median, are one length.
-ONE_LENGTH = 0.02
+_ONE_LENGTH = 0.02
 # Ridge penalty in multiples of the mean variance of a column. Directions of mapped rows are less exact than those that
 # the weights come from: a smaller penalty predicts lengths of native rows better, and of mapped rows worse.
 _PENALTY = 3.0
@@ -17,7 +17,7 @@ _WIDE, _WIDE_ROWS = 1024, 1024
 def is_one_length(lengths: np.ndarray) -> bool:
     """Whether rows with these lengths at 5 %, median and 95 % have one length in practice."""
     low, median, high = lengths
-    return bool(high - low < ONE_LENGTH * median)
+    return bool(high - low < _ONE_LENGTH * median)
 
 
 def length_range(lengths: np.ndarray) -> np.ndarray:

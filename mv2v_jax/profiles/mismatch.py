@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from mv2v_jax.profiles.centres import nearness
-from mv2v_jax.profiles.lengths import ONE_LENGTH, describe_lengths, is_one_length, length_range
+from mv2v_jax.profiles.lengths import describe_lengths, is_one_length, length_range
 from mv2v_jax.profiles.profile import COMPARED_ROWS, SpaceProfile, likeness, sample_rows, unit_rows
 
 # Rows without numbers after this share of the columns are truncated.
@@ -96,13 +96,14 @@ def _advise_side(units: np.ndarray, other: Any) -> str:
 
 
 def _find_other_lengths(profile: SpaceProfile, lengths: np.ndarray) -> str | None:
-    (low, median, high), (found_low, found, found_high) = profile.lengths, length_range(lengths)
+    found_range = length_range(lengths)
+    (low, median, high), (found_low, found, found_high) = profile.lengths, found_range
     described = f"lengths {describe_lengths(found_low, found_high)} where the fitting rows have lengths "
     if is_one_length(profile.lengths):
         if max(abs(found_low / median - 1), abs(found_high / median - 1)) > _LENGTH_TOLERANCE:
             return f"{described}of {median:.3g}; scale each row to that length, if the encoder is the same"
         return None
-    if len(lengths) >= _MIN_ROWS and found_high - found_low < ONE_LENGTH * found:
+    if len(lengths) >= _MIN_ROWS and is_one_length(found_range):
         return f"{described}{describe_lengths(low, high)}; give the rows as the encoder returns them, not normalised"
     if not 1 / _SCALE_TOLERANCE < found / median < _SCALE_TOLERANCE:
         return f"{described}{describe_lengths(low, high)}; give the rows in the scale of the fitting rows"

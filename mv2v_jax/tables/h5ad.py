@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mv2v_jax.errors import InputError
+from mv2v_jax.errors import InputError, import_extra
 
 IDS = "obs_names"
 # Bytes of a dense batch: X may have tens of thousands of columns.
@@ -16,11 +16,9 @@ _BATCH_BYTES = 2**26
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    try:
-        import anndata  # noqa: F401
-        import h5py
-    except ImportError as error:
-        raise InputError(f"{path} needs anndata: pip install 'mv2v_jax[h5ad]'") from error
+    import_extra("anndata", "h5ad", str(path))
+    import h5py
+
     try:
         with h5py.File(path, "r") as file:
             yield file

@@ -79,7 +79,7 @@ def _open_arrow(path: Path) -> Any:
 
 
 def _cut(batches: Iterable[Any], columns: list[str], batch_rows: int) -> Iterator[Any]:
-    """Some columns of record batches, in batches of at most so many rows."""
+    """The named columns of record batches, cut into batches of at most ``batch_rows`` rows."""
     for batch in batches:
         for start in range(0, len(batch), batch_rows):
             yield batch.select(columns).slice(start, batch_rows)

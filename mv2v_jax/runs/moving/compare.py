@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mv2v_jax.errors import InputError
+from mv2v_jax.portable.similarity import Metric, paired_similarities, similarities
 from mv2v_jax.progress import OnStep
 from mv2v_jax.stores.protocol import Batch, Description, ReadStore, Store
 
@@ -15,6 +16,8 @@ _BATCH_ROWS = 4096
 _SAMPLE, _QUERIES, _NEIGHBORS = 200, 50, 10
 # Vectors whose directions differ more than by rounding to float16 are wrong.
 _MIN_COSINE = 0.999
+# What stores call a metric.
+_METRICS: dict[str, Metric] = {"cosine": "cosine", "ip": "dot", "l2": "l2"}
 
 
 class Checked(NamedTuple):
@@ -50,7 +53,7 @@ def compare(
         raise InputError(f"{target.name} must hold the ids of {source.name}, found others; was the source changed")
     taken = source.take(sample)
     wanted, found = mapper(taken), target.take(sample)
-    cosines = np.einsum("ij,ij->i", _unit(wanted.vectors), _unit(found.vectors))
+    cosines = paired_similarities(wanted.vectors.astype(np.float32), found.vectors.astype(np.float32), "cosine")
     if cosines.min() < _MIN_COSINE:
         worst = sample[int(cosines.argmin())]
         raise InputError(f"{target.name} must hold the mapped vector at id {worst!r}, found another")
@@ -92,11 +95,12 @@ def _same(one: Any, other: Any) -> bool:
 def _measure_recall(target: Store, queries: np.ndarray, described: Description, on_step: OnStep) -> float:
     """Share of the nearest rows, found by comparing with all, that a search finds."""
     k = min(_NEIGHBORS, described.count)
+    metric = _METRICS.get(described.metric, "l2")
     best_scores = np.full((len(queries), 0), 0.0)
     best_ids: list[list[str]] = [[] for _ in queries]
     seen = 0
     for batch in target.read(_BATCH_ROWS):
-        scores = _closeness(queries, batch.vectors, described.metric)
+        scores = similarities(queries.astype(np.float32), batch.vectors.astype(np.float32), metric)
         names = [str(key) for key in batch.ids]
         joined = np.concatenate([best_scores, scores], axis=1)
         order = np.argsort(-joined, axis=1, kind="stable")[:, :k]
@@ -107,16 +111,3 @@ def _measure_recall(target: Store, queries: np.ndarray, described: Description, 
     found = target.search(queries, k)
     hits = sum(len(set(map(str, one)) & set(other)) for one, other in zip(found, best_ids, strict=True))
     return hits / (k * len(queries))
-
-
-def _closeness(queries: np.ndarray, rows: np.ndarray, metric: str) -> np.ndarray:
-    queries, rows = queries.astype(np.float32), rows.astype(np.float32)
-    if metric == "cosine":
-        return _unit(queries) @ _unit(rows).T
-    products = queries @ rows.T
-    return products if metric == "ip" else 2 * products - np.square(rows).sum(axis=1)
-
-
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = rows.astype(np.float32)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mv2v_jax.data.atomic_files import lock_alone
+from mv2v_jax.data.map_tensors import TENSOR_NAMES
 from mv2v_jax.errors import InputError
 from mv2v_jax.paths import exists
 from mv2v_jax.portable.numpy_map import PortableMap
@@ -94,6 +95,6 @@ def default_state(source: str, target: str) -> Path:
 def fingerprint(linear_map: PortableMap) -> str:
     """SHA-256 of the arrays of a map."""
     found = hashlib.sha256()
-    for name in ("W", "mean_x", "mean_y", "scale_x", "scale_y"):
+    for name in TENSOR_NAMES:
         found.update(np.ascontiguousarray(getattr(linear_map, name)).tobytes())
     return found.hexdigest()
