@@ -27,8 +27,8 @@ from benchmarks.common import (
 from mv2v_jax import align_restarts, oracle
 from mv2v_jax.evaluation.search import score_search
 from mv2v_jax.portable import PortableMap, calibrate_scores, from_map
-from mv2v_jax.portable.similarity import Metric, similarities, unit
 from mv2v_jax.profiles.profile import profile_rows
+from mv2v_jax.similarity import Metric, similarities, unit
 
 TOP, FIRST_STAGES, PAIRS, SHARES = 10, (50, 200), (250, 500, 1_000, 2_000, 4_000), (0.2, 0.5, 0.8)
 METRICS: tuple[Metric, ...] = ("cosine", "dot", "l2")

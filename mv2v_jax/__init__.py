@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mv2v_jax.evaluation.stability import Stability, measure_stability
     from mv2v_jax.linear_map import Centering, LinearMap, apply, invert
     from mv2v_jax.ops.sharding import make_mesh
+    from mv2v_jax.profiles.profile import SpaceProfile, profile_rows
     from mv2v_jax.stores.sources import load_embeddings
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "RowFiles",
     "SearchScores",
     "SettlingConfig",
+    "SpaceProfile",
     "Stability",
     "SyncConfig",
     "Synchronized",
@@ -76,6 +78,7 @@ __all__ = [
     "measure_stability",
     "open_rows",
     "oracle",
+    "profile_rows",
     "save_map",
     "select",
     "synchronize",
@@ -99,6 +102,7 @@ _HOMES = {
     "evaluation.stability": "Stability measure_stability",
     "linear_map": "Centering LinearMap apply invert",
     "ops.sharding": "make_mesh",
+    "profiles.profile": "SpaceProfile profile_rows",
     "stores.sources": "load_embeddings",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

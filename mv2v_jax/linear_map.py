@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from mv2v_jax.errors import InputError
+from mv2v_jax.finish import make_finish
 from mv2v_jax.frame import Frame, check_frame
 from mv2v_jax.ops.given_arrays import as_array, as_matrix, check_columns
 from mv2v_jax.ops.masked import center_unit, squarable_rows, unit_rows
 from mv2v_jax.ops.pytree import pytree
+from mv2v_jax.profiles.profile import SpaceProfile
+from mv2v_jax.similarity import Metric
 
 
 @pytree
@@ -72,7 +75,15 @@ def check_map(linear_map: Any, name: str = "linear_map", *, several: bool = Fals
     return d_x, d_y
 
 
-def apply(linear_map: LinearMap, x: Any, *, frame: Frame = "centred") -> jax.Array:
+def apply(
+    linear_map: LinearMap,
+    x: Any,
+    *,
+    frame: Frame = "centred",
+    metric: Metric = "cosine",
+    dims: int | None = None,
+    profile: SpaceProfile | None = None,
+) -> jax.Array:
     """Map raw source rows into the target space.
 
     Args:
@@ -81,13 +92,22 @@ def apply(linear_map: LinearMap, x: Any, *, frame: Frame = "centred") -> jax.Arr
             that it can hold.
         frame: ``"centred"`` for unit rows with the target's mean removed, which the metrics compare; ``"target"`` for
             rows in the target's raw frame, comparable by cosine with raw vectors of the target encoder.
+        metric: how the rows are compared. ``"dot"`` and ``"l2"`` need the frame ``"target"`` and ``profile``, and give
+            rows the one length that the rows of the target have. Where these have several, the length of each row is
+            predicted from its direction.
+        dims: numbers that are kept of each mapped row, for an index that holds prefixes of a Matryoshka encoder.
+            Prefixes are scaled to the one length of the rows of ``profile``, if they have one.
+        profile: `profile_rows` of raw rows of the target, or ``portable.load(path).profiles[1]`` of a file that holds
+            one. A constant under ``jit``.
 
     Returns:
-        ``[n, d_y]``, or ``[d_y]`` for a single row, in the dtype of ``x``. Zero rows become zero rows (centred) or the
-        target's mean (target). A row with NaN or infinity becomes a row of NaN, and changes no other row.
+        ``[n, d_y]``, or ``[d_y]`` for a single row, in the dtype of ``x``; ``dims`` for ``d_y``. Zero rows become zero
+        rows (centred) or the target's mean (target). A row with NaN or infinity becomes a row of NaN, and changes no
+        other row.
 
     Raises:
-        InputError: not a map, wrong shape or dtype, masked values, or unknown frame.
+        InputError: not a map, wrong shape or dtype, masked values, unknown frame or metric, ``dims`` not below ``d_y``,
+            or a metric other than cosine with centred rows or without a profile of the target.
 
     Example:
         >>> import jax.numpy as jnp
@@ -99,17 +119,27 @@ def apply(linear_map: LinearMap, x: Any, *, frame: Frame = "centred") -> jax.Arr
     d_x, d_y = check_map(linear_map)
     x = as_array(x, "x")
     if x.ndim == 1:
-        return apply(linear_map, x[None], frame=frame)[0]
+        return apply(linear_map, x[None], frame=frame, metric=metric, dims=dims, profile=profile)[0]
     x = as_matrix(x, "x")
     check_columns(x, "x", d_x, "for this map", other=d_y, min_rows=0)
     check_frame(frame)
+    _check_profile(profile, d_y)
+    finish = make_finish(frame, metric, dims, profile, d_y, "the argument profile; make it by profile_rows")
     # A matrix product may spread NaN over the rows that it computes together.
     finite = jnp.isfinite(x).all(axis=1, keepdims=True)
     rows = center_unit(jnp.where(finite, x, 0), linear_map.source.mean)
     mapped = unit_rows(squarable_rows(rows @ linear_map.W))
     if frame == "target":
         mapped = linear_map.target.mean[None] + linear_map.target.scale * mapped
-    return jnp.where(finite, mapped, jnp.nan).astype(x.dtype)
+    return jnp.where(finite, finish(mapped), jnp.nan).astype(x.dtype)
+
+
+def _check_profile(profile: Any, d_y: int) -> None:
+    if profile is not None and not isinstance(profile, SpaceProfile):
+        raise InputError(f"profile must be what profile_rows returns, found {type(profile).__name__}")
+    if profile is not None and profile.unit_mean.shape != (d_y,):
+        found = len(profile.unit_mean)
+        raise InputError(f"profile must be of rows of the target, of {d_y} dimensions, found {found}")
 
 
 def invert(linear_map: LinearMap) -> LinearMap:

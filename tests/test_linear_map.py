@@ -1,5 +1,8 @@
-"""`apply` and `invert`: both frames, the way back, dtypes and errors."""
+"""`apply` and `invert`: both frames, lengths and prefixes, the way back, dtypes and errors."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,7 +10,8 @@ from helpers import assert_trees_close, make_map, semi_orthogonal, unit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mv2v_jax import InputError, apply, invert
+from mv2v_jax import InputError, apply, invert, profile_rows
+from mv2v_jax.portable import from_map
 
 
 def make(d_x, d_y, seed=0, num_rows=50):
@@ -113,3 +117,59 @@ def test_an_unknown_frame_is_named():
     linear_map, x, _ = make(5, 4)
     with pytest.raises(InputError, match=r"frame must be .*found 'raw'"):
         apply(linear_map, x, frame="raw")
+
+
+@pytest.fixture(scope="module")
+def remembering():
+    """A map, rows of its source, and profiles of targets whose rows have one length, and several."""
+    linear_map, x, y = make(5, 4, num_rows=400)
+    several = y * np.exp(unit(y)[:, :1])
+    return linear_map, x.at[3].set(0), {"one": profile_rows(2 * unit(y)), "several": profile_rows(several)}
+
+
+@pytest.mark.parametrize("lengths", ["one", "several"])
+@pytest.mark.parametrize("metric", ["dot", "l2"])
+@pytest.mark.parametrize("dims", [None, 3])
+def test_lengths_and_prefixes_are_those_of_a_portable_map(remembering, lengths, metric, dims):
+    linear_map, x, profiles = remembering
+    choices = {"frame": "target", "metric": metric, "dims": dims}
+    portable_map = dataclasses.replace(from_map(linear_map), profiles=(None, profiles[lengths]))
+    expected = portable_map.apply(np.asarray(x), **choices)
+    found = apply(linear_map, x, **choices, profile=profiles[lengths])
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-5)
+    assert not np.allclose(found, apply(linear_map, x, frame="target", dims=dims), atol=0.1)
+    np.testing.assert_allclose(apply(linear_map, x[0], **choices, profile=profiles[lengths]), found[0], rtol=1e-5)
+
+
+def test_lengths_and_prefixes_under_transformations(remembering):
+    linear_map, x, profiles = remembering
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), linear_map)
+
+        def lengths_of(x):
+            found = apply(wide, x, frame="target", metric="dot", dims=3, profile=profiles["several"])
+            return jnp.linalg.norm(found.astype(jnp.float32), axis=1)
+
+        rows = jnp.asarray(x, jnp.float64)
+        np.testing.assert_allclose(jax.jit(lengths_of)(rows), lengths_of(rows), rtol=1e-5)
+        assert np.isfinite(jax.grad(lambda x: lengths_of(x).sum())(rows[:3])).all()
+    half = apply(linear_map, x.astype(jnp.bfloat16), frame="target", metric="dot", profile=profiles["one"])
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.linalg.norm(np.float32(half), axis=1), 2, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"metric": "euclid"}, "metric must be .* found 'euclid'"),
+        ({"metric": "dot"}, "needs rows in the target frame"),
+        ({"metric": "dot", "frame": "target"}, "found none in the argument profile; make it by profile_rows from at"),
+        ({"dims": 4}, "dims must be from 1 to 3, fewer than the 4 numbers"),
+        ({"profile": np.ones((3, 4))}, "profile must be what profile_rows returns, found ndarray"),
+        ({"profile": profile_rows(np.eye(5).repeat(40, axis=0))}, "of the target, of 4 dimensions, found 5"),
+    ],
+)
+def test_lengths_and_prefixes_that_cannot_be(choices, message):
+    linear_map, x, _ = make(5, 4)
+    with pytest.raises(InputError, match=message):
+        apply(linear_map, x, **choices)

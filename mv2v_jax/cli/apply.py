@@ -16,13 +16,13 @@ from mv2v_jax.cli.shared import check_output, load_rows
 from mv2v_jax.data.map_file import load_map
 from mv2v_jax.data.map_tensors import read_profiles
 from mv2v_jax.errors import InputError
+from mv2v_jax.finish import Finish, make_finish
 from mv2v_jax.frame import Frame
 from mv2v_jax.linear_map import LinearMap, invert
-from mv2v_jax.portable.finish import Finish, make_finish
 from mv2v_jax.portable.numpy_map import from_map
-from mv2v_jax.portable.similarity import Metric
 from mv2v_jax.runs.apply_shards import Applied, apply_to_file, source_files
 from mv2v_jax.runs.map_batches import apply_to_table
+from mv2v_jax.similarity import Metric
 from mv2v_jax.stores.address import parse_address
 from mv2v_jax.stores.sources import files_of, open_source
 from mv2v_jax.tables import write
@@ -108,7 +108,8 @@ def apply_command(
     if inverse:
         linear_map = invert(linear_map)
     d_x, d_y = linear_map.W.shape
-    finish = make_finish(frame or ("centred" if metric == "cosine" else "target"), metric, dims, profile, d_y, map_file)
+    frame = frame or ("centred" if metric == "cosine" else "target")
+    finish = make_finish(frame, metric, dims, profile, d_y, f"{map_file}; fit it again")
 
     def guard(rows: Any) -> None:
         guard_rows(profiles, map_file, rows, x_file, inverse=inverse, strict=strict)

@@ -15,7 +15,7 @@ from mv2v_jax.data.checks import check_values
 from mv2v_jax.errors import InputError
 from mv2v_jax.evaluation.index_search import evaluate_index
 from mv2v_jax.portable import load
-from mv2v_jax.portable.similarity import Metric
+from mv2v_jax.similarity import Metric
 
 
 @click.command(

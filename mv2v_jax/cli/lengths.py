@@ -3,9 +3,9 @@
 from typing import Any
 
 from mv2v_jax.cli.output import print_text
-from mv2v_jax.portable.similarity import Metric
 from mv2v_jax.profiles.lengths import describe_lengths, is_one_length, length_range
 from mv2v_jax.profiles.profile import COMPARED_ROWS, SpaceProfile, sample_rows, unit_rows
+from mv2v_jax.similarity import Metric
 
 
 def describe_metrics(profile: SpaceProfile) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 from mv2v_jax.data.scan import read_blocks
 from mv2v_jax.errors import InputError
 from mv2v_jax.evaluation.search import SearchScores, overlaps, partner_ranks, score_search
+from mv2v_jax.finish import remembers_lengths
 from mv2v_jax.portable import PortableMap
-from mv2v_jax.portable.finish import remembers_lengths
-from mv2v_jax.portable.similarity import Metric
+from mv2v_jax.similarity import Metric
 
 # Numbers per block of the index.
 _BLOCK_NUMBERS = 2**22

@@ -10,7 +10,7 @@ import numpy as np
 
 from mv2v_jax.evaluation.metrics import check_pairs, map_pairs, pair_ranks
 from mv2v_jax.linear_map import LinearMap
-from mv2v_jax.portable.similarity import Metric, largest_similarities, paired_similarities, similarities
+from mv2v_jax.similarity import Metric, largest_similarities, paired_similarities, similarities
 
 # Rows that count as found, queries whose results are compared, and draws of the bootstrap.
 _TOP, _MAX_COMPARED, _NUM_DRAWS = 10, 2000, 1000

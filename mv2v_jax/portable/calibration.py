@@ -6,7 +6,7 @@ import numpy as np
 
 from mv2v_jax.errors import InputError
 from mv2v_jax.host_arrays import as_host_array
-from mv2v_jax.portable.similarity import Metric, similarities
+from mv2v_jax.similarity import Metric, similarities
 
 # Best scores per query that are made alike, and the largest sample of each side.
 _BEST, _MAX_ROWS = 20, 10_000

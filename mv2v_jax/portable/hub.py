@@ -15,6 +15,7 @@ except ImportError as error:
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame
 from mv2v_jax.portable.numpy_map import PortableMap, from_map, load
+from mv2v_jax.similarity import Metric
 
 FILE = "map.safetensors"
 
@@ -45,9 +46,17 @@ class HubMap(ModelHubMixin):
         # The mixin would write the arguments as JSON; the file of the map says everything.
         self._hub_mixin_config = None
 
-    def apply(self, rows: Any, *, frame: Frame = "centred", inverse: bool = False) -> np.ndarray:
+    def apply(
+        self,
+        rows: Any,
+        *,
+        frame: Frame = "centred",
+        inverse: bool = False,
+        metric: Metric = "cosine",
+        dims: int | None = None,
+    ) -> np.ndarray:
         """Map raw rows, as `PortableMap.apply`."""
-        return self.map.apply(rows, frame=frame, inverse=inverse)
+        return self.map.apply(rows, frame=frame, inverse=inverse, metric=metric, dims=dims)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.map.save(save_directory / FILE)

@@ -9,12 +9,12 @@ import numpy as np
 
 from mv2v_jax.data.map_tensors import as_text, read_profiles, read_tensors, write_tensors
 from mv2v_jax.errors import InputError
+from mv2v_jax.finish import Finish, make_finish
 from mv2v_jax.frame import Frame, check_frame
 from mv2v_jax.host_arrays import as_host_array
-from mv2v_jax.portable.finish import Finish, make_finish
-from mv2v_jax.portable.similarity import Metric
 from mv2v_jax.profiles.mismatch import find_mismatch
 from mv2v_jax.profiles.profile import Profiles
+from mv2v_jax.similarity import Metric
 
 # Numbers per block of rows, so that temporary arrays stay small however many rows are mapped.
 _BLOCK_NUMBERS = 2**22

@@ -3,6 +3,8 @@
 A map gives directions. Where an index compares by dot product or squared distance, lengths decide as well.
 """
 
+from typing import Any
+
 import numpy as np
 
 # Lengths that spread less than this, from 5 % to 95 % over the median, are one length.
@@ -61,8 +63,8 @@ def _ridge(rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.linalg.solve(rows.T @ rows + penalty * np.eye(d), rows.T @ wanted)
 
 
-def predict_lengths(units: np.ndarray, lengths: np.ndarray, weights: np.ndarray, fit: np.ndarray) -> np.ndarray:
-    """Lengths ``[n]`` of unit rows ``[n, d]``, between 5 % and 95 % of the ``lengths`` of a space.
+def predict_lengths(units: Any, lengths: np.ndarray, weights: np.ndarray, fit: np.ndarray) -> Any:
+    """Lengths ``[n]`` of unit rows ``[n, d]`` of NumPy or JAX, between 5 % and 95 % of the ``lengths`` of a space.
 
     Args:
         units: unit rows.
@@ -70,4 +72,6 @@ def predict_lengths(units: np.ndarray, lengths: np.ndarray, weights: np.ndarray,
         weights: of `fit_lengths`.
         fit: of `fit_lengths`.
     """
-    return np.exp(np.clip(units @ weights + fit[0], np.log(lengths[0]), np.log(lengths[2])))
+    logs = units @ weights.astype(units.dtype) + fit[0].astype(units.dtype)
+    low, _, high = np.log(np.asarray(lengths)).astype(units.dtype)
+    return np.e ** logs.clip(low, high)

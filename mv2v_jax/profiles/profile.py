@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from mv2v_jax.errors import InputError
+from mv2v_jax.host_arrays import as_host_array
 from mv2v_jax.profiles.centres import find_centres, nearness
 from mv2v_jax.profiles.lengths import fit_lengths, is_one_length, length_range
 
@@ -108,7 +110,22 @@ def unit_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def profile_rows(rows: Any) -> SpaceProfile | None:
-    """The profile of raw ``rows [n, d]``, from at most 4,096 of them; ``None`` where there are fewer than 200."""
+    """What raw rows of an encoder look like: their directions and lengths, by which a map recognises others.
+
+    Args:
+        rows: ``[n, d]`` raw rows, of which at most 4,096 are read.
+
+    Returns:
+        The profile; ``None`` where there are fewer than 200 rows with a direction.
+
+    Raises:
+        InputError: not a matrix of floating-point numbers.
+    """
+    if not isinstance(getattr(rows, "dtype", None), np.dtype):
+        rows = as_host_array(rows, "rows")
+    # bfloat16 is a type of its own, of kind V.
+    if len(rows.shape) != 2 or np.dtype(rows.dtype).kind not in "fV":
+        raise InputError(f"rows must be a floating-point matrix [n, d], found {rows.dtype} {list(rows.shape)}")
     units, lengths = unit_rows(sample_rows(rows, PROFILE_ROWS))
     if len(units) < _MIN_ROWS:
         return None

@@ -16,11 +16,11 @@ from mv2v_jax.data.resumable_npy import SourceFile, resumable_npy
 from mv2v_jax.data.row_files import RowFiles
 from mv2v_jax.data.scan import digest, read_blocks
 from mv2v_jax.errors import InputError
+from mv2v_jax.finish import Finish
 from mv2v_jax.frame import Frame
 from mv2v_jax.linear_map import LinearMap, apply
 from mv2v_jax.ops.given_arrays import to_device
 from mv2v_jax.ops.masked import working_dtype
-from mv2v_jax.portable.finish import Finish
 from mv2v_jax.progress import OnStep
 from mv2v_jax.tables.spill import SpilledRows
 from mv2v_jax.version import __version__

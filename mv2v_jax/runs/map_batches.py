@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mv2v_jax.errors import InputError
-from mv2v_jax.portable.finish import Finish
+from mv2v_jax.finish import Finish
 from mv2v_jax.portable.numpy_map import PortableMap
 from mv2v_jax.progress import OnStep
 from mv2v_jax.runs.apply_shards import Applied

@@ -11,7 +11,7 @@ from mv2v_jax import Centering, InputError, LinearMap, apply, evaluate_search, i
 from mv2v_jax.evaluation.index_search import evaluate_index
 from mv2v_jax.evaluation.search import overlaps, partner_ranks, score_search
 from mv2v_jax.portable import from_map
-from mv2v_jax.portable.similarity import similarities, unit
+from mv2v_jax.similarity import similarities, unit
 
 
 @pytest.fixture(scope="module")

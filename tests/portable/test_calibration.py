@@ -5,7 +5,7 @@ import pytest
 
 from mv2v_jax import InputError
 from mv2v_jax.portable import ScoreCalibration, calibrate_scores
-from mv2v_jax.portable.similarity import similarities
+from mv2v_jax.similarity import similarities
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2"])

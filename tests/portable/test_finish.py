@@ -84,11 +84,11 @@ def test_what_cannot_be_done_is_refused(portable_map, unequal, rows):
         portable_map.apply(rows, metric="euclid")
     with pytest.raises(InputError, match="needs rows in the target frame, found the centred one"):
         portable_map.apply(rows, metric="dot")
-    with pytest.raises(InputError, match="needs a map that remembers the lengths of the rows it maps to, found none"):
+    with pytest.raises(InputError, match="needs the lengths of the rows that are mapped to, found none in the map;"):
         portable_map.apply(rows, frame="target", metric="l2")
     # A map that was saved before there was a regression.
     profile = dataclasses.replace(profile_rows(unequal), length_weights=None, length_fit=None)
-    with pytest.raises(InputError, match="fit it again from at least 200 rows"):
+    with pytest.raises(InputError, match="found none in the map; fit it again from at least 200 rows"):
         dataclasses.replace(portable_map, profiles=(None, profile)).apply(rows, frame="target", metric="l2")
     for dims in (0, 6, -1, 2.0, True):
         with pytest.raises(InputError, match="dims must be from 1 to 5, fewer than the 6 numbers"):

@@ -33,6 +33,7 @@ def test_a_folder_and_its_card(tmp_path, judged, rows):
     assert {"map.safetensors", "README.md"} <= set(os.listdir(tmp_path))
     loaded = hub.HubMap.from_pretrained(tmp_path)
     np.testing.assert_array_equal(loaded.apply(rows, frame="target"), judged.apply(rows, frame="target"))
+    np.testing.assert_array_equal(loaded.apply(rows, metric="cosine", dims=4), judged.apply(rows, dims=4))
     assert FACTS.items() <= loaded.map.metadata.items()
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\n")

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from mv2v_jax import InputError
 from mv2v_jax.data.demo import load_encoder
 from mv2v_jax.profiles.mismatch import find_mismatch
 from mv2v_jax.profiles.profile import profile_rows, profile_tensors, profiles_from, sample_rows
@@ -125,3 +126,10 @@ def test_sampled_rows_are_spread_and_leave_out_zero_rows():
     rows[0] = 0
     assert sample_rows(rows, 5)[:, 0].tolist() == [5, 10, 15, 20]
     assert sample_rows(rows, 100).dtype == np.float32
+
+
+@pytest.mark.parametrize("rows", [np.ones(300), np.ones((300, 4), int), [[1.0], [1.0, 2.0]]])
+def test_profiles_are_of_matrices(rows):
+    with pytest.raises(InputError, match=r"rows must be a .*found"):
+        profile_rows(rows)
+    assert profile_rows([[1.0, 2.0]] * 3) is None

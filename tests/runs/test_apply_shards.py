@@ -18,7 +18,7 @@ from mv2v_jax import Centering, LinearMap, apply, invert
 from mv2v_jax.data.map_file import save_map
 from mv2v_jax.data.resumable_npy import SourceFile, resumable_npy
 from mv2v_jax.errors import InputError
-from mv2v_jax.portable.finish import Finish
+from mv2v_jax.finish import Finish
 from mv2v_jax.runs.apply_shards import apply_to_file, source_files
 from mv2v_jax.stores.sources import load_embeddings
 

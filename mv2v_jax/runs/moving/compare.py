@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mv2v_jax.errors import InputError
-from mv2v_jax.portable.similarity import Metric, paired_similarities, similarities
 from mv2v_jax.progress import OnStep
+from mv2v_jax.similarity import Metric, paired_similarities, similarities
 from mv2v_jax.stores.protocol import Batch, Description, ReadStore, Store
 
 _BATCH_ROWS = 4096

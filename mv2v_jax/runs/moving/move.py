@@ -14,7 +14,7 @@ import numpy as np
 
 from mv2v_jax.data.atomic_files import check_writable
 from mv2v_jax.errors import InputError
-from mv2v_jax.portable.finish import Finish
+from mv2v_jax.finish import Finish
 from mv2v_jax.portable.numpy_map import PortableMap
 from mv2v_jax.progress import OnStep
 from mv2v_jax.runs.map_batches import BatchMapper

@@ -1,18 +1,18 @@
 """What is done to mapped rows for an index: the lengths that its metric needs, and the prefix that it keeps."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mv2v_jax.errors import InputError
 from mv2v_jax.frame import Frame
-from mv2v_jax.portable.similarity import Metric, check_metric, unit
 from mv2v_jax.profiles.lengths import is_one_length, predict_lengths
 from mv2v_jax.profiles.profile import SpaceProfile
+from mv2v_jax.similarity import Metric, check_metric, unit
 
 
 class Finish(NamedTuple):
-    """Turns mapped rows into rows for an index.
+    """Turns mapped rows into rows for an index, of NumPy or of JAX.
 
     Attributes:
         frame: frame of the mapped rows.
@@ -26,7 +26,7 @@ class Finish(NamedTuple):
     dims: int | None = None
     profile: SpaceProfile | None = None
 
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
+    def __call__(self, rows: Any) -> Any:
         """Mapped rows ``[n, d]`` with the lengths of the space and cut to the prefix, in their dtype."""
         if self.metric == "cosine" and self.dims is None:
             return rows
@@ -37,15 +37,14 @@ class Finish(NamedTuple):
             finished = self._cut(finished)
         return finished.astype(rows.dtype)
 
-    def _restore_lengths(self, rows: np.ndarray) -> np.ndarray:
+    def _restore_lengths(self, rows: Any) -> Any:
         assert self.profile is not None
         units, lengths = unit(rows), self.profile.lengths
         if self.profile.length_weights is None or self.profile.length_fit is None:
-            return units * lengths[1]
-        predicted = predict_lengths(units, lengths, self.profile.length_weights, self.profile.length_fit)
-        return units * predicted.astype(units.dtype)[:, None]
+            return units * lengths[1].astype(units.dtype)
+        return units * predict_lengths(units, lengths, self.profile.length_weights, self.profile.length_fit)[:, None]
 
-    def _cut(self, rows: np.ndarray) -> np.ndarray:
+    def _cut(self, rows: Any) -> Any:
         prefix = rows[:, : self.dims]
         if self.frame == "centred":
             return unit(prefix)
@@ -60,7 +59,12 @@ def remembers_lengths(profile: SpaceProfile | None) -> bool:
 
 
 def make_finish(
-    frame: Frame, metric: Metric, dims: int | None, profile: SpaceProfile | None, d: int, name: str = "the map"
+    frame: Frame,
+    metric: Metric,
+    dims: int | None,
+    profile: SpaceProfile | None,
+    d: int,
+    source: str = "the map; fit it again",
 ) -> Finish:
     """A `Finish`, if it can be done.
 
@@ -70,7 +74,7 @@ def make_finish(
         dims: numbers of a row that the index keeps; ``None`` for all.
         profile: of the space that the rows are mapped into.
         d: dimension of that space.
-        name: what an error message calls the map.
+        source: where an error message says that the profile was missing, and how to get one.
 
     Raises:
         InputError: unknown metric, lengths in the centred frame or of a space that the map does not remember, or a
@@ -85,8 +89,8 @@ def make_finish(
             )
         if not remembers_lengths(profile):
             raise InputError(
-                f"the metric {metric} needs a map that remembers the lengths of the rows it maps to, found none in "
-                f"{name}; fit it again from at least 200 rows"
+                f"the metric {metric} needs the lengths of the rows that are mapped to, found none in {source} from at "
+                "least 200 rows"
             )
     is_count = isinstance(dims, int) and not isinstance(dims, bool)
     if dims is not None and not (is_count and 1 <= dims < d):

@@ -1,6 +1,6 @@
 """How an index compares rows: by cosine, dot product or squared distance."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -42,7 +42,13 @@ def largest_similarities(queries: np.ndarray, rows: np.ndarray, metric: Metric) 
     return of_queries * of_rows if metric == "dot" else of_rows * (2 * of_queries + of_rows)
 
 
-def unit(rows: np.ndarray) -> np.ndarray:
-    """Rows of length 1; zero rows stay zero."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, 1)
+def unit(rows: Any) -> Any:
+    """Rows of length 1, of NumPy or of JAX; zero rows stay zero."""
+    namespace = array_namespace(rows)
+    lengths = namespace.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / namespace.where(lengths > 0, lengths, 1)
+
+
+def array_namespace(rows: Any) -> Any:
+    """The module whose functions take these rows: ``numpy`` or ``jax.numpy``."""
+    return np if isinstance(rows, np.ndarray) else rows.__array_namespace__()
