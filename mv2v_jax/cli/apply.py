@@ -9,8 +9,8 @@ import click
 from mv2v_jax.alignment.score import Verdict
 from mv2v_jax.cli.guard import guard_rows, strict_option
 from mv2v_jax.cli.help import Command
-from mv2v_jax.cli.lengths import warn_of_lengths
-from mv2v_jax.cli.options import column_option, count, flag, id_column_option, option, output_option, text_column_option
+from mv2v_jax.cli.lengths import dims_option, metric_option, warn_of_lengths
+from mv2v_jax.cli.options import column_option, flag, id_column_option, option, output_option, text_column_option
 from mv2v_jax.cli.output import print_text, progress_bar
 from mv2v_jax.cli.shared import check_output, load_rows
 from mv2v_jax.data.map_file import load_map
@@ -60,20 +60,8 @@ Guard = Callable[[Any], None]
     help="Coordinates of the mapped rows. centred: mean removed, unit length. target: comparable by cosine with raw "
     "vectors of the target encoder.",
 )
-@option(
-    "--metric",
-    type=click.Choice(["cosine", "dot", "l2"]),
-    default="cosine",
-    show_default=True,
-    help="How the mapped rows are compared. dot and l2 give them the one length that raw vectors of the target encoder "
-    "have. If these have several, lengths are predicted.",
-)
-@count(
-    "--dims",
-    type=click.IntRange(1, 2**20),
-    help="Keep the first N numbers of each mapped row, for an index that holds prefixes of a Matryoshka encoder. They "
-    "are scaled to the one length of the target encoder's vectors, if there is one.",
-)
+@metric_option
+@dims_option
 @column_option
 @id_column_option
 @text_column_option

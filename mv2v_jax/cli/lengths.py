@@ -2,10 +2,29 @@
 
 from typing import Any
 
+import click
+
+from mv2v_jax.cli.options import count, option
 from mv2v_jax.cli.output import print_text
 from mv2v_jax.profiles.lengths import describe_lengths, is_one_length, length_range
 from mv2v_jax.profiles.profile import COMPARED_ROWS, SpaceProfile, sample_rows, unit_rows
 from mv2v_jax.similarity import Metric
+
+metric_option = option(
+    "--metric",
+    type=click.Choice(["cosine", "dot", "l2"]),
+    default="cosine",
+    show_default=True,
+    help="How the mapped rows are compared. dot and l2 give them the one length that raw vectors of the target encoder "
+    "have. If these have several, lengths are predicted.",
+)
+
+dims_option = count(
+    "--dims",
+    type=click.IntRange(1, 2**20),
+    help="Keep the first N numbers of each mapped row, for an index that holds prefixes of a Matryoshka encoder. They "
+    "are scaled to the one length of the target encoder's vectors, if there is one.",
+)
 
 
 def describe_metrics(profile: SpaceProfile) -> str:
@@ -38,6 +57,31 @@ def warn_of_lengths(profile: SpaceProfile | None, metric: Metric, rows: Any, nam
         f"Warning: {metric} compares lengths, and a map keeps none: the lengths of {name} ({_range(low, high)}) are "
         f"dropped, and those of the rows mapped to ({_range(profile.lengths[0], profile.lengths[2])}) are predicted, "
         f"which explains {_percentage(profile)} of their variance; stored rows lose recall by that, queries do not.",
+        to_stderr=True,
+    )
+
+
+def warn_of_other_metric(
+    profile: SpaceProfile | None, metric: Metric, compares_by: Metric, rows: Any, name: str
+) -> None:
+    """Warn where a collection compares lengths, and the rows for it are written without them.
+
+    Args:
+        profile: of the space that the rows are mapped into.
+        metric: what the rows are written for.
+        compares_by: how the collection compares them.
+        rows: raw rows before they are mapped; at most 2,048 of them are read.
+        name: what the message calls the collection.
+    """
+    if metric != "cosine" or compares_by == "cosine" or profile is None:
+        return
+    sampled = sample_rows(rows, COMPARED_ROWS)
+    # Rows of one length are mapped to rows of one length, which compare alike in every way.
+    if len(sampled) and is_one_length(profile.lengths) and is_one_length(length_range(unit_rows(sampled)[1])):
+        return
+    print_text(
+        f"Warning: {name} compares by {compares_by}, and a map keeps no lengths; --metric {compares_by} restores them "
+        "as far as it can.",
         to_stderr=True,
     )
 

@@ -13,9 +13,7 @@ except ImportError as error:
     raise ImportError('mv2v_jax.portable.hub needs huggingface_hub: pip install "mv2v_jax[hub]"') from error
 
 from mv2v_jax.errors import InputError
-from mv2v_jax.frame import Frame
 from mv2v_jax.portable.numpy_map import PortableMap, from_map, load
-from mv2v_jax.similarity import Metric
 
 FILE = "map.safetensors"
 
@@ -46,17 +44,9 @@ class HubMap(ModelHubMixin):
         # The mixin would write the arguments as JSON; the file of the map says everything.
         self._hub_mixin_config = None
 
-    def apply(
-        self,
-        rows: Any,
-        *,
-        frame: Frame = "centred",
-        inverse: bool = False,
-        metric: Metric = "cosine",
-        dims: int | None = None,
-    ) -> np.ndarray:
-        """Map raw rows, as `PortableMap.apply`."""
-        return self.map.apply(rows, frame=frame, inverse=inverse, metric=metric, dims=dims)
+    def apply(self, rows: Any, **choices: Any) -> np.ndarray:
+        """Map raw rows; ``choices`` are the keywords of `PortableMap.apply`."""
+        return self.map.apply(rows, **choices)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         self.map.save(save_directory / FILE)

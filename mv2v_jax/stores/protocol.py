@@ -11,6 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from mv2v_jax.errors import InputError, first_line
+from mv2v_jax.similarity import Metric
+
+_METRICS: dict[str, Metric] = {"cosine": "cosine", "ip": "dot", "l2": "l2"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Description:
     integer_ids: bool = False
     notes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def compares_by(self) -> Metric:
+        """The metric, as the rest of this package calls it."""
+        return _METRICS.get(self.metric, "l2")
 
 
 class ReadStore(Protocol):

@@ -1,6 +1,7 @@
-"""``mv2v apply`` recognises rows that the map was not fitted on: a warning, or a refusal with ``--strict``."""
+"""``mv2v apply`` and ``mv2v move`` recognise rows that the map was not fitted on: a warning, or a refusal."""
 
 import json
+import os
 import sys
 
 import jax.numpy as jnp
@@ -113,3 +114,48 @@ def test_info_names_the_metrics(mapped, monkeypatch, capfd):
     found = capfd.readouterr().out.splitlines()[1]
     assert found.startswith("The target frame suits cosine; its rows have lengths from ")
     assert "of which --metric dot and l2 predict" in found
+
+
+@pytest.fixture
+def moved(mapped, monkeypatch, capfd):
+    """A function that moves an index of x: its exit code, standard error, and the vectors of the new index, if any."""
+    faiss = pytest.importorskip("faiss")
+    rows = np.load("x.npy")
+    for name, vectors in {"docs": rows, "scaled": rows * 7}.items():
+        index = faiss.IndexFlatIP(16)
+        index.add(vectors)
+        faiss.write_index(index, f"{name}.faiss")
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", ["mv2v", "move", f"faiss:{name}.faiss", "map.safetensors", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        new = faiss.read_index("new.faiss").reconstruct_n() if os.path.exists("new.faiss") else None
+        return ended.value.code, capfd.readouterr().err, new
+
+    return run
+
+
+def test_moves_are_guarded(moved):
+    code, error, new = moved("scaled", "faiss:new.faiss", "--strict")
+    assert (code, new, len(error.splitlines())) == (2, None, 1)
+    assert "must hold rows like the source of map.safetensors, found lengths from" in error
+    code, error, new = moved("scaled", "faiss:new.faiss", "--dry-run")
+    assert (code, new) == (0, None)
+    assert "does not look like the source of map.safetensors: found lengths from" in error
+
+
+def test_moves_for_a_metric(moved):
+    code, error, new = moved("docs", "faiss:new.faiss", "--dry-run")
+    assert (code, new) == (0, None)
+    assert error.startswith("Warning: faiss:docs.faiss compares by dot, and a map keeps no lengths; --metric dot ")
+    assert len(error.splitlines()) == 1
+    code, error, new = moved("docs", "faiss:new.faiss", "--metric", "dot", "--dims", "5")
+    assert (code, len(error.splitlines())) == (0, 1)
+    assert error.startswith("Warning: dot compares lengths, and a map keeps none: the lengths of faiss:docs.faiss (")
+    expected = portable.load("map.safetensors").apply(np.load("x.npy"), frame="target", metric="dot", dims=5)
+    np.testing.assert_allclose(new, expected, atol=1e-4)
+    for arguments, found in ((("--dims", "12"), "dims must be from 1 to 11"), (("--metric", "e"), "'e' is not one of")):
+        code, error, _ = moved("docs", "faiss:other.faiss", *arguments)
+        assert (code, len(error.splitlines()), os.path.exists("other.faiss")) == (2, 1, False)
+        assert found in error

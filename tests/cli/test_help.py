@@ -27,7 +27,7 @@ EVERYDAY = {
     "apply": ["--output", "--frame", "--metric", "--dims", "--inverse", "--strict", "--resume", "--accept"],
     "evaluate": ["--json"],
     "report": ["--output", "--texts-x", "--texts-y", "--pairs", "--index-size", "--searches", "--preset", "--json"],
-    "move": ["--inverse", "--dry-run", "--resume", "--state", "--accept"],
+    "move": ["--metric", "--dims", "--inverse", "--strict", "--dry-run", "--resume", "--state", "--accept"],
     "evaluate-search": ["--rows", "--metric", "--strict", "--json"],
     "info": ["--json"],
     "stability": [

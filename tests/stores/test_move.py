@@ -9,7 +9,9 @@ from helpers import make_map, semi_orthogonal, unit
 from stores.makers import MAKERS, NUMBERS, ROWS, all_rows, beside, quick_folder
 
 from mv2v_jax.errors import InputError
+from mv2v_jax.finish import make_finish
 from mv2v_jax.portable.numpy_map import from_map
+from mv2v_jax.profiles.profile import profile_rows
 from mv2v_jax.runs.moving import move as moving
 from mv2v_jax.runs.moving.state import hold
 from mv2v_jax.stores.address import parse_address
@@ -156,7 +158,7 @@ def test_a_changed_source_is_noticed(address, tmp_path, monkeypatch):
     described = source.describe()
     other = dataclasses.replace(MAP, W=MAP.W[:, ::-1].copy())
     moving.move(source, other, target, tmp_path / "state.json", resume=False, on_step=quiet)
-    mapper = moving._Mapper(MAP, "x", 0, unit=False)
+    mapper = moving._Mapper(MAP, moving.FOR_COSINE, "x", 0, unit=False)
     with pytest.raises(InputError, match="must hold the mapped vector at id"):
         moving.compare(source, described, target, mapper, quiet)
 
@@ -166,6 +168,32 @@ def test_unit_rows_stay_unit_rows(tmp_path, start_server):
     source, target = open_both(address)
     moving.move(source, MAP, target, tmp_path / "state.json", resume=False, on_step=quiet)
     np.testing.assert_allclose(np.linalg.norm(all_rows(target).vectors, axis=1), 1, atol=1e-5)
+
+
+def test_lengths_and_prefixes(address, tmp_path):
+    source, target = open_both(address)
+    # Qdrant keeps unit rows where it compares by cosine.
+    length = 1 if source.describe().kind == "qdrant" else 3
+    linear_map = dataclasses.replace(MAP, profiles=(None, profile_rows(3 * unit(RNG.normal(size=(300, 5))))))
+    finish = make_finish("target", "dot", 4, linear_map.profiles[1], 5)
+    state = tmp_path / "state.json"
+
+    class Killed(Exception):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    with pytest.raises(Killed):
+        moving.move(source, linear_map, target, state, finish=finish, resume=False, on_step=kill)
+    with pytest.raises(InputError, match="describes a move with another metric, dims"):
+        moving.move(source, linear_map, target, state, resume=True, on_step=quiet)
+    source, target = open_both(address)
+    moving.move(source, linear_map, target, state, finish=finish, resume=True, on_step=quiet)
+    rows, found = all_rows(source), all_rows(target)
+    assert found.vectors.shape == (300, 4)
+    expected = length * unit(linear_map.apply(rows.vectors, frame="target")[:, :4])
+    np.testing.assert_allclose(found.vectors, expected, atol=3e-3)
 
 
 def test_settings_of_indexes_are_carried_over(tmp_path, start_server):

@@ -8,7 +8,7 @@ import numpy as np
 
 from mv2v_jax.errors import InputError
 from mv2v_jax.progress import OnStep
-from mv2v_jax.similarity import Metric, paired_similarities, similarities
+from mv2v_jax.similarity import paired_similarities, similarities
 from mv2v_jax.stores.protocol import Batch, Description, ReadStore, Store
 
 _BATCH_ROWS = 4096
@@ -16,8 +16,6 @@ _BATCH_ROWS = 4096
 _SAMPLE, _QUERIES, _NEIGHBORS = 200, 50, 10
 # Vectors whose directions differ more than by rounding to float16 are wrong.
 _MIN_COSINE = 0.999
-# What stores call a metric.
-_METRICS: dict[str, Metric] = {"cosine": "cosine", "ip": "dot", "l2": "l2"}
 
 
 class Checked(NamedTuple):
@@ -95,12 +93,11 @@ def _same(one: Any, other: Any) -> bool:
 def _measure_recall(target: Store, queries: np.ndarray, described: Description, on_step: OnStep) -> float:
     """Share of the nearest rows, found by comparing with all, that a search finds."""
     k = min(_NEIGHBORS, described.count)
-    metric = _METRICS.get(described.metric, "l2")
     best_scores = np.full((len(queries), 0), 0.0)
     best_ids: list[list[str]] = [[] for _ in queries]
     seen = 0
     for batch in target.read(_BATCH_ROWS):
-        scores = similarities(queries.astype(np.float32), batch.vectors.astype(np.float32), metric)
+        scores = similarities(queries.astype(np.float32), batch.vectors.astype(np.float32), described.compares_by)
         names = [str(key) for key in batch.ids]
         joined = np.concatenate([best_scores, scores], axis=1)
         order = np.argsort(-joined, axis=1, kind="stable")[:, :k]

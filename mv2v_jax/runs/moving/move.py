@@ -23,6 +23,8 @@ from mv2v_jax.runs.moving.state import State, fingerprint, hold
 from mv2v_jax.stores.protocol import Batch, Description, ReadStore, Store
 
 BATCH_ROWS = 4096
+# Rows that can be compared by cosine with raw vectors of the target encoder.
+FOR_COSINE = Finish(frame="target")
 
 
 class Moved(NamedTuple):
@@ -43,11 +45,11 @@ class Moved(NamedTuple):
     undo: str
 
 
-def check_move(source: ReadStore, linear_map: PortableMap, target: Store) -> Description:
-    """What the source is, if it fits the map and differs from the target.
+def check_move(source: ReadStore, linear_map: PortableMap) -> Description:
+    """What the source is, if it fits the map.
 
     Raises:
-        InputError: no rows, rows of another dimension, or source and target are one.
+        InputError: no rows, or rows of another dimension.
     """
     described = source.describe()
     d_x = linear_map.W.shape[0]
@@ -62,16 +64,24 @@ def check_move(source: ReadStore, linear_map: PortableMap, target: Store) -> Des
 
 
 def move(
-    source: ReadStore, linear_map: PortableMap, target: Store, state_file: Path, *, resume: bool, on_step: OnStep
+    source: ReadStore,
+    linear_map: PortableMap,
+    target: Store,
+    state_file: Path,
+    *,
+    finish: Finish = FOR_COSINE,
+    resume: bool,
+    on_step: OnStep,
 ) -> Moved:
     """Move all rows of ``source`` into the new collection ``target``.
 
     Args:
         source: rows of the source space, with ids and payloads.
-        linear_map: the map; rows are written in the frame of the target, comparable by cosine with raw vectors of the
-            target encoder, and with length 1 if those of the source have length 1.
+        linear_map: the map.
         target: a collection that does not exist, or the one that an earlier call began.
         state_file: file that holds the progress; removed at the end.
+        finish: the frame, and what is done to mapped rows. Rows for cosine are written with length 1 if those of the
+            source have length 1.
         resume: continue an earlier call.
         on_step: called with "rows moved", the number of rows written and the number of rows to write.
 
@@ -81,18 +91,25 @@ def move(
     """
     check_writable(state_file)
     with hold(state_file, target.name):
-        return _move(source, linear_map, target, state_file, resume=resume, on_step=on_step)
+        return _move(source, linear_map, target, state_file, finish, resume=resume, on_step=on_step)
 
 
 def _move(
-    source: ReadStore, linear_map: PortableMap, target: Store, state_file: Path, *, resume: bool, on_step: OnStep
+    source: ReadStore,
+    linear_map: PortableMap,
+    target: Store,
+    state_file: Path,
+    finish: Finish,
+    *,
+    resume: bool,
+    on_step: OnStep,
 ) -> Moved:
-    described = check_move(source, linear_map, target)
-    d_y = linear_map.W.shape[1]
-    state = State(state_file, {"source": source.name, "target": target.name, "map": fingerprint(linear_map)})
-    kept = _begin(state, target, described, d_y, resume=resume, source=source)
+    described = check_move(source, linear_map)
+    made_by = {"source": source.name, "target": target.name, "map": fingerprint(linear_map)}
+    state = State(state_file, {**made_by, "metric": finish.metric, "dims": finish.dims or linear_map.W.shape[1]})
+    kept = _begin(state, target, described, resume=resume, source=source)
     started, total = time.perf_counter(), described.count
-    mapper = _Mapper(linear_map, source.name, kept, unit=state.unit)
+    mapper = _Mapper(linear_map, finish, source.name, kept, unit=state.unit)
     for batch in source.read(BATCH_ROWS, kept):
         target.write(mapper(batch))
         state.written += len(batch.ids)
@@ -107,12 +124,13 @@ def _move(
     )
 
 
-def _begin(state: State, target: Store, described: Description, d_y: int, *, resume: bool, source: ReadStore) -> int:
+def _begin(state: State, target: Store, described: Description, *, resume: bool, source: ReadStore) -> int:
     """Make the target, or take it up; the number of rows that it holds for certain."""
+    dims = state.made_by["dims"]
     if resume:
         state.load()
         if target.exists():
-            state.written = target.resume(described, state.written, d_y)
+            state.written = target.resume(described, state.written, dims)
             return state.written
     else:
         state.refuse_other_files()
@@ -123,11 +141,12 @@ def _begin(state: State, target: Store, described: Description, d_y: int, *, res
             )
         first = next(source.read(BATCH_ROWS))
         target.check(first)
-        state.unit = bool(np.allclose(np.linalg.norm(first.vectors.astype(np.float64), axis=1), 1, atol=1e-3))
+        lengths = np.linalg.norm(first.vectors.astype(np.float64), axis=1)
+        state.unit = state.made_by["metric"] == "cosine" and bool(np.allclose(lengths, 1, atol=1e-3))
     state.written = 0
     state.save()
     try:
-        target.create(described, d_y)
+        target.create(described, dims)
     except InputError:
         # Otherwise --resume would take up whatever has the name.
         state.path.unlink()
@@ -138,8 +157,8 @@ def _begin(state: State, target: Store, described: Description, d_y: int, *, res
 class _Mapper:
     """Maps the vectors of batches, and keeps what belongs to them."""
 
-    def __init__(self, linear_map: PortableMap, name: str, first_row: int, *, unit: bool) -> None:
-        self._mapper = BatchMapper(linear_map, Finish(frame="target"), name, first_row)
+    def __init__(self, linear_map: PortableMap, finish: Finish, name: str, first_row: int, *, unit: bool) -> None:
+        self._mapper = BatchMapper(linear_map, finish, name, first_row)
         self._unit = unit
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -150,11 +169,13 @@ class _Mapper:
         return dataclasses.replace(batch, vectors=self.vectors(batch.vectors))
 
 
-def preview(source: ReadStore, linear_map: PortableMap, target: Store) -> tuple[Description, Batch]:
+def preview(
+    source: ReadStore, linear_map: PortableMap, target: Store, finish: Finish = FOR_COSINE
+) -> tuple[Description, Batch]:
     """What a move would do, without writing anything: the source, and the first rows as they would be written."""
-    described = check_move(source, linear_map, target)
+    described = check_move(source, linear_map)
     if target.exists():
         raise InputError(f"{target.name} must be new, found one of that name; name another")
     first = next(source.read(BATCH_ROWS))
     target.check(first)
-    return described, _Mapper(linear_map, source.name, 0, unit=False)(first)
+    return described, _Mapper(linear_map, finish, source.name, 0, unit=False)(first)
