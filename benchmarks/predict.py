@@ -35,8 +35,8 @@ from benchmarks.work import Work, count_work
 from mv2v_jax import Config
 from mv2v_jax.alignment.fit import fit
 from mv2v_jax.alignment.run import SEARCHING
+from mv2v_jax.alignment.stage_by_stage import StageByStage
 from mv2v_jax.data.padding import padded_shapes
-from mv2v_jax.runs.compiled import StageByStage
 
 T = TypeVar("T")
 

@@ -90,10 +90,39 @@ def test_messages_go_through_logging(fitted):
     assert any(message.startswith("ran restart 2 anchors in ") for message in messages)
 
 
-def test_progress_needs_one_device():
-    mesh = mv2v_jax.make_mesh(2)
-    with pytest.raises(mv2v_jax.InputError, match="progress must come without a mesh"):
-        mv2v_jax.align_restarts(jax.random.key(0), *rows(), 2, CONFIG, mesh=mesh, progress=True)
+@pytest.mark.usefixtures("without_computing")
+def test_over_a_mesh_searches_are_reported_as_they_end():
+    seen, mesh = [], mv2v_jax.make_mesh(2, devices=jax.devices()[:2])
+    with pytest.warns(mv2v_jax.AlignmentWarning):
+        mv2v_jax.align_restarts(
+            jax.random.key(0), *rows(), 3, CONFIG, mesh=mesh, progress=lambda *step: seen.append(step)
+        )
+    assert [step for step in seen if step[0] == "restart"] == [("restart", done, 3) for done in (0, 2, 3)]
+    stages = expected_stages(CONFIG, 90, 3, 1, mesh)
+    assert list(stages) == ["preprocess", "restart", "settling", "finish"]
+    overall = Overall(stages)
+    shares = [overall.update(*step) for step in seen]
+    assert [share.done for share in shares] == sorted(share.done for share in shares)
+    assert shares[-1].done == pytest.approx(shares[-1].total)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row_devices", [1, 2])
+def test_progress_over_a_mesh_changes_nothing(row_devices):
+    mesh = mv2v_jax.make_mesh(2, devices=jax.devices()[:4], row_devices=row_devices)
+    seen = []
+
+    def fit(progress):
+        choices = {"num_settled": 2, "keep": "all", "mesh": mesh, "progress": progress}
+        with pytest.warns(mv2v_jax.AlignmentWarning):
+            return mv2v_jax.align_restarts(jax.random.key(0), *rows(), 6, CONFIG, **choices)
+
+    found, expected = fit(lambda *step: seen.append(step)), fit(False)
+    # The last searches run beside others, in the same compiled function.
+    assert [step[0] for step in seen].count(f"{COMPILING}restart") == 1
+    assert int(found.chosen) == int(expected.chosen)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
 def test_the_bar_names_what_compiles_and_folds_away(monkeypatch):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import jax
@@ -17,7 +18,7 @@ from mv2v_jax.alignment.results import AlignResult, Search
 from mv2v_jax.alignment.run import Inline
 from mv2v_jax.alignment.score import Evidence, Reason, Verdict
 from mv2v_jax.alignment.space import num_held_out
-from mv2v_jax.alignment.stage_by_stage import StageByStage, expected_stages
+from mv2v_jax.alignment.stage_by_stage import OverMesh, StageByStage, expected_stages
 from mv2v_jax.config import Config
 from mv2v_jax.data.inputs import check_inputs, pad_inputs, prepare_inputs
 from mv2v_jax.data.padding import PaddedRows, row_specs
@@ -25,7 +26,7 @@ from mv2v_jax.errors import AlignmentWarning, InputError
 from mv2v_jax.linear_map import LinearMap
 from mv2v_jax.ops.knn import BLOCK_ENTRIES, BLOCK_ROWS
 from mv2v_jax.ops.pytree import pytree
-from mv2v_jax.ops.sharding import EVERYWHERE, RESTART, from_first, over_mesh
+from mv2v_jax.ops.sharding import EVERYWHERE, RESTART, from_first, on_host, over_mesh
 from mv2v_jax.progress import OnStep, show_progress
 from mv2v_jax.settings import as_config
 
@@ -140,23 +141,24 @@ def _pack(best: AlignResult, searched: Search, config: Config, keep: Keep) -> Re
 
 
 def fit_in_stages(
-    run: StageByStage,
+    on_step: OnStep,
     key: jax.Array,
-    x: Any,
-    y: Any,
+    x: PaddedRows,
+    y: PaddedRows,
     config: Config,
-    num_restarts: int,
-    *,
-    num_settled: int = 1,
-    pairs: tuple[Any, Any] | None = None,
-    keep: Keep = "summary",
-) -> Restarts:
-    """`align_restarts` on one device by a run that reports every stage; it cannot be traced."""
-    x, y, seeds = check_inputs(key, x, y, config, pairs)
-    check_restarts(num_restarts, min(x.shape[0], y.shape[0]), config, num_settled)
-    padded = pad_inputs(x, y, seeds, config)
-    best, searched = fit(run, restart_keys(key, 0, num_restarts), *padded, config, num_settled)
-    return _pack(best, searched, config, keep)
+    choices: dict[str, Any],
+    get_compiled: Callable[[Any], Any] = lambda _: None,
+) -> tuple[Restarts, StageByStage]:
+    """`fit_restarts` by a run that reports what it does, and that run; it cannot be traced.
+
+    ``choices`` are of `prepare_restarts`, ``get_compiled`` is of `StageByStage`.
+    """
+    mesh = choices["mesh"]
+    run = StageByStage(on_step, get_compiled) if mesh is None else OverMesh(on_step, mesh, choices["batch_size"])
+    fitted = fit(run, restart_keys(key, 0, choices["num_restarts"]), x, y, config, choices["num_settled"])
+    # Of a mesh of several processes, each can compute with NumPy arrays only by itself.
+    best, searched = fitted if mesh is None else on_host(fitted)
+    return _pack(best, searched, config, choices["keep"]), run
 
 
 def _warn_unless_aligned(best: AlignResult) -> None:
@@ -242,14 +244,14 @@ def align_restarts(
         pairs: known pairs, if any, as for `align`.
         progress: ``True`` for a bar on standard error with the current stage, the time passed and the time left, which
             needs the extra ``cli``; or a function that is called with a stage's name, its steps done and its steps to
-            do. Stages are then compiled one by one: the result is the same up to rounding.
+            do. Stages are then compiled one by one, over a mesh whole searches: the result is the same up to rounding.
 
     Returns:
         `Restarts`: the best result, and the evidence of every restart.
 
     Raises:
-        InputError: as `align`; also where ``progress`` comes with a mesh, where nothing is held out to choose by, where
-            ``keep`` is none of the three, and where the devices of the row axis do not divide the padded rows.
+        InputError: as `align`; also where nothing is held out to choose by, where ``keep`` is none of the three, and
+            where the devices of the row axis do not divide the padded rows.
 
     Warns:
         AlignmentWarning: the verdict is not ``aligned``.
@@ -265,13 +267,6 @@ def align_restarts(
         (2, 2)
     """
     config = as_config(config, Config)
-    if progress is not False:
-        if mesh is not None:
-            raise InputError("progress must come without a mesh, over which a fit is one program; found both")
-        _check_keep(keep)
-        result = _fit_with_progress(key, x, y, config, num_restarts, progress, num_settled, pairs, keep)
-        _warn_unless_aligned(result.best)
-        return result
     x, y, choices = prepare_restarts(
         key,
         x,
@@ -284,26 +279,14 @@ def align_restarts(
         mesh=mesh,
         pairs=pairs,
     )
-    result = fit_restarts(key, x, y, config, **choices)
+    if progress is False:
+        result = fit_restarts(key, x, y, config, **choices)
+    else:
+        expected = expected_stages(config, min(len(x.rows), len(y.rows)), num_restarts, num_settled, mesh)
+        with contextlib.nullcontext(progress) if callable(progress) else show_progress(expected) as on_step:
+            result, _ = fit_in_stages(on_step, key, x, y, config, choices)
     _warn_unless_aligned(result.best)
     return result
-
-
-def _fit_with_progress(
-    key: jax.Array,
-    x: Any,
-    y: Any,
-    config: Config,
-    num_restarts: int,
-    progress: bool | OnStep,
-    num_settled: int,
-    pairs: tuple[Any, Any] | None,
-    keep: Keep,
-) -> Restarts:
-    expected = expected_stages(config, min(len(x), len(y)), num_restarts, num_settled)
-    with contextlib.nullcontext(progress) if callable(progress) else show_progress(expected) as on_step:
-        run = StageByStage(on_step)
-        return fit_in_stages(run, key, x, y, config, num_restarts, num_settled=num_settled, pairs=pairs, keep=keep)
 
 
 def _check_keep(keep: Keep) -> None:

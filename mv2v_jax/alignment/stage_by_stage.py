@@ -1,4 +1,4 @@
-"""A run of a fit whose stages are compiled one by one, so that a program can show its progress."""
+"""Runs of a fit whose parts are compiled one by one, so that a program can show its progress."""
 
 import functools
 import logging
@@ -8,10 +8,14 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
-from mv2v_jax.alignment.run import SEARCHING, SETTLING
+from mv2v_jax.alignment.run import SEARCHING, SETTLING, Inline
 from mv2v_jax.alignment.stages import SEARCH_STAGES, SETTLING_STAGES
 from mv2v_jax.config import Config
+from mv2v_jax.data.padding import spread
+from mv2v_jax.ops.sharding import RESTART, on_host
 from mv2v_jax.progress import COMPILING, OnStep
 
 T = TypeVar("T")
@@ -75,7 +79,7 @@ class StageByStage:
         compiled = self._compiled.get(signature)
         if compiled is None:
             self._on_step(COMPILING + self._label + name, 0, 1)
-            compiled = self._get_compiled(signature) or jit_stage(fun).lower(*args).compile()
+            compiled = self._get_compiled(signature) or self._jit(fun, args).lower(*args).compile()
             self._compiled[signature] = compiled
             _logger.info("compiled %s%s in %.2f s", self._label, name, time.perf_counter() - started)
         ready = time.perf_counter()
@@ -111,6 +115,9 @@ class StageByStage:
     def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
         return fun(self, otherwise, *args) if needed else otherwise
 
+    def _jit(self, fun: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return jit_stage(fun)
+
     def _log(self, name: str, before: float) -> None:
         _logger.info("ran %s%s in %.2f s", self._label, name, self.seconds - before)
 
@@ -124,20 +131,66 @@ class StageByStage:
             self._on_step(stage, done, num_steps)
 
 
+@functools.cache
+def _inline(batch_size: int, name: str, fun: Callable[..., Any]) -> Callable[..., Any]:
+    """All items of ``each`` as one function, the same for equal arguments, so that it is compiled once."""
+    return functools.partial(Inline(batch_size).each, name, fun)
+
+
+class OverMesh(StageByStage):
+    """A `Run` over a mesh: a search is compiled as a whole, and reported when it ends, with those beside it.
+
+    Args:
+        on_step: as for `StageByStage`.
+        mesh: over which searches and rows are sharded. All its processes run the same.
+        batch_size: number of searches side by side on each device.
+    """
+
+    def __init__(self, on_step: OnStep, mesh: Mesh, batch_size: int) -> None:
+        super().__init__(on_step)
+        self._mesh, self._batch_size = mesh, batch_size
+
+    def _jit(self, fun: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return jax.jit(spread(fun, self._mesh, args))
+
+    def each(self, name: str, fun: Callable[..., Any], items: jax.Array, *shared: Any) -> Any:
+        number, batch_size = items.shape[0], self._batch_size if name == SEARCHING else 1
+        together = min(number, batch_size * self._mesh.shape[RESTART])
+        self._on_step(name, 0, number)
+        parts = []
+        for first in range(0, number, together):
+            # The last ones are filled up with others, so that they run in the same compiled function.
+            chosen = items[(first + np.arange(together)) % number]
+            parts.append(on_host(self.execute(name, _inline(batch_size, name, fun), chosen, *shared)))
+            done = min(first + together, number)
+            self._on_step(name, done, number)
+            _logger.info("%s: %d of %d", name, done, number)
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:number], *parts)
+
+    def scan(self, name: str, fun: Callable[..., Any], carry: Any, num_steps: int, *args: Any) -> Any:
+        raise NotImplementedError("searching and settling run as a whole, in each")
+
+    def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
+        raise NotImplementedError("a condition belongs to a search, which runs as a whole, in each")
+
+
 def split_steps(num_steps: int) -> list[jax.Array]:
     """Step numbers in about ten or more chunks of one length, so that each stage compiles once."""
     length = max(size for size in range(1, max(1, num_steps // 10) + 1) if num_steps % size == 0)
     return list(jnp.arange(num_steps).reshape(-1, length))
 
 
-def expected_stages(config: Config, num_rows: int, num_restarts: int, num_settled: int) -> dict[str, float]:
-    """The stages of a fit that is carried out stage by stage, by the names that it reports, with their costs.
+def expected_stages(
+    config: Config, num_rows: int, num_restarts: int, num_settled: int, mesh: Mesh | None = None
+) -> dict[str, float]:
+    """The stages of a fit by the names under which these runs report them, with their costs.
 
     Args:
         config: the config of the fit.
         num_rows: rows of the smaller space.
         num_restarts: number of searches.
         num_settled: number of searches that are settled.
+        mesh: over which it runs, if any.
     """
     rows = min(num_rows, config.max_rows)
     search = {"anchors": config.anchors.num_sets, "first estimate": 1}
@@ -148,7 +201,11 @@ def expected_stages(config: Config, num_rows: int, num_restarts: int, num_settle
         (SEARCHING, num_restarts, search),
         (SETTLING, min(num_settled, num_restarts), settling),
     ):
+        costs = {name: steps * _COSTS.get(name, 1.0) for name, steps in stages.items() if steps}
+        if mesh is not None:
+            expected[label] = number * sum(costs.values()) / mesh.shape[RESTART]
+            continue
         for index in range(number):
             prefix = f"{label} {index + 1} " if number > 1 else ""
-            expected |= {prefix + name: steps * _COSTS.get(name, 1.0) for name, steps in stages.items() if steps}
+            expected |= {prefix + name: cost for name, cost in costs.items()}
     return expected | {"finish": 1.0}

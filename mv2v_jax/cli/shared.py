@@ -26,7 +26,7 @@ from mv2v_jax.errors import InputError
 from mv2v_jax.ops.sharding import make_mesh
 from mv2v_jax.runs.ahead import Ahead
 from mv2v_jax.runs.compilation_cache import default_folder, keep_compiled
-from mv2v_jax.runs.compiled import TimedFit, align_on_mesh, align_with_progress
+from mv2v_jax.runs.compiled import TimedFit, align_with_progress
 from mv2v_jax.runs.processes import all_or_none, check_same, describe_shares, probe, start
 from mv2v_jax.stores.sources import files_of, load_embeddings
 
@@ -169,11 +169,9 @@ def run_fit(
     """Fit with a progress bar, on one device, perhaps by what was compiled ahead for these rows, or over a mesh."""
     key = jax.random.key(seed)
     rows = min(x.shape[0], y.shape[0])
-    with progress_bar(expected_stages(config, rows, restarts, settled) if mesh is None else None) as on_step:
-        if mesh is not None:
-            return align_on_mesh(key, x, y, config, on_step, mesh, restarts, settled, pairs, keep)
-        get_compiled = (lambda _: None) if ahead is None else ahead.get
-        return align_with_progress(key, x, y, config, on_step, restarts, settled, pairs, keep, get_compiled)
+    get_compiled = (lambda _: None) if ahead is None else ahead.get
+    with progress_bar(expected_stages(config, rows, restarts, settled, mesh)) as on_step:
+        return align_with_progress(key, x, y, config, on_step, restarts, settled, pairs, keep, get_compiled, mesh)
 
 
 def device_name() -> str:

@@ -5,6 +5,7 @@ a device, so that only the sampled rows of a file are held in memory. Samples ar
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 from mv2v_jax.data.scan import CheckedRows, Moments, sampled_median_length, scan_rows
 from mv2v_jax.errors import InputError
 from mv2v_jax.ops.masked import median_length, present_rows, row_lengths, shorten_rows, working_dtype
-from mv2v_jax.ops.sharding import BY_ROWS, EVERYWHERE, ROW, make_sharded
+from mv2v_jax.ops.sharding import BY_ROWS, EVERYWHERE, ROW, make_sharded, over_mesh
 
 # Padding adds at most an eighth of the rows.
 _SIZES_PER_DOUBLING = 8
@@ -76,6 +77,11 @@ def _mean_of_all(x: Any) -> Any:
 def row_specs(x: PaddedRows) -> PaddedRows:
     """The sharding of each array that `pad_rows` makes over a mesh."""
     return jax.tree.map(lambda _: EVERYWHERE, x)._replace(rows=BY_ROWS)
+
+
+def spread(fun: Callable[..., Any], mesh: Mesh | None, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """``fun`` on every device of a mesh, for ``args`` of which padded rows are sharded, and all others are not."""
+    return over_mesh(fun, mesh, *(row_specs(arg) if isinstance(arg, PaddedRows) else EVERYWHERE for arg in args))
 
 
 def check_divisible(num_rows: int, max_rows: int, mesh: Mesh | None) -> None:

@@ -6,7 +6,7 @@ few enough rows for every device to hold all of them: the work is sharded, not t
 """
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mv2v_jax.errors import InputError
+
+T = TypeVar("T")
 
 RESTART, ROW = "restart", "row"
 # Specs of values that every device holds, and of rows of which each device holds its share.
@@ -108,6 +110,11 @@ def all_gather_columns(values: Any, axis: str) -> Any:
 def make_sharded(shape: tuple[int, ...], mesh: Mesh, spec: PartitionSpec, read) -> jax.Array:
     """An array over a mesh; each process reads the shards of its own devices by ``read(slices)``."""
     return jax.make_array_from_callback(shape, NamedSharding(mesh, spec), read)
+
+
+def on_host(tree: T) -> T:
+    """Arrays of any devices as NumPy arrays, which every process can read."""
+    return jax.tree.map(np.asarray, tree)
 
 
 def is_first() -> bool:

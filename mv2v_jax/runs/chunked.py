@@ -18,8 +18,8 @@ from mv2v_jax.alignment.api import restart_batch
 from mv2v_jax.alignment.results import Prepared, Searched
 from mv2v_jax.alignment.run import SEARCHING, Inline
 from mv2v_jax.config import Config
-from mv2v_jax.data.padding import PaddedRows, row_specs
-from mv2v_jax.ops.sharding import EVERYWHERE, from_first, is_first, over_mesh
+from mv2v_jax.data.padding import spread
+from mv2v_jax.ops.sharding import EVERYWHERE, RESTART, from_first, is_first, on_host, over_mesh
 from mv2v_jax.paths import is_file
 from mv2v_jax.progress import COMPILING, OnStep
 from mv2v_jax.runs.processes import all_or_none
@@ -29,15 +29,9 @@ T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 
-def on_host(tree: T) -> T:
-    """Arrays of any devices as NumPy arrays, which every process can read."""
-    return jax.tree.map(np.asarray, tree)
-
-
 @functools.partial(jax.jit, static_argnames=("fun", "mesh"))
 def _call(fun: Callable[..., Any], mesh: Mesh | None, *args: Any) -> Any:
-    specs = (row_specs(arg) if isinstance(arg, PaddedRows) else EVERYWHERE for arg in args)
-    return over_mesh(fun, mesh, *specs)(*args)
+    return spread(fun, mesh, args)(*args)
 
 
 @functools.partial(jax.jit, static_argnames=("name", "fun", "batch_size", "mesh"))
@@ -87,8 +81,10 @@ class Chunked:
         def run(keys: jax.Array) -> Searched:
             return _each(SEARCHING, fun, batch_size, self._mesh, keys, prepared, config)
 
-        # Searches that run one after the other anyway are called one by one, so that each can be reported.
-        side_by_side = 1 if self._mesh is None and batch_size == 1 else chunk
+        # Only searches that run side by side are called together, so that all can be reported as they end.
+        side_by_side = batch_size * (1 if self._mesh is None else self._mesh.shape[RESTART])
+        if chunk % side_by_side:
+            side_by_side = chunk
         leaves, structure = jax.tree.flatten(jax.eval_shape(run, keys[:chunk]))
         self._on_step(self._part, 0, num_searches)
         self._on_step(COMPILING + self._part, 0, 1)

@@ -21,9 +21,9 @@ from mv2v_jax.data.padding import PaddedRows, check_divisible, pad_rows, sampled
 from mv2v_jax.data.scan import digest
 from mv2v_jax.errors import InputError
 from mv2v_jax.evaluation.stability import Stability
-from mv2v_jax.ops.sharding import ROW, is_first
+from mv2v_jax.ops.sharding import ROW, is_first, on_host
 from mv2v_jax.progress import OnStep
-from mv2v_jax.runs.chunked import Chunked, on_host
+from mv2v_jax.runs.chunked import Chunked
 from mv2v_jax.runs.judgement import list_evidence
 from mv2v_jax.runs.processes import all_or_none
 from mv2v_jax.runs.study_facts import (

@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 from helpers import assert_trees_close, planted_clouds, setting_flags, small_config, with_settings
 
-from mv2v_jax import align_restarts
+from mv2v_jax import align_restarts, make_mesh
 from mv2v_jax.data.map_file import load_map
 from mv2v_jax.errors import InputError
 from mv2v_jax.runs.study import Plan, identify_study, run_study, write_study
@@ -102,6 +102,18 @@ def test_restarts_are_those_of_align_restarts(whole, folder):
     assert facts["chosen"] == int(expected.chosen)
     linear_map, _ = load_map(output / "map.safetensors")
     np.testing.assert_allclose(linear_map.W, expected.best.map.W, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_searches_over_a_mesh_are_reported_as_they_end(whole, folder, tmp_path):
+    """Four restarts per file, two at a time: the same searches as on one device."""
+    seen, mesh = [], make_mesh(2, devices=jax.devices()[:2])
+    plan = PLAN._replace(chunk=4, sizes=(), bootstraps=0)
+    study = run_study(*rows(folder), CONFIG, plan, tmp_path, lambda *step: seen.append(step), mesh=mesh)
+    done = [done for part, done, total in seen if (part, total) == ("restarts", 5)]
+    assert list(dict.fromkeys(done)) == [0, 2, 4, 5]
+    scores = [float(row["score"]) for row in csv.DictReader((whole[0] / "restarts.csv").open())]
+    np.testing.assert_allclose([row["score"] for row in study.restarts], scores, atol=1e-4)
 
 
 SLOW = pytest.mark.slow
