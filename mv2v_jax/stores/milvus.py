@@ -1,6 +1,7 @@
 """Milvus collections: ``milvus:FILE.db/COLLECTION`` for Milvus Lite, or ``milvus:http://HOST:PORT/COLLECTION``."""
 
 import functools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,15 @@ from mv2v_jax.stores.address import Address
 from mv2v_jax.stores.protocol import Batch, Description, in_order, require
 
 _METRICS = {"COSINE": "cosine", "L2": "l2", "IP": "ip"}
+# Otherwise a server may leave out what was written a moment ago.
+_ALL_ROWS = {"consistency_level": "Strong"}
 
 
 @functools.lru_cache
 def _client(place: str, name: str) -> Any:
     client = require("pymilvus", "milvus", name).MilvusClient
+    # It warns at every reading of Milvus Lite, and of servers that do not report the time of a snapshot.
+    logging.getLogger("pymilvus.client.iterator").setLevel(logging.ERROR)
     if "://" in place:
         return client(place, token=os.environ.get("MILVUS_TOKEN", ""))
     require("milvus_lite", "milvus", name)
@@ -36,9 +41,12 @@ class MilvusStore:
     def _database(self) -> Any:
         return _client(self._address.database, "milvus")
 
+    @property
+    def _on_server(self) -> bool:
+        return "://" in self._address.database
+
     def exists(self) -> bool:
-        place = self._address.database
-        if "://" not in place and not Path(place).exists():
+        if not self._on_server and not Path(self._address.database).exists():
             return False
         return self._database.has_collection(self._address.collection)
 
@@ -71,11 +79,13 @@ class MilvusStore:
         )
 
     def count(self) -> int:
-        found = self._database.query(self._address.collection, filter="", output_fields=["count(*)"])
+        found = self._database.query(self._address.collection, filter="", output_fields=["count(*)"], **_ALL_ROWS)
         return int(found[0]["count(*)"])
 
     def _iterate(self, batch_rows: int, fields: list[str]) -> Iterator[list[dict[str, Any]]]:
-        iterator = self._database.query_iterator(self._address.collection, batch_size=batch_rows, output_fields=fields)
+        iterator = self._database.query_iterator(
+            self._address.collection, batch_size=batch_rows, output_fields=fields, **_ALL_ROWS
+        )
         try:
             while rows := iterator.next():
                 yield list(rows)
@@ -107,7 +117,7 @@ class MilvusStore:
     def take(self, ids: Sequence[Any]) -> Batch:
         fields = self._fields()
         key = fields["id"]["name"]
-        rows = self._database.get(self._address.collection, ids=list(ids), output_fields=["*"])
+        rows = self._database.get(self._address.collection, ids=list(ids), output_fields=["*"], **_ALL_ROWS)
         order = in_order(ids, [row[key] for row in rows], self.name)
         return self._batch([dict(rows[place]) for place in order], fields)
 
@@ -115,7 +125,7 @@ class MilvusStore:
         fields = self._fields()
         key = fields["id"]["name"]
         found = self._database.search(
-            self._address.collection, data=vectors.tolist(), limit=k, anns_field=fields["vector"]["name"]
+            self._address.collection, data=vectors.tolist(), limit=k, anns_field=fields["vector"]["name"], **_ALL_ROWS
         )
         return [[hit.get(key, hit.get("id")) for hit in hits] for hits in found]
 
@@ -162,12 +172,15 @@ class MilvusStore:
                 for found, row, payload in zip(batch.ids, batch.vectors, payloads, strict=True)
             ],
         )
-        self._database.flush(self._address.collection)
+        # A server has written its log; to flush every batch would leave a small segment of each.
+        if not self._on_server:
+            self._database.flush(self._address.collection)
 
     def resume(self, source: Description, saved: int, dims: int) -> int:
         return saved
 
     def finish(self, source: Description) -> None:
+        self._database.flush(self._address.collection)
         self._database.load_collection(self._address.collection)
 
     def undo(self, source: Description) -> str:

@@ -22,6 +22,11 @@ def quick_folder(folder):
     return tempfile.mkdtemp(dir="/dev/shm") if Path("/dev/shm").is_dir() else folder
 
 
+def unique():
+    """A name for a collection on a server, which all tests share."""
+    return f"docs_{uuid.uuid4().hex[:8]}"
+
+
 def make_lancedb(folder, _, rows, numbers):
     lancedb = pytest.importorskip("lancedb", reason="the package lancedb is not installed")
     import pyarrow as pa
@@ -42,13 +47,13 @@ def make_lancedb(folder, _, rows, numbers):
     return f"lancedb:{folder}/lance/docs"
 
 
-def make_chroma(folder, _, rows, numbers):
-    chromadb = pytest.importorskip("chromadb", reason="the package chromadb is not installed")
+def make_chroma(folder, server, rows, numbers, on_server=False):
+    pytest.importorskip("chromadb", reason="the package chromadb is not installed")
     from mv2v_jax.stores.chroma import _client
 
-    assert chromadb
-    made = _client(f"{folder}/chroma", "test").create_collection(
-        "docs",
+    place, name = (server("chroma"), unique()) if on_server else (f"{folder}/chroma", "docs")
+    made = _client(place, "test").create_collection(
+        name,
         metadata={"owner": "me"},
         configuration={"hnsw": {"space": "cosine", "max_neighbors": 20}},
         embedding_function=None,
@@ -59,7 +64,7 @@ def make_chroma(folder, _, rows, numbers):
         metadatas=[{"number": number, "even": number % 2 == 0} for number in numbers],
         documents=[f"text {number}" for number in numbers],
     )
-    return f"chroma:{folder}/chroma/docs"
+    return f"chroma:{place}/{name}"
 
 
 def make_qdrant(folder, _, rows, numbers):
@@ -92,10 +97,10 @@ def make_faiss(folder, _, rows, numbers, recipe="Flat", ids=True):
 
 
 def make_postgres(folder, server, rows, numbers):
-    server()
+    server("postgres")
     import psycopg
 
-    name = f"docs_{uuid.uuid4().hex[:8]}"
+    name = unique()
     with psycopg.connect(autocommit=True) as connection:
         run = connection.execute
         run("CREATE EXTENSION IF NOT EXISTS vector")
@@ -119,20 +124,22 @@ def make_postgres(folder, server, rows, numbers):
     return f"postgres:/{name}"
 
 
-def make_milvus(folder, _, rows, numbers):
-    pytest.importorskip("milvus_lite", reason="the packages pymilvus and milvus-lite are not installed")
+def make_milvus(folder, server, rows, numbers, on_server=False):
+    if not on_server:
+        pytest.importorskip("milvus_lite", reason="the packages pymilvus and milvus-lite are not installed")
+    place, name = (server("milvus"), unique()) if on_server else (f"{folder}/milvus.db", "docs")
     from mv2v_jax.stores.milvus import _client
 
-    client = _client(f"{folder}/milvus.db", "milvus")
-    client.create_collection("docs", dimension=rows.shape[1], metric_type="COSINE")
+    client = _client(place, "milvus")
+    client.create_collection(name, dimension=rows.shape[1], metric_type="COSINE")
     client.upsert(
-        "docs",
+        name,
         [
             {"id": number, "vector": row.tolist(), "body": f"text {number}", "facts": {"n": number}}
             for number, row in zip(numbers, rows, strict=True)
         ],
     )
-    return f"milvus:{folder}/milvus.db/docs"
+    return f"milvus:{place}/{name}"
 
 
 MAKERS = {
@@ -145,6 +152,7 @@ MAKERS = {
     "faiss_ivf": functools.partial(make_faiss, recipe="IVF4,Flat"),
     "postgres": make_postgres,
     "milvus": make_milvus,
+    "chroma_server": functools.partial(make_chroma, on_server=True),
 }
 
 

@@ -5,12 +5,12 @@ import itertools
 
 import numpy as np
 import pytest
-from helpers import make_map, semi_orthogonal, unit
-from stores.makers import MAKERS, NUMBERS, ROWS, all_rows, beside, quick_folder
+from helpers import unit
+from stores.checks import MAP, RNG, check_moved, open_both, quiet
+from stores.makers import MAKERS, NUMBERS, ROWS, all_rows, quick_folder
 
 from mv2v_jax.errors import InputError
 from mv2v_jax.finish import make_finish
-from mv2v_jax.portable.numpy_map import from_map
 from mv2v_jax.profiles.profile import profile_rows
 from mv2v_jax.runs.moving import move as moving
 from mv2v_jax.runs.moving.state import hold
@@ -18,35 +18,13 @@ from mv2v_jax.stores.address import parse_address
 from mv2v_jax.stores.open import open_store
 from mv2v_jax.stores.table import TableStore
 
-RNG = np.random.default_rng(2)
-MAP = from_map(make_map(semi_orthogonal(RNG, 8, 5), RNG.normal(size=8), RNG.normal(size=5), 2.0, 3.0))
-
-
 # Of the stores that a test only writes to: the maker of a collection asks for its own client.
 CLIENTS = {"lancedb": "lancedb", "chroma": "chromadb", "qdrant": "qdrant_client", "milvus": "milvus_lite"}
-
-
-def quiet(*_):
-    pass
 
 
 @pytest.fixture(params=MAKERS)
 def address(request, tmp_path, start_server):
     return MAKERS[request.param](tmp_path, start_server, ROWS, NUMBERS)
-
-
-def open_both(address, other=None):
-    return open_store(parse_address(address)), open_store(parse_address(other or beside(address)))
-
-
-def check_moved(address, other=None):
-    """Every row, its id, its payload and its mapped vector are there, and once only."""
-    source, target = (all_rows(store) for store in open_both(address, other))
-    assert len(source.ids) == len(ROWS)
-    assert target.ids == source.ids
-    assert target.dicts() == source.dicts()
-    # Qdrant keeps unit rows where it compares by cosine.
-    np.testing.assert_allclose(unit(target.vectors), unit(MAP.apply(source.vectors, frame="target")), atol=1e-3)
 
 
 def test_everything_is_carried_over(address, tmp_path):
@@ -241,7 +219,7 @@ def test_between_kinds_of_stores(kind, other, tmp_path, start_server):
         pytest.importorskip(CLIENTS[other], reason=f"the client of {other} is not installed")
     address = MAKERS[kind](tmp_path, start_server, ROWS, NUMBERS)
     if other == "postgres":
-        start_server()
+        start_server("postgres")
     places = {"qdrant": f"{quick_folder(tmp_path)}/new", "milvus": f"{tmp_path}/new.db", "postgres": ""}
     source, target = open_both(address, f"{other}:{places.get(other, tmp_path / 'new')}/moved_{tmp_path.name}")
     moved = moving.move(source, MAP, target, tmp_path / "state.json", resume=False, on_step=quiet)

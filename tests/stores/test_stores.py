@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from cli.commands import run as run_command
 from helpers import make_map, semi_orthogonal
 from stores.makers import MAKERS, NUMBERS, ROWS, all_rows, beside
 
@@ -82,6 +83,19 @@ def test_move_on_the_command_line(address, tmp_path, monkeypatch, capfd):
     code, said, error = run(monkeypatch, capfd, "move", target, "map.safetensors", f"{target}2", "--accept")
     assert (code, said) == (2, "")
     assert "must have 8 dimensions for this map, found 5" in error
+
+
+def test_milvus_lite_prints_nothing_of_its_own(tmp_path):
+    """In a process of its own, because its messages go to the standard error that the first client found."""
+    pytest.importorskip("pyarrow")
+    address = MAKERS["milvus"](tmp_path, None, ROWS, NUMBERS)
+    from milvus_lite.server_manager import server_manager_instance
+
+    # One process at a time opens the file.
+    server_manager_instance.release_all()
+    save_map(tmp_path / "map.safetensors", MAP, {"verdict": "aligned"})
+    done = run_command("apply", "map.safetensors", address, "-o", "o.parquet", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in STORES if kind != "faiss"])
