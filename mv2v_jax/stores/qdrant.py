@@ -12,6 +12,7 @@ import numpy as np
 from mv2v_jax.errors import InputError
 from mv2v_jax.stores.address import Address
 from mv2v_jax.stores.protocol import Batch, Description, in_order, require
+from mv2v_jax.stores.qdrant_folder import open_folder
 
 _METRICS = {"Cosine": "cosine", "Euclid": "l2", "Dot": "ip"}
 _IDS_AT_ONCE = 10_000
@@ -20,10 +21,10 @@ _IDS_AT_ONCE = 10_000
 @functools.lru_cache
 def _client(place: str, name: str) -> Any:
     """One client per place: a folder can be opened once only."""
-    qdrant = require("qdrant_client", "qdrant", name)
     if "://" in place:
+        qdrant = require("qdrant_client", "qdrant", name)
         return qdrant.QdrantClient(url=place, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
-    client = qdrant.QdrantClient(path=place)
+    client = open_folder(place)
     # Closed while Python is being taken down, it would print an error.
     atexit.register(client.close)
     return client

@@ -1,6 +1,11 @@
 """Stores as inputs: read in batches with ids and texts, refused in one sentence, credentials never shown."""
 
+import contextlib
+import os
+import pickle
+import sqlite3
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,6 +153,33 @@ def test_a_damaged_index(tmp_path):
     (tmp_path / "x.faiss").write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match=r"x\.faiss cannot be used"):
         load_embeddings(f"faiss:{tmp_path}/x.faiss")
+
+
+class Program:
+    """What runs a command where it is unpickled."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_rows_of_a_qdrant_folder_run_no_program(tmp_path, start_server):
+    """Its client unpickles every row when it opens a folder."""
+    pytest.importorskip("qdrant_client", reason="the package qdrant-client is not installed")
+    from mv2v_jax.stores.qdrant import _client
+
+    address = MAKERS["qdrant"](tmp_path, start_server, ROWS[:9], NUMBERS[:9])
+    place = parse_address(address).database
+    _client(place, "qdrant").close()
+    _client.cache_clear()
+    (file,) = Path(place).rglob("storage.sqlite")
+    with contextlib.closing(sqlite3.connect(file)) as database, database:
+        database.execute("UPDATE points SET point = ?", (pickle.dumps(Program(f"touch {tmp_path}/ran")),))
+    with pytest.raises(InputError, match=r"must hold rows of numbers and texts, found posix\.system in one"):
+        load_embeddings(address)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_named_columns(tmp_path):
