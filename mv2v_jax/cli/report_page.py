@@ -122,6 +122,7 @@ def make_heading(
         cautions=cautions,
         estimates=_list_estimates(evidence, facts.get("index_size", INDEX_SIZE)) if light == "green" else [],
         provenance=[(name, _format(facts[fact])) for fact, name in _SHOWN.items() if facts.get(fact) is not None],
+        settings=_list_settings(facts.get("config")),
         reasons=[(name, _format(value), note) for name, value, note in list_reasons(facts)],
         commands=[(purpose, shlex.join(map(str, words))) for purpose, words in next_steps(facts, *files)],
         closeness=closeness if isinstance(closeness, list) else None,
@@ -153,6 +154,17 @@ def _list_estimates(evidence: Evidence, index_size: int) -> list[tuple[str, str]
         for number in (1, 10)
         for back, name in directions
     ]
+
+
+def _list_settings(config: Any, stage: str = "") -> list[tuple[str, str]]:
+    """The settings of a config, as a map file holds it, by the names of its stages."""
+    if not isinstance(config, dict):
+        return []
+    listed = []
+    for name, value in config.items():
+        nested = isinstance(value, dict)
+        listed += _list_settings(value, f"{stage}{name}.") if nested else [(f"{stage}{name}", _format(value))]
+    return listed
 
 
 def _format(value: Any) -> str:

@@ -68,7 +68,8 @@ class Measured(NamedTuple):
         chance: what ``agreement`` would be by chance.
         clouds: `Cloud` by name: before, null, after.
         nearness: mean cosine of held-out rows of X with their nearest fitted rows, as in `Evidence`.
-        hubs: number of held-out rows of which a row is among the `NUM_NEAREST` nearest, per row.
+        hubs: number of held-out rows of which a row is among the `NUM_NEAREST` nearest, per row; of as many held-out
+            rows in all three situations.
         ranks: ``[p]``, rank of each true partner, forth; ``None`` without pairs.
         ranks_back: ``[p]``, the same back.
         regions: `Regions` of the target.
@@ -181,6 +182,8 @@ def _look(linear_map: LinearMap, maps: jax.Array, chosen, x, y, config: Config, 
     bank_x, bank_y = unit_rows(source[fitted_x] @ best) @ directions, target[fitted_y] @ directions
     rows_y = target[held_y] @ directions
     forth = (queries, queries * kept, rows_y)
+    # Hubs grow with the number of rows that look for others.
+    equal = min(held_x.shape[0], held_y.shape[0])
     near = tuple(nearness(rows, bank_y, num_groups=NUM_NEAREST) for rows in forth)
     near_back = tuple(nearness(rows, bank_x, num_groups=NUM_NEAREST) for rows in (rows_y, rows_y * kept, queries))
     own = eigh_descending(source.T @ source)[1][:, :2]
@@ -194,7 +197,7 @@ def _look(linear_map: LinearMap, maps: jax.Array, chosen, x, y, config: Config, 
         "null": ((ours * signs[None])[:, :2], theirs[:, :2]),
         "after": (ours[:, :2], theirs[:, :2]),
         "nearness": near,
-        "hubs": tuple(top_neighbors(rows, bank_y, num_neighbors=NUM_NEAREST).index for rows in forth),
+        "hubs": tuple(top_neighbors(rows[:equal], bank_y, num_neighbors=NUM_NEAREST).index for rows in forth),
         "num_bank": jnp.asarray(bank_y.shape[0]),
         "map_agreement": _compare_maps(linear_map.W, maps, prepared.fitted, prepared.subspace),
         "for_regions": {

@@ -31,6 +31,7 @@ class Heading(NamedTuple):
         cautions: what to know before the page is believed.
         estimates: names of estimates and their values.
         provenance: names of facts and their values.
+        settings: names of the settings of the fit and their values.
         reasons: name, value and meaning of every number that the verdict rests on.
         commands: what a command is for, and the command.
         closeness: per scale, that of the fit of the map; ``None`` if its file has none.
@@ -43,6 +44,7 @@ class Heading(NamedTuple):
     cautions: Sequence[str]
     estimates: Sequence[tuple[str, str]]
     provenance: Sequence[tuple[str, str]]
+    settings: Sequence[tuple[str, str]]
     reasons: Sequence[tuple[str, str, str]]
     commands: Sequence[tuple[str, str]]
     closeness: Sequence[float] | None

@@ -84,9 +84,11 @@ def _mean(values: np.ndarray) -> float:
 def _closeness(seen: dict[str, Any], of_x: np.ndarray, of_y: np.ndarray) -> float:
     if of_x.sum() + of_y.sum() < _MIN_ROWS:
         return math.nan
+    # Within a space the rows that look for others are those of the other side: of Y among Y, and of X among X.
+    sides = ((of_x, of_y), (of_x, of_y), (of_y, of_x))
     mapped, null, within = (
-        np.concatenate([forth[of_x], back[of_y]]).mean()
-        for forth, back in zip(seen["forth"], seen["back"], strict=True)
+        np.concatenate([forth[looking], back[looking_back]]).mean()
+        for forth, back, (looking, looking_back) in zip(seen["forth"], seen["back"], sides, strict=True)
     )
     return float((mapped - null) / max(within - null, _SHORTEST_ROOM))
 

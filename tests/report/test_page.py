@@ -78,6 +78,17 @@ def test_what_was_not_given_is_said(cases):
     assert "Rank of the true partner" not in text
 
 
+def test_settings_of_the_fit_are_listed(cases):
+    text = page(
+        cases["right"], facts={**FACTS, "config": {"max_rows": 5000, "anchors": {"num_sets": 12, "power": 0.25}}}
+    )
+    for name, value in (("max_rows", "5,000"), ("anchors.num_sets", "12"), ("anchors.power", "0.25")):
+        assert f"<tr><th>{name}</th><td>{value}</td></tr>" in text
+    case = cases["right"]
+    for config in (None, "none", [1]):
+        assert not make_heading({**FACTS, "config": config}, case.measured, case.searches, files()).settings
+
+
 @pytest.mark.parametrize(
     ("verdict", "name", "light"),
     [
