@@ -8,6 +8,7 @@ import click
 import numpy as np
 
 from mv2v_jax.alignment.score import INDEX_SIZE
+from mv2v_jax.alignment.stage_by_stage import expected_stages
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import Decorator, column_option, count, json_option, option, output_option, seed_option
 from mv2v_jax.cli.output import print_text, progress_bar
@@ -115,7 +116,10 @@ def report_command(
         check_row_shape(rows, file, size, map_file)
     texts = read_texts(texts_x, texts_y, x, y)
     true_pairs = None if pairs is None else _read_true_pairs(pairs, linear_map, map_file)
-    with progress_bar() as on_step:
+    expected = expected_stages(config, min(x.shape[0], y.shape[0]), searches, num_settled=0)
+    # A search is not finished as a fit is.
+    del expected["finish"]
+    with progress_bar(expected) as on_step:
         found = search_again(x, y, config, seed, searches, on_step)
     measured = measure(linear_map, x, y, config, found, true_pairs)
     facts = read_facts(metadata) | ({} if index_size is None else {"index_size": index_size})

@@ -170,4 +170,6 @@ def _list_settings(config: Any, stage: str = "") -> list[tuple[str, str]]:
 def _format(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:,}" if isinstance(value, int) else str(value)

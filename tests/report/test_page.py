@@ -80,9 +80,15 @@ def test_what_was_not_given_is_said(cases):
 
 def test_settings_of_the_fit_are_listed(cases):
     text = page(
-        cases["right"], facts={**FACTS, "config": {"max_rows": 5000, "anchors": {"num_sets": 12, "power": 0.25}}}
+        cases["right"],
+        facts={**FACTS, "config": {"max_rows": 5000, "anchors": {"num_sets": 12, "power": 0.25, "used": True}}},
     )
-    for name, value in (("max_rows", "5,000"), ("anchors.num_sets", "12"), ("anchors.power", "0.25")):
+    for name, value in (
+        ("max_rows", "5,000"),
+        ("anchors.num_sets", "12"),
+        ("anchors.power", "0.25"),
+        ("anchors.used", "true"),
+    ):
         assert f"<tr><th>{name}</th><td>{value}</td></tr>" in text
     case = cases["right"]
     for config in (None, "none", [1]):
