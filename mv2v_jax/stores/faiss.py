@@ -164,6 +164,8 @@ class FaissStore:
 
     def finish(self, source: Description) -> None:
         if self._path.exists():
+            # Killed after its last step.
+            self._part.unlink(missing_ok=True)
             return
         faiss, count = self._faiss, self._part.stat().st_size // self._record().itemsize
         metric = faiss.METRIC_L2 if source.metric == "l2" else faiss.METRIC_INNER_PRODUCT

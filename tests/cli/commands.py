@@ -55,6 +55,15 @@ def write_inputs(folder, rows):
     safetensors.numpy.save_file(tensors, folder / "map.safetensors")
 
 
+def write_index(folder, rows):
+    """``docs.faiss`` with all ``rows [n, 48]``."""
+    import faiss
+
+    index = faiss.IndexFlatIP(rows.shape[1])
+    index.add(rows)
+    faiss.write_index(index, str(folder / "docs.faiss"))
+
+
 def run(*arguments, cwd, timeout=300, **options):
     """Run a command with its output in pipes."""
     return subprocess.run(

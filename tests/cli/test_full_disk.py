@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from cli.commands import CACHE, PLAN, SMALL, write_inputs
+from cli.commands import CACHE, PLAN, SMALL, write_index, write_inputs
 
 pytestmark = pytest.mark.slow
 ROWS = np.random.default_rng(0).exponential(size=(20_000, 48)).astype(np.float32)
@@ -73,11 +73,7 @@ def skip_without_package(name, folder):
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     if name == "move" and not (folder / "docs.faiss").exists():
-        import faiss
-
-        index = faiss.IndexFlatIP(48)
-        index.add(ROWS)
-        faiss.write_index(index, str(folder / "docs.faiss"))
+        write_index(folder, ROWS)
 
 
 def same(name, found, expected):

@@ -14,7 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
-_BATCH_SECONDS = 60
+_MAX_BATCH_SECONDS = 60
 
 
 def work(target: str, seed: int, seconds: float, folder: Path) -> int:
@@ -57,34 +57,36 @@ def work(target: str, seed: int, seconds: float, folder: Path) -> int:
 
 
 def main() -> None:
-    """Run all targets in turn."""
+    """Run all targets in turn; the exit code is 1 if anything failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path("fuzz_failures"))
     parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(options.worker, options.seed, _BATCH_SECONDS, options.folder)
+        work(options.worker, options.seed, options.seconds, options.folder)
         return
     from fuzz.targets import TARGETS
 
+    seconds = min(_MAX_BATCH_SECONDS, 60 * options.minutes / len(TARGETS))
     inputs, failures = collections.Counter(), collections.Counter()
     end, seed = time.monotonic() + 60 * options.minutes, options.seed
     while time.monotonic() < end:
         for target in TARGETS:
             with tempfile.TemporaryDirectory() as folder:
+                command = [sys.executable, "-m", "fuzz.run", "--worker", target, "--seconds", str(seconds)]
                 done = subprocess.run(
-                    [sys.executable, "-m", "fuzz.run", "--worker", target, "--seed", str(seed), "--folder", folder],
-                    capture_output=True,
-                    text=True,
+                    [*command, "--seed", str(seed), "--folder", folder], capture_output=True, text=True
                 )
                 inputs[target] += sum(int(line.split()[1]) for line in done.stdout.splitlines() if "inputs " in line)
                 if done.returncode:
                     _keep(options.keep, target, seed, Path(folder), done, failures)
             seed += 1
         print(dict(inputs), "failures:", dict(failures), flush=True)
+    sys.exit(bool(failures))
 
 
 def _keep(keep: Path, target: str, seed: int, folder: Path, done, failures: collections.Counter) -> None:
@@ -93,6 +95,8 @@ def _keep(keep: Path, target: str, seed: int, folder: Path, done, failures: coll
     first_time = not any(name.startswith(f"{target}: {last[:60]}") for name in failures)
     failures[f"{target}: {last}"] += 1
     if first_time:
+        # CI keeps no files.
+        print(done.stderr[-3_000:], file=sys.stderr, flush=True)
         try:
             place = keep / f"{target}-{seed}"
             place.mkdir(parents=True, exist_ok=True)
