@@ -4,8 +4,9 @@
 
 Documents are the texts of X, embedded by the old encoder (``--source``, WordLlama) and, to judge, by the new one
 (``--target``, MiniLM). Queries are texts of the evaluation rows. recall@10 is the share of the ten documents that a
-search by the new encoder alone finds. The second table takes the encoders the other way round, because only WordLlama's
-rows have unequal lengths; "--metric" stands for the lengths that ``mv2v apply --metric`` restores.
+search by the new encoder alone finds. The table by metric takes the encoders the other way round, because only
+WordLlama's rows have unequal lengths; "--metric" stands for the lengths that ``mv2v apply --metric`` restores. The last
+table is what ``mv2v evaluate`` gives on the evaluation rows.
 """
 
 import dataclasses
@@ -24,10 +25,12 @@ from benchmarks.common import (
     print_table,
     write_json,
 )
-from mv2v_jax import align_restarts, oracle
+from mv2v_jax import Config, LinearMap, evaluate_search, invert, oracle
+from mv2v_jax.cli.lengths import describe_metrics
 from mv2v_jax.evaluation.search import score_search
 from mv2v_jax.portable import PortableMap, calibrate_scores, from_map
 from mv2v_jax.profiles.profile import profile_rows
+from mv2v_jax.runs.compiled import align_with_progress
 from mv2v_jax.similarity import Metric, similarities, unit
 
 TOP, FIRST_STAGES, PAIRS, SHARES = 10, (50, 200), (250, 500, 1_000, 2_000, 4_000), (0.2, 0.5, 0.8)
@@ -75,7 +78,11 @@ def measure_move(split: Split, linear_map: PortableMap, num_queries: int, seed: 
         "old queries, old index": best(similarities(old_queries, split.x, "cosine")),
         "queries mapped, index untouched": best(similarities(mapped_queries, split.x, "cosine")),
         "index moved": best(moved(linear_map)),
-        **{f"index moved, best {n} embedded again": rescore(moved(linear_map), exact, n) for n in FIRST_STAGES},
+        **{
+            f"index moved, best {n} embedded again": rescore(moved(linear_map), exact, n)
+            for n in FIRST_STAGES
+            if n < len(split.x)
+        },
     }
     for count in (count for count in PAIRS if count <= len(split.x)):
         fitted = from_map(oracle(split.x[:count], split.y_true[:count], split.y))
@@ -123,8 +130,17 @@ def measure_mixed(split: Split, linear_map: PortableMap, num_queries: int, seed:
     return rows
 
 
+def measure_partners(split: Split, linear_map: LinearMap) -> Rows:
+    """What `evaluate_search` gives on the evaluation rows, in both directions."""
+    directions = {
+        "forth": (linear_map, split.x_eval, split.y_eval),
+        "back": (invert(linear_map), split.y_eval, split.x_eval),
+    }
+    return [[name, *map(str, evaluate_search(*arguments))] for name, arguments in directions.items()]
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Rows]:
-    """Fit, measure and print the three tables; returns their rows."""
+    """Fit, measure and print the tables; returns their rows."""
     parser = make_parser(__doc__)
     add_data_options(parser)
     parser.set_defaults(source="wordllama", target="minilm")
@@ -133,10 +149,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Rows]:
     options = parser.parse_args(arguments)
     environment = print_environment()
     split, data = load_split(options)
-    fitted = align_restarts(jax.random.key(options.seed), split.x, split.y, 2)
+    key, config = jax.random.key(options.seed), Config.preset("default")
+    fitted = align_with_progress(key, split.x, split.y, config, lambda *_: None, num_restarts=2).result
     print(fitted, flush=True)
     profiles = profile_rows(split.x), profile_rows(split.y)
     linear_map = dataclasses.replace(from_map(fitted.best.map), profiles=profiles)
+    for name, profile in zip((options.source, options.target), profiles, strict=True):
+        assert profile is not None
+        print(f"an index of {name} suits {describe_metrics(profile)}", flush=True)
     size = f"{len(split.x):,} documents, {min(options.queries, len(split.x_eval)):,} queries"
     header = "recall@10 (95 % interval)"
     mapped, moved = "queries mapped", "moved"
@@ -163,6 +183,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Rows]:
             lambda: measure_mixed(split, linear_map, options.queries, options.seed),
             f"an index of {options.target} in which some rows are mapped from {options.source}",
             ["mapped rows, scores", "mapped rows among the first 10", header],
+        ),
+        "partners": (
+            lambda: measure_partners(split, fitted.best.map),
+            f"true partners among {len(split.x_eval):,} rows",
+            ["", "recall@1", "recall@5", "recall@10", "nDCG@10", "overlap@10"],
         ),
     }
     results = {}
