@@ -21,6 +21,7 @@ from mv2v_jax.report.measure import Measured, measure
 from mv2v_jax.report.page import Heading, Texts, write_page
 from mv2v_jax.report.searches import Searches, searches_of_fit
 from mv2v_jax.runs.judgement import list_evidence
+from mv2v_jax.version import __version__
 
 _LIGHTS = {
     Verdict.aligned.name: ("green", "Aligned"),
@@ -88,7 +89,8 @@ def report_on_fit(
     searches = searches_of_fit(fits)
     measured = measure(fits.best.map, x, y, config, searches, pairs)
     evidence = fits.best.evidence
-    known = {**facts, "held_out_rows": int(evidence.num_rows), "evidence": list_evidence(evidence)}
+    found = {"held_out_rows": int(evidence.num_rows), "evidence": list_evidence(evidence)}
+    known = {**facts, **found, "mv2v_jax_version": __version__}
     write_page(output, make_heading(known, measured, searches, files), measured, searches, texts)
 
 

@@ -88,8 +88,7 @@ def render_page(heading: Heading, measured: Measured, searches: Searches, texts:
         has_pairs=measured.ranks is not None,
         has_texts=texts.x is not None or texts.y is not None,
         num_rows=len(measured.rows),
-        num_searches=len(searches.agreement),
-        searches="new searches of these rows" if searches.are_new else "restarts of the fit",
+        searches=_count_searches(searches),
         version=__version__,
     )
 
@@ -127,6 +126,13 @@ def _key_figures(measured: Measured) -> list[tuple[str, str, str]]:
         meaning = f"of {count:,} true pairs: the partner is the nearest of all (by chance: {1 / count:.2%})"
         figures.append((meaning, f"{share:.0%}", "inherit"))
     return figures
+
+
+def _count_searches(searches: Searches) -> str:
+    number = len(searches.agreement)
+    if searches.are_new:
+        return f"{number} new {'search' if number == 1 else 'searches'} of these rows"
+    return f"{number} {'restart' if number == 1 else 'restarts'} of the fit"
 
 
 def _color_of(agreement: float) -> str:

@@ -73,6 +73,7 @@ def test_what_was_not_given_is_said(cases):
     alone = case.measured._replace(agreement=None, confirmed=None, ranks=None, ranks_back=None)
     text = render_page(make_heading({}, alone, case.searches, files()), alone, case.searches, Texts(None, None))
     assert "Agreement is unknown, because there is a single search" in text
+    assert "are 3 new searches of these rows" in text
     assert "holds no verdict" in text
     assert "Rows by their numbers" in text
     assert "Rank of the true partner" not in text
