@@ -82,7 +82,7 @@ def show_progress(
                 bars.update(task, description=name)
                 return
             share, speed = overall.update(stage, done, total), bars.tasks[task].speed
-            counts_rows = stage.startswith("rows") and speed is not None
+            counts_rows = stage.startswith("rows ") and speed is not None
             bars.update(
                 task,
                 description=f"{name} {done:,}/{total:,}",

@@ -125,7 +125,9 @@ def test_progress_over_a_mesh_changes_nothing(row_devices):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
-def test_the_bar_names_what_compiles_and_folds_away(monkeypatch):
+def write_to_terminal(monkeypatch):
+    """Let standard error be a terminal, and return it. A fixture could not: pytest captures anew in every test."""
+
     class Terminal(io.StringIO):
         def isatty(self):
             return True
@@ -134,15 +136,29 @@ def test_the_bar_names_what_compiles_and_folds_away(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
+    return stream
+
+
+def test_the_bar_names_what_compiles_and_folds_away(monkeypatch):
+    terminal = write_to_terminal(monkeypatch)
     with show_progress({"first": 1.0, "second": 3.0}) as on_step:
         on_step(f"{COMPILING}first", 0, 1)
-        shown = stream.getvalue()
+        shown = terminal.getvalue()
         on_step("first", 1, 1)
         on_step("second", 1, 3)
     # The last thing written erases the line of the bar.
-    assert stream.getvalue().rstrip().endswith("\x1b[2K")
-    assert "left:" in stream.getvalue()
+    assert terminal.getvalue().rstrip().endswith("\x1b[2K")
+    assert "left:" in terminal.getvalue()
     assert shown is not None
+
+
+@pytest.mark.parametrize(("stage", "counts_rows"), [("rows mapped", True), ("rows-1000", False), ("restart", False)])
+def test_only_rows_are_counted_by_the_second(monkeypatch, stage, counts_rows):
+    terminal = write_to_terminal(monkeypatch)
+    with show_progress() as on_step:
+        for done in range(5):
+            on_step(stage, done, 4)
+    assert ("rows/s" in terminal.getvalue()) == counts_rows
 
 
 def test_without_a_terminal_there_is_no_bar(capsys):
