@@ -99,6 +99,7 @@ def _agreement(figure, study: Study) -> None:
     order = np.lexsort((np.array([-row["score"] for row in study.restarts]), np.asarray(study.stability.basin)))
     image = axes.imshow(np.asarray(study.stability.agreement)[np.ix_(order, order)], vmin=-0.2, vmax=1, cmap="viridis")
     figure.colorbar(image, ax=axes, label="cosine of maps on the rows of X")
+    axes.locator_params(integer=True)
     axes.set_xlabel("restart, by basin and score")
     axes.set_ylabel("restart, by basin and score")
     axes.set_title(f"agreement of restarts: from {SAME_BASIN} on, two are in one basin")
