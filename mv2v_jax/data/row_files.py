@@ -19,6 +19,8 @@ _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+# Largest size of an array without numbers.
+_MAX_EMPTY = 2**24
 
 
 class Shard(NamedTuple):
@@ -48,7 +50,9 @@ def _open_shard(path: Path) -> Shard:
                 raise ValueError(f"its format is version {version}")
             shape, by_column, dtype = _HEADERS[version](file)
             offset, size = file.tell(), path.stat().st_size
-            if min(shape, default=0) < 0:
+            is_empty = not math.prod(shape) * dtype.itemsize
+            # Where there are no numbers, or those of no bytes, the length of the file does not limit the sizes.
+            if min(shape, default=0) < 0 or (is_empty and max(shape) > _MAX_EMPTY):
                 raise ValueError(f"its shape is {list(shape)}")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {first_line(error)}") from error
