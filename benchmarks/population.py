@@ -441,6 +441,11 @@ def truth_of(condition: Condition, truth: dict[str, float], oracle: dict[str, fl
     """``"right"``, ``"half"``, ``"wrong"`` or ``"ambiguous"``, by the true pairs and the oracle."""
     if condition.truth != "pairs":
         return "wrong" if condition.truth == "none" else condition.truth
+    return judge(truth, oracle)
+
+
+def judge(truth: dict[str, float], oracle: dict[str, float]) -> str:
+    """``"right"``, ``"half"`` or ``"wrong"``, by the scores of a map and of the oracle on true pairs."""
     if truth["foscttm"] >= SUCCESS_FOSCTTM or truth["top1"] < LOWEST_TOP1:
         return "wrong"
     return "right" if truth["top1"] >= oracle["top1"] / 2 else "half"
