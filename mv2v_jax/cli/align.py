@@ -23,6 +23,7 @@ from mv2v_jax.cli.options import (
     restarts_option,
     seed_option,
     settled_option,
+    text_column_option,
     with_config,
     with_devices,
 )
@@ -44,6 +45,7 @@ from mv2v_jax.config import Config
 from mv2v_jax.data.map_file import save_map
 from mv2v_jax.data.scan import RowStatistics, digest
 from mv2v_jax.ops.sharding import is_first
+from mv2v_jax.report.page import Texts
 from mv2v_jax.runs.compiled import TimedFit
 from mv2v_jax.runs.judgement import list_evidence
 from mv2v_jax.runs.processes import all_or_none, check_same
@@ -71,6 +73,7 @@ from mv2v_jax.runs.processes import all_or_none, check_same
 @settled_option(1)
 @pairs_option
 @column_option
+@text_column_option
 @count(
     "--index-size",
     type=click.IntRange(1, 10**12),
@@ -99,6 +102,7 @@ def align_command(
     settled: int,
     pairs: tuple[str, str] | None,
     column: str | None,
+    text_column: str | None,
     index_size: int | None,
     report: Path | None,
     texts_x: str | None,
@@ -122,7 +126,9 @@ def align_command(
     with compile_ahead(rows_x, rows_y, config, restarts, settled, mesh, pairs) as ahead:
         (x, of_x), (y, of_y) = check_rows(rows_x, x_file), check_rows(rows_y, y_file)
         known = read_pairs(pairs, x, y)
-        texts = all_or_none(lambda: read_texts(texts_x, texts_y, x, y))
+        texts = Texts(None, None)
+        if report is not None:
+            texts = all_or_none(lambda: read_texts((texts_x, texts_y), (x_file, y_file), (x, y), column, text_column))
         keep: Keep = "summary" if report is None else "all"
         fit = run_fit(x, y, config, seed, restarts, settled, mesh, known, keep, ahead)
     judged = judge_fit(fit, index_size)

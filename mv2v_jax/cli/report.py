@@ -10,7 +10,16 @@ import numpy as np
 from mv2v_jax.alignment.score import INDEX_SIZE
 from mv2v_jax.alignment.stage_by_stage import expected_stages
 from mv2v_jax.cli.help import Command
-from mv2v_jax.cli.options import Decorator, column_option, count, json_option, option, output_option, seed_option
+from mv2v_jax.cli.options import (
+    Decorator,
+    column_option,
+    count,
+    json_option,
+    option,
+    output_option,
+    seed_option,
+    text_column_option,
+)
 from mv2v_jax.cli.output import print_text, progress_bar
 from mv2v_jax.cli.report_page import Files, make_heading
 from mv2v_jax.cli.shared import check_output, check_row_shape, load_rows, read_rows
@@ -24,7 +33,10 @@ from mv2v_jax.report.measure import Measured, measure
 from mv2v_jax.report.page import Heading, Texts, write_page
 from mv2v_jax.report.pictures import check_bokeh
 from mv2v_jax.report.searches import search_again
+from mv2v_jax.stores.sources import load_texts_beside
 
+# The rows of X and of Y.
+Sides = tuple[Any, Any]
 _PAGE_SUFFIXES = (".html", ".htm")
 
 
@@ -66,6 +78,7 @@ def texts_option(side: str) -> Decorator:
     "space of Y, belong together.",
 )
 @column_option
+@text_column_option
 @count(
     "--index-size",
     type=click.IntRange(1),
@@ -97,6 +110,7 @@ def report_command(
     texts_y: str | None,
     pairs: tuple[str, str] | None,
     column: str | None,
+    text_column: str | None,
     index_size: int | None,
     searches: int,
     preset: str,
@@ -114,7 +128,7 @@ def report_command(
     (x, of_x), (y, of_y) = (read_rows(file, config, column) for file in (x_file, y_file))
     for file, rows, size in ((x_file, x, linear_map.W.shape[0]), (y_file, y, linear_map.W.shape[1])):
         check_row_shape(rows, file, size, map_file)
-    texts = read_texts(texts_x, texts_y, x, y)
+    texts = read_texts((texts_x, texts_y), (x_file, y_file), (x, y), column, text_column)
     true_pairs = None if pairs is None else _read_true_pairs(pairs, linear_map, map_file)
     expected = expected_stages(config, min(x.shape[0], y.shape[0]), searches, num_settled=0)
     # A search is not finished as a fit is.
@@ -160,10 +174,16 @@ def check_page(output: Path, *sources: str | None) -> None:
     check_output(output, _PAGE_SUFFIXES, *(source for source in sources if source is not None))
 
 
-def read_texts(texts_x: str | None, texts_y: str | None, x: Any, y: Any) -> Texts:
-    """The texts of both files of rows, where they are given."""
-    sides = ((texts_x, x), (texts_y, y))
-    return Texts(*(None if file is None else load_texts(file, rows.shape[0]) for file, rows in sides))
+def read_texts(
+    files: tuple[str | None, str | None], sources: tuple[str, str], sides: Sides, column: str | None, named: str | None
+) -> Texts:
+    """The texts of both sides: from ``files``, or else from the column of their sources that is ``named``, if any."""
+    return Texts(
+        *(
+            load_texts_beside(source, column, named) if file is None else load_texts(file, rows.shape[0])
+            for file, source, rows in zip(files, sources, sides, strict=True)
+        )
+    )
 
 
 def _read_true_pairs(files: tuple[str, str], linear_map: LinearMap, map_file: str) -> tuple[np.ndarray, np.ndarray]:

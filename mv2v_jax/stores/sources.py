@@ -91,6 +91,27 @@ def load_with_ids(source: str | Path, column: str | None, id_column: str) -> tup
     return spill(vectors(), opened.name), ids
 
 
+def load_texts_beside(source: str | Path, column: str | None, text_column: str | None) -> list[str] | None:
+    """The text of each row of a table or a store; ``None`` where neither the address nor ``text_column`` names them.
+
+    Raises:
+        InputError: as `load_embeddings`, or there are no such texts.
+    """
+    address = with_key(parse_address(source, vector=column, text=text_column))
+    name = address.options.get("text")
+    if name is None:
+        return None
+    # A store hands out texts with its payloads only.
+    opened = open_source(address, None if address.store else [name])
+    texts: list[Any] = []
+    for _, others in opened.batches():
+        if name in others.schema.names:
+            texts.extend(others.column(name).to_pylist())
+    if all(text is None for text in texts):
+        raise InputError(f"{opened.name} must have texts in {name}, found none; name another by --text-column")
+    return ["" if text is None else str(text) for text in texts]
+
+
 def open_source(address: Address, carried: list[str] | None = None) -> Source:
     """Open rows to be read in batches together with their ids, texts and further columns.
 

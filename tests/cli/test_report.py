@@ -9,8 +9,11 @@ from cli.commands import CACHE, run
 from click.testing import CliRunner
 
 from mv2v_jax.cli import cli
+from mv2v_jax.cli.report import read_texts
 from mv2v_jax.data.map_file import save_map
+from mv2v_jax.errors import InputError
 from mv2v_jax.linear_map import Centering, LinearMap
+from mv2v_jax.report.page import Texts
 
 pytest.importorskip("bokeh", reason='a report needs bokeh: pip install "mv2v_jax[report]"')
 
@@ -69,6 +72,28 @@ def test_without_bokeh_the_extra_is_named_before_any_work(arguments, place, monk
     monkeypatch.setitem(sys.modules, "bokeh", None)
     done = CliRunner().invoke(cli, arguments)
     assert str(done.exception) == 'a report needs bokeh: pip install "mv2v_jax[report]"'
+
+
+def test_texts_of_a_column(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = pa.array(np.eye(3, 2, dtype=np.float32).tolist())
+    table = pa.table({"id": [7, 8, 9], "body": ["one", None, "three"], "vector": rows, "empty": pa.nulls(3)})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    x = np.eye(3, 2, dtype=np.float32)
+    np.save(tmp_path / "y.npy", x)
+    (tmp_path / "y.txt").write_text("a\nb\nc\n")
+    source, plain = str(tmp_path / "x.parquet"), str(tmp_path / "y.npy")
+
+    def read(y_texts, sources, named):
+        return read_texts((None, y_texts), sources, (x, x), None, named)
+
+    texts = read(str(tmp_path / "y.txt"), (source, plain), "body")
+    assert (texts.x, texts.y) == (["one", "", "three"], ["a", "b", "c"])
+    assert read(None, (f"{source}?text=id", plain), None) == Texts(["7", "8", "9"], None)
+    with pytest.raises(InputError, match="must be a table or a store to have a column of texts, found an array"):
+        read(None, (source, plain), "body")
+    with pytest.raises(InputError, match=r"x\.parquet must have texts in empty, found none; name another"):
+        read(None, (f"{source}?text=empty", plain), None)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli.commands import run as run_command
-from helpers import make_map, semi_orthogonal
+from helpers import make_map, semi_orthogonal, unit
 from stores.makers import MAKERS, NUMBERS, ROWS, all_rows, beside
 
 from mv2v_jax.__main__ import main
@@ -20,7 +20,7 @@ from mv2v_jax.linear_map import apply
 from mv2v_jax.stores.address import STORES, parse_address
 from mv2v_jax.stores.open import open_store
 from mv2v_jax.stores.protocol import client_errors
-from mv2v_jax.stores.sources import load_embeddings
+from mv2v_jax.stores.sources import load_embeddings, load_texts_beside
 
 MAP = make_map(semi_orthogonal(np.random.default_rng(2), 8, 5))
 
@@ -53,6 +53,18 @@ def test_rows_are_read(address):
     taken = store.take(rows.ids[5:9])
     np.testing.assert_array_equal(taken.vectors, rows.vectors[5:9])
     assert list(taken.dicts()) == list(rows.dicts()[5:9])
+
+
+@pytest.mark.parametrize(("kind", "column"), [("lancedb", "body"), ("chroma", "document"), ("milvus", "body")])
+def test_texts_belong_to_their_rows(kind, column, tmp_path, start_server):
+    pytest.importorskip("pyarrow")
+    address = MAKERS[kind](tmp_path, start_server, ROWS, NUMBERS)
+    texts, rows = load_texts_beside(address, None, column), np.asarray(load_embeddings(address))
+    nearest = np.argmax(unit(rows) @ unit(ROWS).T, axis=1)
+    assert texts == [f"text {NUMBERS[place]}" for place in nearest.tolist()]
+    assert load_texts_beside(address, None, None) is None
+    with pytest.raises(InputError, match="must have texts in none, found none"):
+        load_texts_beside(address, None, "none")
 
 
 def test_apply_writes_a_table_with_ids(address, tmp_path, monkeypatch, capfd):
