@@ -18,7 +18,7 @@ from mv2v_jax.cli.verdict_text import (
 )
 from mv2v_jax.config import Config
 from mv2v_jax.report.measure import Measured, measure
-from mv2v_jax.report.page import Heading, Texts, write_page
+from mv2v_jax.report.page import LITTLE, Heading, Texts, write_page
 from mv2v_jax.report.searches import Searches, searches_of_fit
 from mv2v_jax.runs.judgement import list_evidence
 from mv2v_jax.version import __version__
@@ -113,7 +113,8 @@ def make_heading(
     if searches.are_new and confirmed is not None and confirmed < CALIBRATION.agreement_midpoint:
         cautions = [_describe_unconfirmed(confirmed, searches), *cautions]
         if light == "green":
-            light, word = "amber", "Aligned by its file, not confirmed here"
+            extent = "not confirmed here" if confirmed < LITTLE else "confirmed here in part"
+            light, word = "amber", f"Aligned by its file, {extent}"
     evidence = read_evidence(facts) or searches.best_evidence()
     closeness = facts.get("closeness")
     return Heading(
@@ -133,6 +134,12 @@ def make_heading(
 
 def _describe_unconfirmed(confirmed: float, searches: Searches) -> str:
     others = searches.agreement[~np.eye(len(searches.agreement), dtype=bool)]
+    if confirmed >= LITTLE:
+        return (
+            f"The searches of this page confirm the map in part: they agree with it by {confirmed:.2f}, and "
+            f"{CALIBRATION.agreement_midpoint:.2g} is needed. Searches of fewer rows, or of other ones, agree less; "
+            "give the rows that it was fitted on."
+        )
     start = f"The searches of this page do not confirm the map: they agree with it by {confirmed:.2f}"
     if others.size and np.median(others) >= CALIBRATION.agreement_midpoint:
         return (

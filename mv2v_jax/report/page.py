@@ -17,7 +17,7 @@ from mv2v_jax.version import __version__
 
 _MAX_TEXT = 300
 # Agreement that is called little; right maps have more than CALIBRATION.agreement_midpoint.
-_LITTLE = 0.3
+LITTLE = 0.3
 
 
 class Heading(NamedTuple):
@@ -137,7 +137,7 @@ def _count_searches(searches: Searches) -> str:
 
 def _color_of(agreement: float) -> str:
     """Red near chance and blue near 1, as in the pictures; between them the colour of text."""
-    if agreement < _LITTLE:
+    if agreement < LITTLE:
         return pictures.AGREEMENT_COLORS[0]
     return pictures.AGREEMENT_COLORS[-1] if agreement >= CALIBRATION.agreement_midpoint else "inherit"
 

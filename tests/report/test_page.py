@@ -123,6 +123,14 @@ def test_another_map_that_all_searches_find_is_named(cases):
     assert "too few rows" in make_heading(FACTS, case.measured, case.searches, files()).cautions[0]
 
 
+def test_a_map_that_searches_confirm_in_part_is_not_called_another(cases):
+    """As of searches of some of the rows that the map was fitted on, which agree with each other."""
+    case = cases["right"]
+    heading = make_heading(FACTS, case.measured._replace(confirmed=0.4), case.searches, files())
+    assert (heading.light, heading.word) == ("amber", "Aligned by its file, confirmed here in part")
+    assert "confirm the map in part: they agree with it by 0.40, and 0.5 is needed" in heading.cautions[0]
+
+
 def test_the_line_on_a_ruler_is_where_the_judge_says_aligned(cases):
     lines = aligned_from(cases["right"].searches.best_evidence())
     assert all(0.05 < line < 0.3 for line in lines)
