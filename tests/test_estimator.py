@@ -91,6 +91,14 @@ def test_clones_pickles_and_goes_into_pipelines(fitted):
     np.testing.assert_array_equal(pipeline[-1:].transform(clouds.x_eval), aligner.transform(clouds.x_eval))
 
 
+def test_rows_come_as_a_data_frame_where_asked(fitted):
+    pytest.importorskip("pandas")
+    clouds, aligner = fitted
+    framed = pickle.loads(pickle.dumps(aligner)).set_output(transform="pandas").transform(clouds.x_eval)
+    assert framed.columns.tolist() == aligner.get_feature_names_out().tolist()
+    np.testing.assert_array_equal(framed.to_numpy(), aligner.transform(clouds.x_eval))
+
+
 def test_without_scikit_learn_the_import_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     monkeypatch.delitem(sys.modules, "mv2v_jax.estimator")
