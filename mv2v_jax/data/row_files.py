@@ -61,6 +61,8 @@ def _open_shard(path: Path) -> Shard:
         raise InputError(f"{path} cannot be read, it is damaged or cut short: {first_line(error)}") from error
     if dtype.hasobject:
         raise InputError(f"{path} must hold numbers, found an object array, which is not unpickled")
+    if dtype.subdtype is not None:
+        raise InputError(f"{path} must hold numbers, found arrays of {dtype.subdtype[0]} in their place")
     needed = offset + math.prod(shape) * dtype.itemsize
     if size < needed:
         raise InputError(

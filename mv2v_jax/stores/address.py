@@ -73,6 +73,8 @@ def parse_address(source: str | Path, **options: str | None) -> Address:
     unknown = [name for name in found if name not in OPTIONS]
     if unknown:
         raise InputError(f"{place} must have options among {', '.join(OPTIONS)}, found {unknown[0]}")
+    if is_store and store == "faiss" and not Path(place).name:
+        raise InputError(f"faiss:{place} must be faiss:FILE, found no name of a file")
     if is_store and store != "faiss" and ("/" not in place or not place.rpartition("/")[2]):
         raise InputError(f"{store}:{place} must be {store}:PLACE/COLLECTION, found no collection after a slash")
     return Address(store if is_store else "", place, given | found)

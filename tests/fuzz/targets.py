@@ -89,9 +89,38 @@ _word = st.one_of(
     *map(st.sampled_from, (_NAMES, _NAMES, _OPTIONS, _FLAGS, _VALUES)), TEXT.filter(lambda t: "\0" not in t)
 )
 _output = st.tuples(st.just("-o"), st.one_of(st.sampled_from(_OUTPUTS), _argument))
-commands = st.tuples(
+_most_commands = st.tuples(
     st.sampled_from(_COMMANDS), st.lists(st.sampled_from(_NAMES), max_size=3), _output, st.lists(_word, max_size=4)
 ).map(lambda parts: [parts[0], *parts[1], *parts[2], *parts[3]])
+_STORES = (
+    *("faiss:x.faiss", "faiss:new.faiss", "faiss:x.npy", "faiss:", "faiss:no/new.faiss", "x.npy", "map.safetensors"),
+    *(
+        "lancedb:x.npy/x",
+        "qdrant:x.npy/x",
+        "chroma:x.npy/x",
+        "chroma:none/",
+        "milvus:x.npy/x",
+        "postgres:/x?password=x",
+        "x.npy?id=a",
+    ),
+)
+_store = st.one_of(st.sampled_from(_STORES), _argument)
+_MOVE_FLAGS = (
+    "--accept",
+    "--resume",
+    "--dry-run",
+    "--inverse",
+    "--state",
+    "state.json",
+    "x.npy",
+    "--metric",
+    "dot",
+    "",
+)
+_moves = st.tuples(
+    _store, st.sampled_from(_NAMES), _store, st.lists(st.one_of(st.sampled_from(_MOVE_FLAGS), _argument), max_size=4)
+).map(lambda parts: ["move", *parts[:3], *parts[3]])
+commands = st.one_of(_most_commands, _most_commands, _moves)
 
 
 # What a terminal obeys, the line feed aside, and what turns the direction of text.
@@ -121,6 +150,12 @@ def make_inputs(folder):
         np.save(folder / "shards" / f"{part}.npy", ROWS)
     safetensors.numpy.save_file(TENSORS, folder / "map.safetensors")
     (folder / "link.npy").symlink_to("x.npy")
+    with contextlib.suppress(ImportError):
+        import faiss
+
+        index = faiss.IndexFlatIP(ROWS.shape[1])
+        index.add(ROWS)
+        faiss.write_index(index, str(folder / "x.faiss"))
 
 
 def _contents(folder):
@@ -153,7 +188,7 @@ def check_command(arguments, folder):
     after = _contents(folder)
     changed = {path for path in {*inputs, *after} if inputs.get(path) != after.get(path)}
     # A command that succeeds may write its output over a file that it does not read.
-    named = [Path(folder) / word for word in arguments]
+    named = [Path(folder) / word.removeprefix("faiss:") for word in arguments]
     assert all(code == 0 and named.count(path) == 1 for path in changed), (changed, code)
     for path in changed:
         path.unlink()

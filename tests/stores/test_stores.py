@@ -140,6 +140,7 @@ def test_secrets_of_clients_are_not_shown(monkeypatch):
     ("address", "message"),
     [
         ("lancedb:docs", "must be lancedb:PLACE/COLLECTION"),
+        ("faiss:", "must be faiss:FILE, found no name of a file"),
         ("chroma:/nowhere/", "found no collection after a slash"),
         ("lancedb:{0}/none/docs", "must be a table of LanceDB, found none"),
         ("chroma:{0}/none/docs", "must be a collection of Chroma, found none"),

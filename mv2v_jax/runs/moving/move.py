@@ -111,7 +111,13 @@ def _move(
     started, total = time.perf_counter(), described.count
     mapper = _Mapper(linear_map, finish, source.name, kept, unit=state.unit)
     for batch in source.read(BATCH_ROWS, kept):
-        target.write(mapper(batch))
+        try:
+            target.write(mapper(batch))
+        except InputError:
+            # Some stores are made by the first write: then there is nothing to go on with.
+            if not state.written and not target.exists():
+                state.path.unlink()
+            raise
         state.written += len(batch.ids)
         state.save()
         on_step("rows moved", state.written, total)
