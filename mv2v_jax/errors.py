@@ -12,7 +12,7 @@ class AlignmentWarning(UserWarning):
     """A map is not called ``aligned``: check it on true pairs before you use it."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What the system says, the first line of an error's message, or its name where it has none."""
     return getattr(error, "strerror", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
 

@@ -26,6 +26,8 @@ def _client(place: str, name: str) -> Any:
     if "://" in place:
         return client(place, token=os.environ.get("MILVUS_TOKEN", ""))
     require("milvus_lite", "milvus", name)
+    # What it logs with a traceback, it raises as well.
+    logging.getLogger("milvus_lite.server_manager").setLevel(logging.CRITICAL)
     return client(place)
 
 

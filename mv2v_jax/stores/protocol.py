@@ -155,10 +155,19 @@ def client_errors(name: str) -> Iterator[None]:
     """Turn the errors of a client into `InputError`; defects of this package stay what they are."""
     try:
         yield
-    except (InputError, TypeError, AttributeError, NameError, AssertionError, GeneratorExit):
+    except InputError:
         raise
+    except (TypeError, AttributeError, NameError, AssertionError) as error:
+        # A client that fails may fail once more while it is closed.
+        if error.__context__ is None:
+            raise
+        raise _as_input_error(name, error.__context__) from error
     except Exception as error:
-        raise InputError(f"{name} cannot be used: {hide_secrets(first_line(error))}") from error
+        raise _as_input_error(name, error) from error
+
+
+def _as_input_error(name: str, error: BaseException) -> InputError:
+    return InputError(f"{name} cannot be used: {hide_secrets(first_line(error))}")
 
 
 class Guarded:
