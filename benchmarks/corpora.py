@@ -147,9 +147,9 @@ def half_web(folder: Path, with_web: bool) -> Split:
     )
 
 
-def with_long_rows(folder: Path, times: float, share: float | None, both: bool) -> Split:
+def with_long_rows(split: Split, times: float, share: float | None, both: bool) -> Split:
     """Some rows of X, or of both sides, are ``times`` as long: this share of the rows, or one row for ``None``."""
-    split, rng = wordnet_first(folder, PER_SIDE, PER_SIDE), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def lengthened(rows: np.ndarray) -> np.ndarray:
         num_long = 1 if share is None else max(1, round(share * len(rows)))
@@ -160,12 +160,12 @@ def with_long_rows(folder: Path, times: float, share: float | None, both: bool) 
     return dataclasses.replace(split, x=lengthened(split.x), y=lengthened(split.y) if both else split.y)
 
 
-def with_private_axis(folder: Path, share: float) -> Split:
+def with_private_axis(split: Split, share: float) -> Split:
     """X also varies along a direction of its own: plus or minus one length, at random, ``share`` of its variance then.
 
     The rows to evaluate on vary in the same way, because the axis belongs to the encoder.
     """
-    split, rng = wordnet_first(folder, PER_SIDE, PER_SIDE), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     axis = rng.normal(size=split.x.shape[1])
     axis *= np.sqrt(split.x.var(axis=0).sum() * share / (1 - share)) / np.linalg.norm(axis)
 
@@ -187,6 +187,9 @@ def corpora() -> list[Corpus]:
     def changed(name: str, build: Callable[..., Split], *args: Any) -> Corpus:
         return Corpus(name, lambda folder: build(folder, *args))
 
+    def changed_rows(name: str, change: Callable[..., Split], *args: Any) -> Corpus:
+        return Corpus(name, lambda folder: change(wordnet_first(folder, PER_SIDE, PER_SIDE), *args))
+
     return [
         two_files("web", "web", "web.minilm", "web.e5"),
         two_files("web-back", "web", "web.e5", "web.minilm"),
@@ -197,10 +200,10 @@ def corpora() -> list[Corpus]:
         changed("overlap", overlapping),
         changed("half-web", half_web, True),
         changed("half-web-without", half_web, False),
-        changed("long-one", with_long_rows, ONE_TIMES, None, False),
-        changed("long-percent", with_long_rows, PERCENT_TIMES, 0.01, False),
-        changed("long-percent-both", with_long_rows, PERCENT_TIMES, 0.01, True),
-        *(changed(f"axis-{share:.2f}", with_private_axis, share) for share in AXIS_SHARES),
+        changed_rows("long-one", with_long_rows, ONE_TIMES, None, False),
+        changed_rows("long-percent", with_long_rows, PERCENT_TIMES, 0.01, False),
+        changed_rows("long-percent-both", with_long_rows, PERCENT_TIMES, 0.01, True),
+        *(changed_rows(f"axis-{share:.2f}", with_private_axis, share) for share in AXIS_SHARES),
         changed("wordnet-1.5k", wordnet_first, FEWER, FEWER),
         changed("wordnet-3k", wordnet_first, FEW, FEW),
         changed("wordnet-26k-1.5k", wordnet_first, None, FEWER),

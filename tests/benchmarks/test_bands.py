@@ -1,0 +1,41 @@
+"""The quality of whole fits stays within the bands of 20 seeds, on small data of several kinds."""
+
+import numpy as np
+import pytest
+
+from benchmarks import bands
+
+# Mean and standard deviation of top-1 and of FOSCTTM, from `python -m benchmarks.bands`.
+BANDS = {
+    "bundled": {"top1": (0.7000, 0.0034), "foscttm": (0.0034, 0.0001)},
+    "bundled-back": {"top1": (0.7880, 0.0034), "foscttm": (0.0029, 0.0002)},
+    "half-of-x": {"top1": (0.6423, 0.0044), "foscttm": (0.0046, 0.0003)},
+    "long-one": {"top1": (0.6989, 0.0022), "foscttm": (0.0034, 0.0001)},
+    "long-percent-both": {"top1": (0.6980, 0.0046), "foscttm": (0.0034, 0.0001)},
+    "axis-0.05": {"top1": (0.6872, 0.0043), "foscttm": (0.0040, 0.0002)},
+}
+# A band is five deviations wide on both sides of the mean, and deviations are at least these.
+LEAST = {"top1": 0.004, "foscttm": 0.0002}
+
+
+def test_slices_differ_as_their_names_say():
+    found = bands.slices()
+    split, back = found["bundled"], found["bundled-back"]
+    np.testing.assert_array_equal(split.x_eval, back.y_eval)
+    assert 2 * len(found["half-of-x"].x) == len(split.x)
+    lengths = {name: np.linalg.norm(found[name].x, axis=1) for name in ("bundled", "long-one", "long-percent-both")}
+    longer = {name: int((values > 50 * lengths["bundled"]).sum()) for name, values in lengths.items()}
+    assert longer == {"bundled": 0, "long-one": 1, "long-percent-both": round(0.01 * len(split.x))}
+    variances = [rows.var(axis=0).sum() for rows in (split.x, found["axis-0.05"].x)]
+    np.testing.assert_allclose(variances[0] / variances[1], 0.95, atol=0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BANDS)
+def test_no_fit_is_worse_than_its_band(name):
+    """A better method leaves the bands as well, and must move them."""
+    split = bands.slices()[name]
+    for seed in range(2):
+        scores = bands.fit_slice(split, seed)["scores"]
+        for score, (mean, deviation) in BANDS[name].items():
+            assert abs(scores[score] - mean) < 5 * max(deviation, LEAST[score]), (score, scores[score])
