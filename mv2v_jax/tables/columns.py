@@ -123,7 +123,8 @@ def open_vectors(path: Path, column: str | None = None) -> VectorTable:
 
 def _choose(table: Table, names: list[str], lists: list[str], column: str | None) -> list[str]:
     if column is None:
-        texts = [] if lists else [name for name in names if _is_list_text(table, name)]
+        # Columns of one name cannot be told apart.
+        texts = [] if lists else [name for name in names if names.count(name) == 1 and _is_list_text(table, name)]
         found = lists or texts
         if len(found) == 1:
             return found
@@ -156,10 +157,10 @@ def _is_list_text(table: Table, name: str) -> bool:
 
 
 def check_column(table: VectorTable, name: str, flag: str) -> str:
-    """The column that ``flag`` names, which must be there."""
-    if name not in table.table.schema.names:
-        raise InputError(
-            f"{table.table.path} must have the column {name} that {flag} names, found "
-            f"{', '.join(table.table.schema.names)}"
-        )
+    """The column that ``flag`` names, which must be there, once."""
+    names = table.table.schema.names
+    if name not in names:
+        raise InputError(f"{table.table.path} must have the column {name} that {flag} names, found {', '.join(names)}")
+    if names.count(name) > 1:
+        raise InputError(f"{table.table.path} must have one column {name} for {flag}, found several of that name")
     return name

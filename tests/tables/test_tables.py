@@ -9,6 +9,7 @@ from mv2v_jax.errors import InputError
 from mv2v_jax.stores.address import parse_address
 from mv2v_jax.stores.sources import load_embeddings, open_source
 from mv2v_jax.tables import spill
+from mv2v_jax.tables.columns import check_column, open_vectors
 from mv2v_jax.tables.quantised import dequantise
 
 pa = pytest.importorskip("pyarrow")
@@ -158,6 +159,22 @@ def test_damaged_tables(tmp_path, suffix, share):
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(InputError, match=r"x\.\w+"):
         load_embeddings(path)
+
+
+@pytest.mark.parametrize("name", ["two.csv", "two.parquet"])
+def test_columns_of_one_name_cannot_be_named_and_do_not_hinder_others(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".csv"):
+        path.write_text('same,same,v\n1,2,"[1.0, 2.0]"\n3,4,"[2.0, 1.0]"\n')
+    else:
+        columns = [pa.array([1, 3]), pa.array([2, 4]), pa.array([[1.0, 2.0], [2.0, 1.0]])]
+        parquet.write_table(pa.Table.from_arrays(columns, ["same", "same", "v"]), path)
+    found = open_vectors(path, None)
+    assert found.columns == ["v"]
+    with pytest.raises(InputError, match="must have one column same for --id-column, found several"):
+        check_column(found, "same", "--id-column")
+    with pytest.raises(InputError, match="must have one column same, found several"):
+        open_vectors(path, "same")
 
 
 def test_carried_columns(tmp_path):
