@@ -26,6 +26,8 @@ _INDEXES = {
     "INVERTED": "FTS",
 }
 _METRICS = {"cosine": "cosine", "l2": "l2", "dot": "ip"}
+# Rows of one query: the client reads ahead of who asks, up to the end of its query.
+_ROWS_AHEAD = 32_768
 
 
 class LanceStore:
@@ -110,14 +112,13 @@ class LanceStore:
     def read(self, batch_rows: int, skip: int = 0) -> Iterator[Batch]:
         table = self._table()
         total, position = table.count_rows(), skip
-        if skip >= total:
-            return
-        # Without a limit only some rows come.
-        query = table.search().offset(skip).limit(total - skip)
-        for part in query.to_batches(batch_rows):
-            if len(part):
-                yield self._batch(part, range(position, position + len(part)))
-                position += len(part)
+        for start in range(skip, total, _ROWS_AHEAD):
+            # Without a limit only some rows come.
+            query = table.search().offset(start).limit(min(_ROWS_AHEAD, total - start))
+            for part in query.to_batches(batch_rows):
+                if len(part):
+                    yield self._batch(part, range(position, position + len(part)))
+                    position += len(part)
 
     def _batch(self, part: Any, numbers: Sequence[int]) -> Batch:
         vector_name, id_name = self._vector_name(part.schema), self._id_name(part.schema)
