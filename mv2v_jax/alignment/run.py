@@ -30,6 +30,16 @@ class Run(Protocol):
         """``fun(run, otherwise, *args)`` where the bool scalar ``needed`` is true, otherwise ``otherwise``."""
 
 
+class WholeItems:
+    """What a `Run` refuses whose searches and settlings run as wholes, in ``each``: single steps, and conditions."""
+
+    def scan(self, name: str, fun: Callable[..., Any], carry: Any, num_steps: int, *args: Any) -> Any:
+        raise NotImplementedError("searching and settling run as a whole, in each")
+
+    def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
+        raise NotImplementedError("a condition belongs to a search, which runs as a whole, in each")
+
+
 @dataclasses.dataclass(frozen=True)
 class Inline:
     """Carries out every step where it stands, for a fit that is traced as one program.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mv2v_jax.alignment.run import SEARCHING, SETTLING, Inline
+from mv2v_jax.alignment.run import SEARCHING, SETTLING, Inline, WholeItems
 from mv2v_jax.alignment.stages import SEARCH_STAGES, SETTLING_STAGES
 from mv2v_jax.config import Config
 from mv2v_jax.data.padding import spread
@@ -137,7 +137,7 @@ def _inline(batch_size: int, name: str, fun: Callable[..., Any]) -> Callable[...
     return functools.partial(Inline(batch_size).each, name, fun)
 
 
-class OverMesh(StageByStage):
+class OverMesh(WholeItems, StageByStage):
     """A `Run` over a mesh: a search is compiled as a whole, and reported when it ends, with those beside it.
 
     Args:
@@ -166,12 +166,6 @@ class OverMesh(StageByStage):
             self._on_step(name, done, number)
             _logger.info("%s: %d of %d", name, done, number)
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:number], *parts)
-
-    def scan(self, name: str, fun: Callable[..., Any], carry: Any, num_steps: int, *args: Any) -> Any:
-        raise NotImplementedError("searching and settling run as a whole, in each")
-
-    def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
-        raise NotImplementedError("a condition belongs to a search, which runs as a whole, in each")
 
 
 def split_steps(num_steps: int) -> list[jax.Array]:

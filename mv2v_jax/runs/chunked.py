@@ -8,7 +8,7 @@ import functools
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from mv2v_jax.alignment.api import restart_batch
 from mv2v_jax.alignment.results import Prepared, Searched
-from mv2v_jax.alignment.run import SEARCHING, Inline
+from mv2v_jax.alignment.run import SEARCHING, Inline, WholeItems
 from mv2v_jax.config import Config
 from mv2v_jax.data.padding import spread
 from mv2v_jax.ops.sharding import EVERYWHERE, RESTART, from_first, is_first, on_host, over_mesh
@@ -25,7 +25,6 @@ from mv2v_jax.progress import COMPILING, OnStep
 from mv2v_jax.runs.processes import all_or_none
 from mv2v_jax.runs.study_files import chunk_path, load_arrays, save_arrays
 
-T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
 
@@ -42,7 +41,7 @@ def _each(
     return over_mesh(each, mesh, *[EVERYWHERE] * (1 + len(shared)))(items, *shared)
 
 
-class Chunked:
+class Chunked(WholeItems):
     """A `Run` that searches in chunks and keeps every finished chunk in a file. Each step is compiled as a whole.
 
     Args:
@@ -59,12 +58,6 @@ class Chunked:
 
     def call(self, name: str, fun: Callable[..., Any], *args: Any) -> Any:
         return _call(fun, self._mesh, *args)
-
-    def scan(self, name: str, fun: Callable[..., Any], carry: Any, num_steps: int, *args: Any) -> Any:
-        raise NotImplementedError("searching and settling run as a whole, in each")
-
-    def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
-        raise NotImplementedError("a condition belongs to a search, which runs as a whole, in each")
 
     def each(self, name: str, fun: Callable[..., Any], items: jax.Array, *shared: Any) -> Any:
         if name == SEARCHING:
@@ -94,7 +87,9 @@ class Chunked:
             # Report a damaged file before the other chunks are searched for, not after.
             all_or_none(functools.partial(_read, paths[first], leaves))
         for first, path in paths.items():
-            if first not in kept:
+            if first in kept:
+                self._on_step(self._part, min(first + chunk, num_searches), num_searches)
+            else:
                 # The last chunk is filled up with other searches, so that it runs in the same compiled function.
                 numbers = (first + np.arange(chunk)) % num_searches
                 parts = []
@@ -104,7 +99,6 @@ class Chunked:
                 searched = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
                 all_or_none(functools.partial(_write, path, searched))
                 _logger.info("%s: %d of %d searches", self._part, min(first + chunk, num_searches), num_searches)
-            self._on_step(self._part, min(first + chunk, num_searches), num_searches)
         # All chunks are read back, so that a resumed study continues from the same arrays; and only now, so that
         # memory does not grow during the searches.
         found = []

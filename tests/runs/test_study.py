@@ -227,7 +227,7 @@ def test_without_a_curve_or_resamples(folder, tmp_path):
     seen = []
     plan = PLAN._replace(sizes=(), bootstraps=0, restarts=2)
     study = run_study(*rows(folder), CONFIG, plan, tmp_path, lambda *step: seen.append(step))
-    assert seen == [("restarts", 0, 2), ("restarts", 2, 2)]
+    assert seen == [("restarts", 0, 2), ("compiling restarts", 0, 1), ("restarts", 1, 2), ("restarts", 2, 2)]
     assert study.facts["bootstrap_agreement"] is None
     write_study(study, tmp_path)
     assert json.loads((tmp_path / "stability.json").read_text()) == study.facts
