@@ -1,13 +1,16 @@
-"""How do time and peak memory of a fit grow with the number of rows?
+"""How do time and peak memory of a fit grow with rows, dimensions, restarts and clusters?
 
-    python -m benchmarks.growth [--sizes 3000,10000,30000,100000,300000] [--dimensions 256,768] [--presets fast,default]
-        [--dtype float32] [--folder FOLDER] [--json FILE]
+    python -m benchmarks.growth [--rows 10000,3000,...] [--dimensions 256,128,...] [--restarts 2,1,...]
+        [--clusters 30,100,...] [--presets fast] [--dtype float16] [--folder FOLDER] [--json FILE]
 
-Rows are synthetic, with a planted map (`benchmarks.planted`). They are written to files, which are deleted afterwards;
-each fit reads memory-mapped files in its own process. The exponents are those of the powers of n that fit best.
+The first value of every list is where the others are measured: one thing varies at a time. Rows are synthetic, with a
+planted map (`benchmarks.planted`). They are written to files, which are deleted afterwards; each fit reads
+memory-mapped files in its own process, stage by stage as the command line does. The exponents are those of the powers
+that fit best.
 """
 
 import argparse
+import dataclasses
 import json
 import resource
 import subprocess
@@ -26,16 +29,35 @@ from benchmarks.common import (
     print_environment,
     print_table,
     read_counts,
-    seconds_of,
     write_json,
 )
 from benchmarks.planted import draw_pairs, plant, write_side
-from mv2v_jax import Config, align
+from mv2v_jax import Config
+from mv2v_jax.cli.options import DEFAULT_RESTARTS
 from mv2v_jax.evaluation import metrics
+from mv2v_jax.runs.compiled import align_with_progress
 
 _NUM_EVAL = 2_000
 _SEED = 0
 _GIB = 2**30
+# What varies, as an option of the command line: the value at which the others are measured, then its other values.
+VARIED = {
+    "rows": [10_000, 3_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000],
+    "dimensions": [256, 128, 768, 1_536, 4_096],
+    "restarts": [DEFAULT_RESTARTS, 1, 4, 16, 64, 256],
+    "clusters": [30, 100, 300, 1_000],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What one fit is measured at: rows and dimensions of both spaces, restarts, and clusters per anchor set."""
+
+    rows: int
+    dimensions: int
+    restarts: int
+    clusters: int
+    preset: str
 
 
 def peak_bytes() -> int:
@@ -44,19 +66,18 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def fit_files(folder: Path, preset: str) -> dict[str, float]:
-    """One fit of the files in ``folder`` in this process: seconds of the first and second call, memory, scores."""
+def fit_files(folder: Path, setting: Setting) -> dict[str, float]:
+    """One fit of the files in ``folder`` in this process: seconds, memory, scores."""
     before = peak_bytes()
     x, y = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in "xy")
-    key, config = jax.random.key(_SEED), Config.preset(preset)
-    _, first = seconds_of(align, key, x, y, config)
-    result, steady = seconds_of(align, key, x, y, config)
+    config = Config.preset(setting.preset).replace(anchors={"num_clusters": setting.clusters})
+    found = align_with_progress(jax.random.key(_SEED), x, y, config, lambda *_: None, setting.restarts)
     peak = peak_bytes()
     x_eval, y_eval = draw_pairs(plant(_SEED, x.shape[1]), _SEED, _NUM_EVAL)
-    scores = metrics.evaluate(result.map, x_eval, y_eval)
+    scores = metrics.evaluate(found.result.best.map, x_eval, y_eval)
     return {
-        "first_seconds": first,
-        "steady_seconds": steady,
+        "compile_seconds": found.compile_seconds,
+        "steady_seconds": found.seconds,
         "peak_bytes": peak,
         "peak_bytes_before": before,
         "input_bytes": x.nbytes + y.nbytes,
@@ -65,95 +86,109 @@ def fit_files(folder: Path, preset: str) -> dict[str, float]:
     }
 
 
-def _fit_in_child(folder: Path, preset: str) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.growth", "--child", str(folder), "--presets", preset]
-    done = subprocess.run(command, capture_output=True, text=True)
+def _fit_in_child(folder: Path, setting: Setting) -> dict[str, float]:
+    values = json.dumps(dataclasses.asdict(setting))
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.growth", "--child", str(folder), values], capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"the fit ended with {done.returncode}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def exponent(sizes: list[int], values: list[float]) -> float:
-    """Slope of the logarithms: 1 if the values grow in proportion to the sizes."""
-    return float(np.polyfit(np.log(sizes), np.log(values), 1)[0])
+def exponent(values: list[int], measured: list[float]) -> float:
+    """Slope of the logarithms: 1 if what was measured grows in proportion to the values."""
+    return float(np.polyfit(np.log(values), np.log(measured), 1)[0])
 
 
-def measure(
-    sizes: list[int], dimensions: list[int], presets: list[str], dtype: str, folder: Path
-) -> list[dict[str, Any]]:
-    """Fit every size with every preset; only the files of one size exist at a time."""
-    runs = []
-    for d in dimensions:
-        for n in sizes:
-            spaces = plant(_SEED, d)
-            paths = [folder / f"{name}.npy" for name in "xy"]
-            for side, path in enumerate(paths):
-                write_side(path, spaces, _SEED, n, side, dtype)
-            for preset in presets:
-                run = {"rows": n, "dimensions": d, "preset": preset, **_fit_in_child(folder, preset)}
-                print(f"{preset}, {n:,} x {d}: {run['steady_seconds']:.1f} s", flush=True)
-                runs.append(run)
-            for path in paths:
-                path.unlink()
-    return runs
+def settings(varied: dict[str, list[int]], presets: list[str]) -> list[tuple[str, Setting]]:
+    """What varies and the setting, of all fits."""
+    base = {name: values[0] for name, values in varied.items()}
+    found = []
+    for preset in presets:
+        for name, values in varied.items():
+            for value in sorted(set(values)):
+                found.append((name, Setting(**{**base, name: value}, preset=preset)))
+    return found
+
+
+def measure(wanted: list[tuple[str, Setting]], dtype: str, folder: Path) -> list[dict[str, Any]]:
+    """Fit every setting once; only the files of one size exist at a time."""
+    measured: dict[Setting, dict[str, float]] = {}
+    written = None
+    for _, setting in sorted(wanted, key=lambda each: (each[1].rows, each[1].dimensions)):
+        if setting in measured:
+            continue
+        if written != (setting.rows, setting.dimensions):
+            written = (setting.rows, setting.dimensions)
+            spaces = plant(_SEED, setting.dimensions)
+            for side, name in enumerate("xy"):
+                write_side(folder / f"{name}.npy", spaces, _SEED, setting.rows, side, dtype)
+        measured[setting] = _fit_in_child(folder, setting)
+        print(f"{setting}: {measured[setting]['steady_seconds']:.1f} s", flush=True)
+    for name in "xy":
+        (folder / f"{name}.npy").unlink()
+    return [{"varied": name, **dataclasses.asdict(setting), **measured[setting]} for name, setting in wanted]
 
 
 def show(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Print one table per preset and dimension, and the exponents; returns the exponents."""
+    """Print one table per preset, and the exponents; returns the exponents."""
     exponents = []
-    for preset, d in dict.fromkeys((run["preset"], run["dimensions"]) for run in runs):
-        found = [run for run in runs if (run["preset"], run["dimensions"]) == (preset, d)]
+    for preset in dict.fromkeys(run["preset"] for run in runs):
+        of_preset = [run for run in runs if run["preset"] == preset]
         rows = [
             [
-                f"{run['rows']:,}",
-                f"{run['first_seconds']:.1f}",
+                run["varied"],
+                f"{run[run['varied']]:,}",
+                f"{run['compile_seconds']:.1f}",
                 f"{run['steady_seconds']:.1f}",
                 f"{run['input_bytes'] / _GIB:.2f}",
                 f"{run['peak_bytes'] / _GIB:.2f}",
                 f"{run['top1']:.3f}",
                 f"{run['foscttm']:.5f}",
             ]
-            for run in found
+            for run in of_preset
         ]
-        columns = ["rows per space", "first call s", "steady s", "inputs GiB", "peak GiB", "top-1", "FOSCTTM"]
-        print_table(f"{preset}, {d} dimensions", columns, rows)
-        if len(found) > 1:
-            sizes = [run["rows"] for run in found]
-            seconds = exponent(sizes, [run["steady_seconds"] for run in found])
-            memory = exponent(sizes, [run["peak_bytes"] for run in found])
-            print(f"steady seconds grow as n^{seconds:.2f}, peak memory as n^{memory:.2f}")
-            exponents.append({"preset": preset, "dimensions": d, "seconds": seconds, "memory": memory})
+        columns = ["what varies", "value", "compile s", "steady s", "inputs GiB", "peak GiB", "top-1", "FOSCTTM"]
+        print_table(f"{preset}, one thing at a time", columns, rows)
+        for name in dict.fromkeys(run["varied"] for run in of_preset):
+            found = [run for run in of_preset if run["varied"] == name]
+            if len(found) > 1:
+                values = [run[name] for run in found]
+                powers = {
+                    "seconds": exponent(values, [run["steady_seconds"] for run in found]),
+                    "memory": exponent(values, [run["peak_bytes"] for run in found]),
+                }
+                print(f"steady seconds grow as {name}^{powers['seconds']:.2f}, peak memory as ^{powers['memory']:.2f}")
+                exponents.append({"preset": preset, "varied": name, **powers})
     return exponents
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Fit and print the tables; returns the figures."""
     parser = make_parser(__doc__)
+    for name, values in VARIED.items():
+        listed = ",".join(map(str, values))
+        parser.add_argument(
+            f"--{name}", type=read_counts, default=values, metavar="N,...", help=f"{name} (default: {listed})"
+        )
+    add_preset_option(parser, ["fast"])
     parser.add_argument(
-        "--sizes",
-        type=read_counts,
-        default=[3_000, 10_000, 30_000, 100_000, 300_000],
-        metavar="N,...",
-        help="numbers of rows per space",
-    )
-    parser.add_argument(
-        "--dimensions", type=read_counts, default=[256, 768], metavar="D,...", help="dimensions of both spaces"
-    )
-    add_preset_option(parser, ["fast", "default"])
-    parser.add_argument(
-        "--dtype", choices=("float16", "float32"), default="float32", help="dtype of the files (default: float32)"
+        "--dtype", choices=("float16", "float32"), default="float16", help="dtype of the files (default: float16)"
     )
     parser.add_argument("--folder", type=Path, help="folder for the files (default: a temporary folder)")
     add_json_option(parser)
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child is not None:
-        found = fit_files(options.child, options.presets[0])
+        folder, values = options.child
+        found = fit_files(Path(folder), Setting(**json.loads(values)))
         print(json.dumps(found))
         return found
     environment = print_environment()
+    wanted = settings({name: getattr(options, name) for name in VARIED}, options.presets)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        runs = measure(options.sizes, options.dimensions, options.presets, options.dtype, Path(folder))
+        runs = measure(wanted, options.dtype, Path(folder))
     record = {"environment": environment, "runs": runs, "exponents": show(runs)}
     write_json(options.json, record)
     return record

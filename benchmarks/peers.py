@@ -1,10 +1,10 @@
 """How do other methods for the same problem compare, called through their own libraries on the same rows?
 
-    python -m benchmarks.peers [--data FOLDER] [--rows N --eval E] [--seed N] [--methods NAME,...] [--wp-steps 3]
-        [--gw-rows 2000] [--json FILE]
+    python -m benchmarks.peers [--data FOLDER] [--rows N --eval E | --corpus NAME] [--seed N] [--methods NAME,...]
+        [--wp-steps 3] [--gw-rows 2000] [--json FILE]
 
-Needs the extra ``bench``. Every method runs in its own process, one after the other, so that its peak memory can be
-measured. The methods:
+Needs the extra ``bench``. Every method runs in its own process, one after the other, so that the memory and the time of
+the whole process can be measured. ``--corpus`` names a data set of `benchmarks.corpora`, such as ``web``. The methods:
 
 - ``reference``: mini-vec2vec as published (`benchmarks.reference`).
 - ``torch``: the same on torch, the library of its notebook. It is left out by default, and needs the extra ``torch``.
@@ -17,7 +17,7 @@ measured. The methods:
 - ``muse``: five rounds of mutual nearest neighbours by CSLS and Procrustes, as in MUSE (arXiv 1710.04087), on all rows
   in NumPy. It starts from our initial map.
 - ``vecmap``: unsupervised self-learning as in VecMap (`benchmarks.vecmap`), in NumPy.
-- ``fast`` and ``default``: our presets.
+- ``fast`` and ``default``: our presets as the command line runs them, stage by stage and with its number of restarts.
 """
 
 import argparse
@@ -27,7 +27,6 @@ import importlib
 import importlib.util
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -47,6 +46,7 @@ from benchmarks.common import (
     Split,
     add_data_options,
     add_seed_option,
+    check_folder,
     compile_seconds,
     evaluate,
     evaluate_oracle,
@@ -56,12 +56,14 @@ from benchmarks.common import (
     print_environment,
     print_table,
     read_names,
-    seconds_of,
     write_json,
 )
+from benchmarks.corpora import corpora
 from benchmarks.growth import peak_bytes
 from benchmarks.vecmap import VecMapSettings, self_learn
 from mv2v_jax import Centering, Config, LinearMap, align
+from mv2v_jax.cli.options import DEFAULT_RESTARTS
+from mv2v_jax.runs.compiled import align_with_progress
 
 # The values of arXiv 2610.09411; the starts of 2-opt replace its own solver.
 WASSERSTEIN = reference.Settings(
@@ -74,7 +76,6 @@ GROMOV_STEPS = 100
 SINKHORN_STEPS = 100
 MUSE_ROUNDS = 5
 MUSE_NEIGHBORS = 10
-STEADY_CALLS = 2
 
 OURS = ("fast", "default")
 # Metrics of the table, with names short enough for all columns to fit.
@@ -317,11 +318,20 @@ def fit_vecmap(split: Split, options: argparse.Namespace) -> Fit:
 
 
 def fit_preset(preset: str, split: Split, options: argparse.Namespace) -> Fit:
-    """`mv2v_jax.align`: steady seconds, and how much longer the first call took."""
-    arguments = jax.random.key(options.seed), jnp.asarray(split.x), jnp.asarray(split.y), Config.preset(preset)
-    result, first = seconds_of(align, *arguments)
-    steady = statistics.median(seconds_of(align, *arguments)[1] for _ in range(STEADY_CALLS))
-    return Fit(map=result.map, rows=len(split.x), seconds=steady, compile_seconds=max(0.0, first - steady))
+    """Seconds of a second fit, which compiles nothing, and what the first one compiled."""
+    fits = [
+        align_with_progress(
+            jax.random.key(options.seed), split.x, split.y, Config.preset(preset), lambda *_: None, DEFAULT_RESTARTS
+        )
+        for _ in range(2)
+    ]
+    first, second = fits
+    return Fit(
+        map=second.result.best.map,
+        rows=len(split.x),
+        seconds=second.seconds,
+        compile_seconds=first.compile_seconds,
+    )
 
 
 class Method(NamedTuple):
@@ -380,10 +390,27 @@ def measure(name: str, split: Split, options: argparse.Namespace) -> dict[str, A
 
 def _measure_in_child(name: str, arguments: list[str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.peers", *arguments, "--child", name]
+    start = time.perf_counter()
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{METHODS[name].title} ended with {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return {**json.loads(done.stdout.splitlines()[-1]), "process_seconds": time.perf_counter() - start}
+
+
+def load_rows(options: argparse.Namespace) -> tuple[Split, dict[str, Any]]:
+    """The rows of ``--corpus``, or those that the other options choose, and a record of the choice."""
+    if options.corpus is None:
+        return load_split(options)
+    folder = check_folder(options.data)
+    if folder is None:
+        raise SystemExit("--corpus needs the folder of its embeddings: name it with --data")
+    try:
+        split = next(corpus for corpus in corpora() if corpus.name == options.corpus).build(folder)
+    except FileNotFoundError as error:
+        raise SystemExit(f"--data: {error}") from error
+    sizes = f"n {len(split.x):,}, m {len(split.y):,}, evaluated on {len(split.x_eval):,}"
+    print(f"data: {options.corpus} ({folder}), {sizes}", flush=True)
+    return split, {"data": options.corpus, "eval": len(split.x_eval)}
 
 
 # -------------------------------------------------------------------------------------------------------------- showing
@@ -402,6 +429,7 @@ def _show_run(name: str, run: dict[str, Any]) -> list[str]:
         f"{run['seconds']:.1f}",
         f"{'~' if run['steps'] else ''}{_whole_seconds(run):,.1f}",
         "" if run["compile_seconds"] is None else f"{run['compile_seconds']:.1f}",
+        f"{run['process_seconds']:.1f}",
         f"{run['peak_bytes'] / _GIB:.2f}",
         f"{(run['peak_bytes'] - run['resident_bytes_before']) / _GIB:.2f}",
     ]
@@ -409,11 +437,12 @@ def _show_run(name: str, run: dict[str, Any]) -> list[str]:
 
 def show(runs: dict[str, dict[str, Any]], oracle: dict[str, float]) -> None:
     """Print the table of all methods, and compare our presets with the others."""
-    columns = ["method", "rows", *SHOWN.values(), "seconds", "whole s", "compile s", "GiB", "own GiB"]
+    columns = ["method", "rows", *SHOWN.values(), "seconds", "whole s", "compile s", "process s", "GiB", "own GiB"]
     scores = dict(zip(METRICS, format_scores(oracle), strict=True))
-    last = ["oracle", "", *(scores[metric] for metric in SHOWN), *[""] * 5]
+    last = ["oracle", "", *(scores[metric] for metric in SHOWN), *[""] * 6]
     print_table("peers on the same rows", columns, [*(_show_run(name, run) for name, run in runs.items()), last])
     print("rows: per space; rank: mean rank; whole s: seconds with the steps that did not run, without compile time")
+    print("process s: from the start of the process to its end, with reading and evaluating; ours fit twice in it")
     print("GiB: peak resident memory of the process; own GiB: the same less the memory just before the method started")
     for name, run in runs.items():
         if run["steps"]:
@@ -442,6 +471,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser(__doc__)
     add_data_options(parser)
+    parser.add_argument(
+        "--corpus",
+        choices=[corpus.name for corpus in corpora()],
+        metavar="NAME",
+        help="data set of benchmarks.corpora, in place of --rows, --eval, --source and --target",
+    )
     add_seed_option(parser)
     parser.add_argument(
         "--methods",
@@ -459,7 +494,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--child", choices=METHODS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.child is not None:
-        split, _ = load_split(options)
+        split, _ = load_rows(options)
         found = measure(options.child, split, options)
         print(json.dumps(found))
         return found
@@ -467,7 +502,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     environment = {**print_environment(), **packages}
     print(", ".join(f"{name} {version}" for name, version in packages.items()), flush=True)
     # Nothing but reading comes before the children: on Linux the peak memory of a child starts at that of its parent.
-    split, data = load_split(options)
+    split, data = load_rows(options)
     runs = {}
     for name in options.methods:
         runs[name] = _measure_in_child(name, arguments)

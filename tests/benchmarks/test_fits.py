@@ -265,12 +265,23 @@ def test_a_command_that_fails_is_told_and_its_memory_is_its_own(tmp_path):
 
 
 @pytest.mark.slow
-def test_growth_fits_files_and_prints_exponents(tiny, monkeypatch, capsys, tmp_path):
+def test_growth_varies_one_thing_at_a_time(tiny, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(growth, "_fit_in_child", growth.fit_files)
-    arguments = ["--sizes", "200,400", "--dimensions", "16", "--presets", "fast", "--folder", str(tmp_path)]
-    record = growth.main(arguments)
-    assert [run["rows"] for run in record["runs"]] == [200, 400]
-    assert [run["input_bytes"] for run in record["runs"]] == [2 * 200 * 16 * 4, 2 * 400 * 16 * 4]
-    assert len(record["exponents"]) == 1
-    assert "steady seconds grow as n^" in capsys.readouterr().out
+    arguments = ["--rows", "400,200", "--dimensions", "16", "--restarts", "2,1", "--clusters", "4"]
+    record = growth.main([*arguments, "--presets", "fast", "--dtype", "float32", "--folder", str(tmp_path)])
+    shown = [(run["varied"], run["rows"], run["restarts"]) for run in record["runs"]]
+    assert shown == [
+        ("rows", 200, 2),
+        ("rows", 400, 2),
+        ("dimensions", 400, 2),
+        ("restarts", 400, 1),
+        ("restarts", 400, 2),
+        ("clusters", 400, 2),
+    ]
+    assert [run["input_bytes"] for run in record["runs"][:2]] == [2 * 200 * 16 * 4, 2 * 400 * 16 * 4]
+    # What several lines share is fitted once.
+    same = {run["steady_seconds"] for run in record["runs"] if (run["rows"], run["restarts"]) == (400, 2)}
+    assert len(same) == 1
+    assert [found["varied"] for found in record["exponents"]] == ["rows", "restarts"]
+    assert "steady seconds grow as rows^" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

@@ -44,6 +44,7 @@ def test_peers_in_one_table(tiny_peers, tmp_path, capsys):
         assert run["rows"] == (50 if name in ("pot", "ott") else 100)
         assert 0 <= run["scores"]["top1"] <= 1
         assert run["peak_bytes"] > 0
+        assert run["process_seconds"] > run["seconds"]
         assert (run["compile_seconds"] is not None) == (name in ("ott", "muse", *peers.OURS))
         assert (run["missing_seconds"] > 0) == (name == "wasserstein")
     assert found["runs"]["wasserstein"]["steps"] == [2, 8]
@@ -63,9 +64,22 @@ def test_peers_can_be_chosen_and_missing_ones_are_named(tiny_peers, monkeypatch,
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"OTT-JAX needs the package ott-jax: pip install 'mv2v_jax\[bench\]'"):
         peers.main([*arguments, "ott"])
-    for wrong in (["--methods", "none"], ["--wp-steps", "0"]):
+    for wrong in (["--methods", "none"], ["--wp-steps", "0"], ["--corpus", "none"]):
         with pytest.raises(SystemExit, match="2"):
             peers.main(wrong)
+
+
+def test_peers_run_on_the_data_sets_of_generality(tiny_peers, tmp_path, rng, capsys):
+    with pytest.raises(SystemExit, match="name it with --data"):
+        peers.main(["--corpus", "web"])
+    with pytest.raises(SystemExit, match=r"--data: .* has no web\.minilm\.npy"):
+        peers.main(["--corpus", "web", "--data", str(tmp_path)])
+    for name, width in (("minilm", 6), ("e5", 5)):
+        np.save(tmp_path / f"web.{name}.npy", rng.normal(size=(6_100, width)).astype(np.float16))
+    found = peers.main(["--corpus", "web", "--data", str(tmp_path), "--methods", "vecmap"])
+    assert found["data"] == {"data": "web", "eval": 6_000}
+    assert found["runs"]["vecmap"]["rows"] == 50
+    assert "n 50, m 50, evaluated on 6,000" in capsys.readouterr().out
 
 
 def test_peers_compare_the_whole_of_wasserstein_procrustes(capsys):
@@ -74,7 +88,13 @@ def test_peers_compare_the_whole_of_wasserstein_procrustes(capsys):
     def run(seconds, missing=0.0):
         steps = [3, 100] if missing else None
         found = {"rows": 100, "seconds": seconds, "missing_seconds": missing, "steps": steps, "scores": scores}
-        return {**found, "compile_seconds": None, "peak_bytes": 2**30, "resident_bytes_before": 2**29}
+        return {
+            **found,
+            "process_seconds": 2 * seconds,
+            "compile_seconds": None,
+            "peak_bytes": 2**30,
+            "resident_bytes_before": 2**29,
+        }
 
     peers.show({"wasserstein": run(100.0, missing=1_900.0), "fast": run(10.0), "default": run(20.0)}, scores)
     out = capsys.readouterr().out
