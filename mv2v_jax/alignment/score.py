@@ -330,7 +330,7 @@ class Calibration(NamedTuple):
 
 CALIBRATION = Calibration(
     closeness_midpoint=0.09,
-    agreement_midpoint=0.5,
+    agreement_midpoint=0.45,
     recall_offset=-4.78,
     recall_closeness=4.81,
     recall_log_rows=0.46,

@@ -13,6 +13,7 @@ from mv2v_jax.alignment.refine_annealed import (
     refine_csls,
     refine_whole,
     settle_neighbors,
+    settle_power,
 )
 from mv2v_jax.ops.linalg import polar
 from mv2v_jax.ops.sampling import draw_rows, order_rows
@@ -142,7 +143,8 @@ def test_steps_against_numpy(clouds, name, num_rows):
     else:
         # The first step keeps nothing; later ones keep the share of the rows that is not in the sample, at most half.
         momentum = min(0.5, max(0, 1 - num_rows / 50))
-        how = {"rows": [num_rows] * 2, "powers": [0.5] * 4, "momenta": [0, momentum, momentum, momentum]}
+        # So few rows are settled with three times the power.
+        how = {"rows": [num_rows] * 2, "powers": [1.5] * 4, "momenta": [0, momentum, momentum, momentum]}
     key = jax.random.key(3)
     expected, objective = steps_in_numpy(key, x, y, start, num_neighbors=2, whitening=0.2, **how)
     found, found_objective = refine(FUNCTIONS[name], key, x, y, start, config)
@@ -220,6 +222,12 @@ def test_small_samples_take_more_steps(num_rows, max_rows, expected):
 )
 def test_few_rows_are_averaged_over_more_neighbors(num_rows, least, ample, expected):
     assert settle_neighbors(num_rows, small_config(settling_min_neighbors=least, settling_ample_rows=ample)) == expected
+
+
+@pytest.mark.parametrize(("num_rows", "expected"), [(26_000, 0.4), (3_000, 0.4), (1_500, 0.4 * 2**1.5), (200, 1.2)])
+def test_few_rows_are_settled_with_a_larger_power(num_rows, expected):
+    assert float(settle_power(num_rows, small_config(whitening_reliability_power=0.4))) == pytest.approx(expected)
+    assert float(settle_power(num_rows, small_config(whitening_reliability_power=0.0))) == 0
 
 
 def test_a_direction_without_data_has_no_influence(clouds):
