@@ -224,10 +224,20 @@ def test_few_rows_are_averaged_over_more_neighbors(num_rows, least, ample, expec
     assert settle_neighbors(num_rows, small_config(settling_min_neighbors=least, settling_ample_rows=ample)) == expected
 
 
-@pytest.mark.parametrize(("num_rows", "expected"), [(26_000, 0.4), (3_000, 0.4), (1_500, 0.4 * 2**1.5), (200, 1.2)])
-def test_few_rows_are_settled_with_a_larger_power(num_rows, expected):
-    assert float(settle_power(num_rows, small_config(whitening_reliability_power=0.4))) == pytest.approx(expected)
-    assert float(settle_power(num_rows, small_config(whitening_reliability_power=0.0))) == 0
+@pytest.mark.parametrize(
+    ("num_x", "num_y", "expected"),
+    [
+        (26_000, 26_000, 0.4),
+        (3_000, 3_000, 0.4),
+        (1_500, 1_500, 0.4 * 2**1.5),
+        (200, 200, 1.2),
+        (1_500, 26_000, 0.4),  # Many rows on one side are enough.
+        (1_000, 4_000, 0.4 * 1.5**1.5),
+    ],
+)
+def test_few_rows_are_settled_with_a_larger_power(num_x, num_y, expected):
+    assert float(settle_power(num_x, num_y, small_config(whitening_reliability_power=0.4))) == pytest.approx(expected)
+    assert float(settle_power(num_x, num_y, small_config(whitening_reliability_power=0.0))) == 0
 
 
 def test_a_direction_without_data_has_no_influence(clouds):
