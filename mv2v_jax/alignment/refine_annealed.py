@@ -34,8 +34,8 @@ _MAX_LONGER = 4
 _MIN_SHARE = 0.5
 # Spaces of fewer rows than the first number are settled with a larger power, up to as many times as large as the second
 # number. On five pairs of 1,500 rows, three searches each, the larger power lowered every FOSCTTM and raised 13 of 15
-# top-1, by 0.05 at most. With 3,000 rows twice the power lowered the top-1 of captions, and with 26,000 rows on one side
-# the larger power lowered it by 0.02.
+# top-1, by 0.05 at most. With 3,000 rows twice the power lowered the top-1 of captions, and where one side had 26,000
+# rows the larger power lowered the top-1 by 0.02.
 _FEW_ROWS, _MAX_SHARPER = 3_000, 3.0
 # How many times the directions and rows of the search `refine_annealed_again` has.
 _AGAIN_TIMES = 2
