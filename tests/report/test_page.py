@@ -128,7 +128,8 @@ def test_a_map_that_searches_confirm_in_part_is_not_called_another(cases):
     case = cases["right"]
     heading = make_heading(FACTS, case.measured._replace(confirmed=0.4), case.searches, files())
     assert (heading.light, heading.word) == ("amber", "Aligned by its file, confirmed here in part")
-    assert "confirm the map in part: they agree with it by 0.40, and 0.5 is needed" in heading.cautions[0]
+    needed = f"{CALIBRATION.agreement_midpoint:.2g}"
+    assert f"confirm the map in part: they agree with it by 0.40, and {needed} is needed" in heading.cautions[0]
 
 
 def test_the_line_on_a_ruler_is_where_the_judge_says_aligned(cases):
