@@ -145,7 +145,10 @@ class SettlingConfig(Settings):
 
 @pytree
 class WhiteningConfig(Settings):
-    """How the returned map weights and scales directions; refinements compare rows in the same way."""
+    """How the returned map weights and scales directions.
+
+    Refinements compare rows in the same way; settling few rows of both spaces takes up to three times the power.
+    """
 
     power: float = number(0.25, "Each direction is scaled by its variance to minus this power.", high=0.5)
     reliability_power: float = number(
