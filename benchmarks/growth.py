@@ -126,8 +126,6 @@ def measure(wanted: list[tuple[str, Setting]], dtype: str, folder: Path) -> list
                 write_side(folder / f"{name}.npy", spaces, _SEED, setting.rows, side, dtype)
         measured[setting] = _fit_in_child(folder, setting)
         print(f"{setting}: {measured[setting]['steady_seconds']:.1f} s", flush=True)
-    for name in "xy":
-        (folder / f"{name}.npy").unlink()
     return [{"varied": name, **dataclasses.asdict(setting), **measured[setting]} for name, setting in wanted]
 
 

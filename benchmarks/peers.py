@@ -319,13 +319,12 @@ def fit_vecmap(split: Split, options: argparse.Namespace) -> Fit:
 
 def fit_preset(preset: str, split: Split, options: argparse.Namespace) -> Fit:
     """Seconds of a second fit, which compiles nothing, and what the first one compiled."""
-    fits = [
+    first, second = (
         align_with_progress(
             jax.random.key(options.seed), split.x, split.y, Config.preset(preset), lambda *_: None, DEFAULT_RESTARTS
         )
         for _ in range(2)
-    ]
-    first, second = fits
+    )
     return Fit(
         map=second.result.best.map,
         rows=len(split.x),

@@ -32,10 +32,10 @@ _FIRST_MOMENTUM, _LAST_MOMENTUM = 0.5, 0.9
 # number of steps is multiplied by the fourth power of annealing.rows over the sample size, but by at most this factor.
 _MAX_LONGER = 4
 _MIN_SHARE = 0.5
-# Spaces of fewer rows than the first number are settled with a larger power, up to as many times as large as the second
-# number. On five pairs of 1,500 rows, three searches each, the larger power lowered every FOSCTTM and raised 13 of 15
-# top-1, by 0.05 at most. With 3,000 rows twice the power lowered the top-1 of captions, and where one side had 26,000
-# rows the larger power lowered the top-1 by 0.02.
+# Where the geometric mean of both numbers of rows is below the first number, settling takes a larger power, at most as
+# many times as large as the second number says. On five pairs of 1,500 rows, three searches each, the larger power
+# lowered every FOSCTTM and raised 13 of 15 top-1, by 0.056 at most. With 3,000 rows twice the power lowered the top-1
+# of captions, and where one side had 26,000 rows the larger power lowered the top-1 by 0.02.
 _FEW_ROWS, _MAX_SHARPER = 3_000, 3.0
 # How many times the directions and rows of the search `refine_annealed_again` has.
 _AGAIN_TIMES = 2
@@ -228,14 +228,14 @@ def settle_neighbors(num_rows: int, config: Config) -> int:
     return max(config.settling.min_neighbors, min(wanted, num_rows // 50))
 
 
-def settle_power(num_x: int, num_y: int, config: Config) -> jax.Array:
+def settle_power(num_x: int, num_y: int, config: Config) -> float | jax.Array:
     """Power of the correlation that weights a direction while a map is settled: more where rows of both spaces are few.
 
     With few rows most weak directions are matched by chance, and matches that they decide confirm the chance. Such
     directions still help to find a partner, so that the final map weights them as it does with more rows.
     """
     times = min(max(1.0, (_FEW_ROWS / math.sqrt(num_x * num_y)) ** 1.5), _MAX_SHARPER)
-    return times * jnp.asarray(config.whitening.reliability_power)
+    return times * config.whitening.reliability_power
 
 
 def _settle(key, rows: TwoSpaces, estimate: Estimate, steps: jax.Array, sample_rows: int, config: Config) -> Refined:
