@@ -100,7 +100,8 @@ class CountedStages(StageByStage):
 
     def each(self, name: str, fun: Callable[..., Any], items: jax.Array, *shared: Any) -> Any:
         self._is_searching = name == SEARCHING
-        return super().each(name, fun, items, *shared)
+        (item,) = items
+        return jax.tree.map(lambda leaf: leaf[None], fun(self, item, *shared))
 
     def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
         return otherwise if self._is_searching else fun(self, otherwise, *args)

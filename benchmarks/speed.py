@@ -33,7 +33,7 @@ from benchmarks.common import (
 )
 from benchmarks.stages import Stage, run_stages
 from mv2v_jax import Config, align
-from mv2v_jax.ops.qap import Assignment, centered_kernel, search_assignment, search_from
+from mv2v_jax.ops.qap import Assignment, centered_kernel, draw_tenures, search_assignment, search_from
 
 # Starts of the assignment searches that show whether more starts help.
 SEARCH_STARTS = 1_000
@@ -59,12 +59,13 @@ def search_random_starts(
 ) -> Assignment:
     """`search_assignment` from random permutations instead of its own starts."""
 
-    def search(key):
-        start_key, tenure_key = jax.random.split(key)
-        start = jax.random.permutation(start_key, jnp.arange(kx.shape[0], dtype=jnp.int32))
-        return search_from(tenure_key, kx, ky, start, num_steps=num_steps)
+    def search(key, tenures):
+        start = jax.random.permutation(key, jnp.arange(kx.shape[0], dtype=jnp.int32))
+        return search_from(tenures, kx, ky, start)
 
-    found = jax.vmap(search)(jax.random.split(key, num_starts))
+    start_key, tenure_key = jax.random.split(key)
+    tenures = draw_tenures(tenure_key, len(kx), num_starts, num_steps)
+    found = jax.vmap(search)(jax.random.split(start_key, num_starts), tenures)
     best = jnp.argmax(found.objective)
     return jax.tree.map(lambda values: values[best], found)
 

@@ -50,10 +50,14 @@ def forget_what_was_compiled():
 
 @pytest.fixture
 def without_computing(monkeypatch):
-    """`StageByStage` takes ones of the right shapes for the result of every stage, so that nothing is compiled."""
+    """`StageByStage` takes ones of the right shapes for the result of every stage, so that nothing is compiled.
+
+    Zeros for the choice, so that it is the first search.
+    """
 
     def execute(run, name, fun, *args):
-        return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), jax.eval_shape(fun, *args))
+        number = 0 if name == "choose" else 1
+        return jax.tree.map(lambda leaf: jnp.full(leaf.shape, number, leaf.dtype), jax.eval_shape(fun, *args))
 
     monkeypatch.setattr(StageByStage, "execute", execute)
 

@@ -55,18 +55,16 @@ def match_anchor_sets(
         sets: ``[s]`` numbers of the sets to make; all of ``config.num_sets`` by default.
     """
     sets = jnp.arange(config.num_sets) if sets is None else sets
-    order_x, order_y = order_rows(key, rows.x, rows.y)
+    orders = order_rows(key, rows.x, rows.y)
 
     def cluster(index):
-        keys = jax.random.split(jax.random.fold_in(key, index), 5)
-        draw_x, cluster_x, draw_y, cluster_y, match = keys
+        draw, cluster_x, cluster_y, match = jax.random.split(jax.random.fold_in(key, index), 4)
+        drawn_x, drawn_y = draw_rows(draw, (rows.x, rows.y), (config.rows, config.rows), orders)
 
-        def centers(draw_key, cluster_key, side, order):
-            drawn = draw_rows(draw_key, side, config.rows, order)
-            found = kmeans(cluster_key, drawn, num_clusters=config.num_clusters, num_steps=config.lloyd_steps)
-            return found.centers
+        def centers(key, drawn):
+            return kmeans(key, drawn, num_clusters=config.num_clusters, num_steps=config.lloyd_steps).centers
 
-        return centers(draw_x, cluster_x, rows.x, order_x), centers(draw_y, cluster_y, rows.y, order_y), match
+        return centers(cluster_x, drawn_x), centers(cluster_y, drawn_y), match
 
     def match(centers_x, centers_y, key):
         kernel_x, kernel_y = centered_kernel(centers_x), centered_kernel(centers_y)

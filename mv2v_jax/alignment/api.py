@@ -124,6 +124,7 @@ def select(evidence: Evidence) -> jax.Array:
     return order_by_score(evidence.score)[0]
 
 
+@functools.partial(jax.jit, static_argnames=("num_restarts",))
 def restart_keys(key: jax.Array, first: int, num_restarts: int) -> jax.Array:
     """Keys of the restarts ``first``, ``first + 1``, ...: a restart's key depends on its number alone."""
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(first + jnp.arange(num_restarts))

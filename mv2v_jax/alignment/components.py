@@ -159,15 +159,10 @@ def co_moment_kernels(coordinates: jax.Array, live: jax.Array, use_roots: jax.Ar
     symmetric = [_square_root(_correlation(a, a)) for a in (above, far_above, size)] + [lift]
     directed = [_correlation(a, coordinates) for a in (above, far_above)]
 
-    def stack(kernels):
-        return jnp.stack(
-            [
-                _off_diagonal(jnp.where(use_roots, jnp.sign(kernel) * jnp.sqrt(jnp.abs(kernel)), kernel), live)
-                for kernel in (_off_diagonal(kernel, live) for kernel in kernels)
-            ]
-        )
-
-    return Kernels(symmetric=stack(symmetric), directed=stack(directed))
+    off_diagonal = jax.vmap(lambda kernel: _off_diagonal(kernel, live))
+    kernels = off_diagonal(jnp.stack(symmetric + directed))
+    kernels = off_diagonal(jnp.where(use_roots, jnp.sign(kernels) * jnp.sqrt(jnp.abs(kernels)), kernels))
+    return Kernels(symmetric=kernels[: len(symmetric)], directed=kernels[len(symmetric) :])
 
 
 def _find_axes(key, rows: jax.Array, whitened: Whitened, kind, num_axes: int, num_steps: int) -> Axes:
@@ -190,12 +185,12 @@ def _find_axes(key, rows: jax.Array, whitened: Whitened, kind, num_axes: int, nu
     coordinates = coordinates * jnp.where(skewness < 0, -1, 1).astype(rows.dtype)[None]
 
     def excess(threshold):
-        return [jnp.maximum(side * coordinates - threshold, 0).mean(axis=0) for side in (1, -1)]
+        return jnp.stack([jnp.maximum(side * coordinates - threshold, 0).mean(axis=0) for side in (1, -1)])
 
     return Axes(
         loadings=whitened.whitener.T @ (rows.T @ coordinates / num_rows),
         kernels=co_moment_kernels(coordinates, live, use_roots),
-        tails=jnp.stack([tail for threshold in _TAILS for tail in excess(threshold)], axis=1),
+        tails=jax.lax.map(excess, jnp.asarray(_TAILS, rows.dtype)).reshape(-1, num_axes).T,
     )
 
 
@@ -235,23 +230,25 @@ def run_components(
     runs = jnp.arange(config.num_runs) if runs is None else runs
     num_axes, dtype = max_axes(rows), rows.x.dtype
     orders = order_rows(key, rows.x, rows.y)
-    spaces = [(side, order, whiten(side)) for side, order in zip((rows.x, rows.y), orders, strict=True)]
+    spaces = (rows.x, rows.y)
+    whitened = [whiten(space) for space in spaces]
+    sizes = [min(round(_ROW_SHARE * space.shape[0]), _MAX_ROWS) for space in spaces]
     multiples = jnp.asarray(_MULTIPLES, dtype) * (_AXES_PER_ROOT * rows.num_rows**0.5)
 
     def run(number):
-        keys = jax.random.split(jax.random.fold_in(key, number), 5)
+        draw, match_key, *side_keys = jax.random.split(jax.random.fold_in(key, number), 4)
         cycle = number // len(_MULTIPLES)
         wanted = multiples[number % len(_MULTIPLES)]
         num_live = jnp.clip(jnp.round(wanted).astype(jnp.int32), min(_MIN_AXES, num_axes), num_axes)
         live = live_columns(num_axes, num_live, dtype)
         kind = (live, cycle % 2 == 1, cycle // 2 % 2 == 0)
-        axes = []
-        for side, (space, order, whitened) in enumerate(spaces):
-            drawn = draw_rows(keys[side], space, min(round(_ROW_SHARE * space.shape[0]), _MAX_ROWS), order)
-            axes.append(_find_axes(keys[2 + side], drawn, whitened, kind, num_axes, config.ica_steps))
-        x, y = axes
+        drawn = draw_rows(draw, spaces, sizes, orders)
+        x, y = (
+            _find_axes(side_key, rows, of_side, kind, num_axes, config.ica_steps)
+            for side_key, rows, of_side in zip(side_keys, drawn, whitened, strict=True)
+        )
         linear = _likeness(x, y, live)
-        plan = _match_from_random(keys[4], x, y, linear, live, config)
+        plan = _match_from_random(match_key, x, y, linear, live, config)
         return ComponentRuns(x=x, y=y, linear=linear, live=live, cross=_vote(x, y, plan))
 
     return jax.lax.map(run, runs)
@@ -260,16 +257,20 @@ def run_components(
 def _match_from_random(key, x: Axes, y: Axes, linear, live, config: ComponentsConfig) -> jax.Array:
     """The plan of the best objective from several starts, which mix `_likeness` with noise."""
 
-    def search(key, is_first):
-        keys = jax.random.split(key, 3)
-        power = jnp.asarray(_POWERS, linear.dtype)[jax.random.randint(keys[0], (), 0, len(_POWERS))]
-        noise = jax.random.gumbel(keys[1], linear.shape, linear.dtype)
-        strength = jax.random.uniform(keys[2], (), linear.dtype, *_NOISE)
-        start = balance(linear * power + jnp.where(is_first, 0, strength) * noise, live)
+    def search(power, strength, noise):
+        start = balance(linear * power + strength * noise, live)
         return match_softly(x.kernels, y.kernels, linear * config.likeness, start, live, num_steps=config.match_steps)
 
-    starts = jnp.arange(config.num_starts)
-    plans, objectives = jax.vmap(search)(jax.random.split(key, config.num_starts), starts == 0)
+    choice_key, noise_key = jax.random.split(key)
+    number, dtype = config.num_starts, linear.dtype
+    # In one row, see `sampling`.
+    choices = jax.random.uniform(choice_key, (2 * number,), dtype).reshape(2, number)
+    powers = jnp.asarray(_POWERS, dtype)[(choices[0] * len(_POWERS)).astype(jnp.int32)]
+    least, most = _NOISE
+    # The first start has no noise.
+    strengths = (least + (most - least) * choices[1]).at[0].set(0)
+    noise = jax.random.gumbel(noise_key, (number * linear.size,), dtype).reshape(number, *linear.shape)
+    plans, objectives = jax.vmap(search)(powers, strengths, noise)
     return plans[jnp.argmax(objectives)]
 
 

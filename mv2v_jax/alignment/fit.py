@@ -18,11 +18,11 @@ from mv2v_jax.alignment.choose import choose
 from mv2v_jax.alignment.estimate import Estimate
 from mv2v_jax.alignment.results import AlignInfo, AlignResult, Prepared, Search, Searched
 from mv2v_jax.alignment.run import SEARCHING, SETTLING, Run
-from mv2v_jax.alignment.score import judge
+from mv2v_jax.alignment.score import Evidence, judge
 from mv2v_jax.alignment.search_clusters import search_clusters
 from mv2v_jax.alignment.search_components import guide, is_guided, search_components
 from mv2v_jax.alignment.space import Space, Subspace, TwoSpaces, fit_space, hold_out, join_spaces, principal_subspace
-from mv2v_jax.alignment.stages import SETTLING_STAGES, refine
+from mv2v_jax.alignment.stages import SETTLING_STAGES, refine, split_keys
 from mv2v_jax.alignment.whitening import fit_whitening, map_from_cross, whiten_map
 from mv2v_jax.config import Config
 from mv2v_jax.data.padding import PaddedRows
@@ -45,17 +45,23 @@ def prepare(x: PaddedRows, y: PaddedRows, config: Config) -> Prepared:
     )
 
 
+@jax.jit
+def _falls_short(evidence: Evidence, config: Config) -> jax.Array:
+    """Whether the evidence for a search by clusters calls for one by components."""
+    # The finest scale tells best whether clusters were enough; another one chooses best between two maps.
+    closeness = evidence.closeness[-1]
+    below = ~(closeness >= jnp.asarray(config.components.below, closeness.dtype))
+    # Without held-out rows nothing tells the better one.
+    return below & (evidence.num_rows > 0)
+
+
 def search_once(run: Run, key: jax.Array, prepared: Prepared, config: Config) -> Searched:
     """One search: by clusters, and where the evidence falls short also by components; the better of both."""
-    first = search_clusters(run, key, prepared, config)
+    keys = split_keys(key)
+    first = search_clusters(run, keys, prepared, config)
     if not config.components.num_runs or config.published.is_used or not config.annealing.steps:
         return first
-    # The finest scale tells best whether clusters were enough; another one chooses best between two maps.
-    closeness = first.evidence.closeness[-1]
-    falls_short = ~(closeness >= jnp.asarray(config.components.below, closeness.dtype))
-    # Without held-out rows nothing tells the better one.
-    needed = falls_short & (first.evidence.num_rows > 0)
-    return run.when(needed, search_components, first, key, prepared, config)
+    return run.when(_falls_short(first.evidence, config), search_components, first, keys, prepared, config)
 
 
 def search(run: Run, keys: jax.Array, x: PaddedRows, y: PaddedRows, config: Config) -> Search:
@@ -69,11 +75,11 @@ def search(run: Run, keys: jax.Array, x: PaddedRows, y: PaddedRows, config: Conf
 def _settle_one(run: Run, number: jax.Array, keys: jax.Array, searched: Search, config: Config):
     """Settle the search of one number on all rows, in all directions: its `Estimate` and its trajectory."""
     found, prepared = jax.tree.map(lambda leaf: leaf[number], searched.found), searched.prepared
-    estimate = found.estimate
+    estimate, stage_keys = found.estimate, split_keys(keys[number])
     if is_guided(prepared, config) and not estimate.is_map:
-        estimate = run.when(~found.components.used, guide, estimate, keys[number], prepared, config)
+        estimate = run.when(~found.components.used, guide, estimate, stage_keys, prepared, config)
     extended = run.call("extend", _extend, estimate, prepared.subspace)
-    return refine(run, keys[number], SETTLING_STAGES, join_spaces(prepared.source, prepared.target), extended, config)
+    return refine(run, stage_keys, SETTLING_STAGES, join_spaces(prepared.source, prepared.target), extended, config)
 
 
 def _extend(estimate: Estimate, subspace: Subspace) -> Estimate:

@@ -52,7 +52,8 @@ def first_estimate(key: jax.Array, rows: TwoSpaces, anchors: TwoSpaces, *, confi
         anchors: matched anchors, from `select_anchors`.
         config: uses ``relative`` and ``pair_weight``.
     """
-    drawn = draw_rows(key, rows.x, config.relative.rows or rows.x.shape[0], *order_rows(key, rows.x))
+    num_drawn = config.relative.rows or rows.x.shape[0]
+    (drawn,) = draw_rows(key, (rows.x,), (num_drawn,), order_rows(key, rows.x))
     partners = match_relative(drawn, rows.y, anchors, num_neighbors=config.relative.num_neighbors)
     cross = blend_seeds(drawn.T @ partners.rows, len(drawn), rows.seeds, config.pair_weight)
     if config.published.is_used:

@@ -123,15 +123,11 @@ def _anneal(
     """
     settings, x, y = config.annealing, rows.x, rows.y
     whitening_x, whitening_y = (fit_whitening(side, config.whitening.power) for side in (x, y))
-    orders = order_rows(key, x, y)
+    orders, sizes = order_rows(key, x, y), [_annealed_rows(side.shape[0], num_drawn) for side in (x, y)]
 
     def step(cross, index):
         progress = index % num_steps / num_steps
-        draws = jax.random.split(jax.random.fold_in(key, index))
-        drawn_x, drawn_y = (
-            draw_rows(draw_key, side, _annealed_rows(side.shape[0], num_drawn), order)
-            for draw_key, side, order in zip(draws, (x, y), orders, strict=True)
-        )
+        drawn_x, drawn_y = draw_rows(jax.random.fold_in(key, index), (x, y), sizes, orders)
         power = settings.power * (1 - progress) + config.whitening.reliability_power * progress
         directions = weigh_directions(cross, whitening_x, whitening_y, power, exact=False)
         left_out = settings.left_out * (1 - progress) if by_region else None
@@ -250,11 +246,7 @@ def _settle(key, rows: TwoSpaces, estimate: Estimate, steps: jax.Array, sample_r
 
     def step(cross, index):
         share = jnp.where(index == 0, 1.0, least)
-        draws = jax.random.split(jax.random.fold_in(key, index))
-        drawn_x, drawn_y = (
-            draw_rows(draw_key, side, sample_rows, order)
-            for draw_key, side, order in zip(draws, (x, y), orders, strict=True)
-        )
+        drawn_x, drawn_y = draw_rows(jax.random.fold_in(key, index), (x, y), (sample_rows, sample_rows), orders)
         directions = weigh_directions(cross, whitening_x, whitening_y, power)
         new, objective = _cross_covariance(drawn_x, drawn_y, directions, num_neighbors, rows.seeds, config.pair_weight)
         return ((1 - share) * cross + share * new).astype(cross.dtype), objective

@@ -34,10 +34,10 @@ def refine_matching(
         `Refined`: a smoothed average of maps, and the mean cosine of the rows with the rows they are paired with.
     """
     settings = config.published
-    (order,) = order_rows(key, rows.x)
+    orders = order_rows(key, rows.x)
 
     def step(W, index):
-        drawn = draw_rows(jax.random.fold_in(key, index), rows.x, settings.match_rows, order)
+        (drawn,) = draw_rows(jax.random.fold_in(key, index), (rows.x,), (settings.match_rows,), orders)
         partners = neighbor_means(unit_rows(drawn @ W), rows.y, rows.y, num_neighbors=settings.num_neighbors)
         objective = mean_present(partners.similarity, present_rows(drawn))
         cross = blend_seeds(drawn.T @ partners.rows, len(drawn), rows.seeds, config.pair_weight)

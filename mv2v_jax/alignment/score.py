@@ -131,16 +131,19 @@ def gather_evidence(key: jax.Array, fitted: TwoSpaces, held_out: TwoSpaces, W: j
     queries = unit_rows(held_out.x @ W) @ directions, held_out.y @ directions
     banks = unit_rows(fitted.x[:_BANK_ROWS] @ W) @ directions, fitted.y[:_BANK_ROWS] @ directions
     kept = (jnp.asarray(SCALES, W.dtype) * num_used.astype(W.dtype)).astype(jnp.int32)
-    keys = jax.random.split(key, len(SCALES) * _NUM_NULLS + 1)
-    found = _compare(keys[1:], queries, banks, kept)
+    # The signs of all reflections in one row, see `sampling`.
+    number, num_dims = (len(SCALES) + 1) * _NUM_NULLS, max(W.shape)
+    signs = jax.random.rademacher(key, (number * num_dims,), dtype=W.dtype).reshape(number, num_dims)
+    found = _compare(signs[_NUM_NULLS:, : W.shape[1]], queries, banks, kept)
     spaces = (held_out.x, fitted.x), (held_out.y, fitted.y)
-    local_structure, local_closeness = _local_evidence(keys[0], unit_rows(fitted.x[:_LOCAL_ROWS] @ W), fitted.y)
+    signs = signs[:_NUM_NULLS]
+    local_structure, local_closeness = _local_evidence(signs, unit_rows(fitted.x[:_LOCAL_ROWS] @ W), fitted.y)
     return Evidence(
         **found._asdict(),
         cross=found.cross_each.mean(),
         local_structure=local_structure,
         local_closeness=local_closeness,
-        symmetry=jnp.minimum(*[_symmetry(keys[0], rows) for _, rows in spaces]),
+        symmetry=jnp.minimum(*[_symmetry(signs, rows) for _, rows in spaces]),
         distinct=1 - jnp.maximum(*[_has_copy(*sides).mean() for sides in spaces]),
         num_rows=num_rows,
         score=found.closeness[_FINER],
@@ -158,31 +161,31 @@ class _Compared(NamedTuple):
 
 
 def _compare(
-    keys: jax.Array, queries: tuple[jax.Array, jax.Array], banks: tuple[jax.Array, jax.Array], kept: jax.Array
+    signs: jax.Array, queries: tuple[jax.Array, jax.Array], banks: tuple[jax.Array, jax.Array], kept: jax.Array
 ) -> _Compared:
     """Compare clouds in principal coordinates with reflections that keep the first ``kept [s]`` of them.
 
     Args:
-        keys: ``[s * n]``, one per reflection, for n reflections per scale.
+        signs: ``[s * n, d]``, 1 or -1 for each coordinate, for n reflections per scale.
         queries: held-out rows of X, mapped, and of Y.
         banks: fitted rows of X, mapped, and of Y.
         kept: ``[s]`` int32.
     """
-    dtype = queries[0].dtype
     place = jnp.arange(queries[0].shape[1], dtype=jnp.int32)
 
     def crossing(queries):
         return jnp.stack([_nearness(queries[0], banks[1]).mean(), _nearness(queries[1], banks[0]).mean()])
 
     def reflected(inputs):
-        key, num_kept = inputs
-        signs = jax.random.rademacher(key, place.shape, dtype=dtype)
+        signs, num_kept = inputs
         signs = jnp.where(place < num_kept, 1, signs)
-        return crossing(tuple(rows * signs[None] for rows in queries)).mean()
+        return crossing(tuple(rows * signs[None] for rows in queries))
 
-    num_nulls = keys.shape[0] // kept.shape[0]
-    nulls = jax.lax.map(reflected, (keys, jnp.repeat(kept, num_nulls))).reshape(kept.shape[0], num_nulls)
-    cross_each = crossing(queries)
+    # The first one keeps all coordinates, so that one loop is compiled for all.
+    num_nulls = signs.shape[0] // kept.shape[0]
+    all_kept = jnp.concatenate([jnp.full(1, len(place), kept.dtype), jnp.repeat(kept, num_nulls)])
+    found = jax.lax.map(reflected, (jnp.concatenate([signs[:1], signs]), all_kept))
+    cross_each, nulls = found[0], found[1:].mean(axis=1).reshape(kept.shape[0], num_nulls)
     within = (_nearness(queries[0], banks[0]).mean() + _nearness(queries[1], banks[1]).mean()) / 2
     null, deviation = nulls.mean(axis=1), nulls.std(axis=1)
     room = jnp.maximum(within - null, jnp.maximum(_MIN_ROOM * deviation, _SHORTEST_ROOM))
@@ -215,62 +218,66 @@ def _leave_neighbors(rows: jax.Array) -> jax.Array:
     return jnp.where(present, unit_rows(rows - means), 0)
 
 
-def _gain(key: jax.Array, queries: jax.Array, bank: jax.Array) -> jax.Array:
+def _gain(signs: jax.Array, queries: jax.Array, bank: jax.Array) -> jax.Array:
     """How much closer each query is to the bank than after reflections of the coordinates, ``[n]``."""
+    signs = signs[:, : queries.shape[1]]
+    found = jax.lax.map(
+        lambda side: _nearness(queries * side[None], bank), jnp.concatenate([jnp.ones_like(signs[:1]), signs])
+    )
+    return found[0] - found[1:].mean(axis=0)
 
-    def reflected(key):
-        return _nearness(queries * jax.random.rademacher(key, (1, queries.shape[1]), dtype=queries.dtype), bank)
 
-    return _nearness(queries, bank) - jax.lax.map(reflected, jax.random.split(key, _NUM_NULLS)).mean(axis=0)
-
-
-def _local_evidence(key: jax.Array, mapped: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _local_evidence(signs: jax.Array, mapped: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Structure of rows among their neighbours, and how much of it both spaces share; see `Evidence`."""
     eps = jnp.finfo(mapped.dtype).eps
     x, y = (_leave_neighbors(rows) for rows in (mapped, target))
     of_x, of_y = (_principal_directions(left[1::2])[0] for left in (x, y))
     # Reflections of its own principal directions keep the variances of round noise.
-    x_alone, y_alone = (_gain(key, left[::2] @ of, left[1::2] @ of) for left, of in ((x, of_x), (y, of_y)))
+    x_alone, y_alone = (_gain(signs, left[::2] @ of, left[1::2] @ of) for left, of in ((x, of_x), (y, of_y)))
     x, y = x @ of_y, y @ of_y
-    own = (_gain(key, x[::2], x[1::2]).mean() + y_alone.mean()) / 2
-    shared = (_gain(key, x[::2], y[1::2]).mean() + _gain(key, y[::2], x[1::2]).mean()) / 2
+    own = (_gain(signs, x[::2], x[1::2]).mean() + y_alone.mean()) / 2
+    shared = (_gain(signs, x[::2], y[1::2]).mean() + _gain(signs, y[::2], x[1::2]).mean()) / 2
     structure = [gained.mean() / (gained.std() + eps) for gained in (x_alone, y_alone)]
     return jnp.maximum(*structure), shared / (jnp.maximum(own, 0) + eps)
 
 
-def _symmetry(key: jax.Array, rows: jax.Array) -> jax.Array:
+def _symmetry(signs: jax.Array, rows: jax.Array) -> jax.Array:
     """Smallest loss of closeness under simple transformations, per moved variance; see `Evidence.symmetry`."""
     queries, bank = rows[::2][:_SYMMETRY_ROWS], rows[1::2][:_SYMMETRY_BANK_ROWS]
     spectrum, directions = eigh_descending(bank.T @ bank)
     queries, bank = queries @ directions, bank @ directions
     variance = spectrum / (spectrum.sum() + jnp.finfo(bank.dtype).tiny)
     num_dims = queries.shape[1]
-    numbers = jnp.arange(min(_NUM_FLIPS, num_dims))
-    place = jnp.arange(num_dims)
-    ones = jnp.ones(num_dims, queries.dtype)
+    place, number = jnp.arange(num_dims)[None], jnp.arange(min(_NUM_FLIPS, num_dims))[:, None]
+    after = (number + 1) % num_dims
+    ones = jnp.ones((len(number), num_dims), queries.dtype)
+    signs = signs[:, :num_dims]
+    # Each transformation is an order of the coordinates and their signs: none, all, one flip, an exchange of two as a
+    # turn by a right angle, and reflections at random.
+    exchanged = jnp.where(place == number, after, jnp.where(place == after, number, place))
+    sides = [
+        ones[:1],
+        -ones[:1],
+        jnp.where(place == number, -ones, ones),
+        jnp.where(place == after, -ones, ones),
+        signs,
+    ]
+    orders = [jnp.broadcast_to(place, side.shape) for side in sides]
+    orders[3] = exchanged
 
-    def reflected(key):
-        return _nearness(queries * jax.random.rademacher(key, (num_dims,), dtype=queries.dtype)[None], bank).mean()
+    def transformed(inputs):
+        order, side = inputs
+        return _nearness(queries[:, order] * side[None], bank)
 
-    def flipped(number):
-        return _nearness(queries * jnp.where(place == number, -ones, ones)[None], bank), variance[number]
-
-    def exchanged(number):
-        # A turn by a right angle, which is no reflection.
-        after = (number + 1) % num_dims
-        order = jnp.where(place == number, after, jnp.where(place == after, number, place))
-        turned = queries[:, order] * jnp.where(place == after, -ones, ones)[None]
-        return _nearness(turned, bank), variance[number] + variance[after]
-
-    before = _nearness(queries, bank)
-    room = before.mean() - jax.lax.map(reflected, jax.random.split(key, _NUM_NULLS)).mean()
-    moved = [(_nearness(-queries, bank)[None], ones[:1])]
-    moved += [jax.lax.map(transform, numbers) for transform in (flipped, exchanged)]
-    after, variances = (jnp.concatenate(parts) for parts in zip(*moved, strict=True))
-    lost = before[None] - after
+    found = jax.lax.map(transformed, (jnp.concatenate(orders), jnp.concatenate(sides)))
+    before, after_moves, reflected = found[:1], found[1 : -len(signs)], found[-len(signs) :]
+    one, two = number[:, 0], after[:, 0]
+    moved = jnp.concatenate([ones[0, :1], variance[one], variance[one] + variance[two]])
+    lost = before - after_moves
     # An upper bound, so that noise in a direction of little variance does not look like a symmetry.
     bound = lost.mean(axis=1) + lost.std(axis=1) / jnp.sqrt(lost.shape[1])
-    return (bound / (jnp.maximum(room, 0) * variances + jnp.finfo(room.dtype).eps)).min()
+    room = before.mean() - reflected.mean()
+    return (bound / (jnp.maximum(room, 0) * moved + jnp.finfo(room.dtype).eps)).min()
 
 
 class Verdict(enum.IntEnum):

@@ -10,7 +10,7 @@ from mv2v_jax.alignment.results import ComponentsInfo, Prepared, Searched
 from mv2v_jax.alignment.run import Run
 from mv2v_jax.alignment.score import Evidence, gather_evidence
 from mv2v_jax.alignment.space import TwoSpaces
-from mv2v_jax.alignment.stages import SEARCH_STAGES, refine, split_keys
+from mv2v_jax.alignment.stages import SEARCH_STAGES, Keys, refine
 from mv2v_jax.config import Config
 
 
@@ -28,12 +28,12 @@ def gather_held_out(key, prepared: Prepared, estimate: Estimate, config: Config)
     return gather_evidence(key, prepared.fitted, prepared.held_out, W)
 
 
-def search_clusters(run: Run, key: jax.Array, prepared: Prepared, config: Config) -> Searched:
+def search_clusters(run: Run, keys: Keys, prepared: Prepared, config: Config) -> Searched:
     """Anchors, matching and refinement on the fitted rows; and the evidence from the held-out rows."""
-    keys, rows = split_keys(key), prepared.fitted
+    rows = prepared.fitted
     _, sets = run.scan("anchors", _some_sets, None, config.anchors.num_sets, keys["anchors"], rows, config)
     estimate, anchors = run.call("first estimate", _first_estimate, keys["relative"], rows, sets, config)
-    estimate, trajectory = refine(run, key, SEARCH_STAGES, rows, estimate, config)
+    estimate, trajectory = refine(run, keys, SEARCH_STAGES, rows, estimate, config)
     evidence = run.call("evidence", gather_held_out, keys["evidence"], prepared, estimate, config)
     no = jnp.zeros((), bool)
     components = ComponentsInfo(tried=no, used=no, agreement=jnp.zeros_like(evidence.score))

@@ -20,23 +20,24 @@ from mv2v_jax.alignment.results import ComponentsInfo, Prepared, Searched
 from mv2v_jax.alignment.run import Run
 from mv2v_jax.alignment.search_clusters import gather_held_out
 from mv2v_jax.alignment.space import TwoSpaces
-from mv2v_jax.alignment.stages import REFINE_BY_REGION, REFINE_GUIDED, refine, split_keys
+from mv2v_jax.alignment.stages import REFINE_BY_REGION, REFINE_GUIDED, Keys, refine
 from mv2v_jax.config import Config
 from mv2v_jax.ops.pytree import pytree
 
 
-def search_components(run: Run, first: Searched, key: jax.Array, prepared: Prepared, config: Config) -> Searched:
+def search_components(run: Run, first: Searched, keys: Keys, prepared: Prepared, config: Config) -> Searched:
     """Search again, by independent components, and return the better search of both.
 
     All runs vote on a map. The runs are also divided into groups that vote on maps of their own, because one group can
     find what all together miss. The held-out rows choose the best map, which is refined further.
     """
-    keys, rows, settings = split_keys(key), prepared.fitted, config.components
+    rows, settings = prepared.fitted, config.components
     _, runs = run.scan("components", _some_runs, None, settings.num_runs, keys["components"], rows, config)
     num_starts = 1 + (settings.num_groups if settings.num_groups > 1 else 0)
-    _, starts = run.scan("component starts", _some_starts, None, num_starts, key, runs, prepared, config)
+    draws = keys["refine_components"], keys["evidence"]
+    _, starts = run.scan("component starts", _some_starts, None, num_starts, *draws, runs, prepared, config)
     start = run.call("best start", _best_start, starts)
-    estimate, _ = refine(run, key, (REFINE_BY_REGION,), rows, start.estimate, config)
+    estimate, _ = refine(run, keys, (REFINE_BY_REGION,), rows, start.estimate, config)
     evidence = run.call("evidence", gather_held_out, keys["evidence"], prepared, estimate, config)
     # The trajectory stays that of the first search: a program has one shape of results, whichever search is better.
     found = dataclasses.replace(first, estimate=estimate, evidence=evidence)
@@ -57,10 +58,16 @@ class _Start:
 
 
 def _some_starts(
-    _, numbers: jax.Array, key: jax.Array, runs: ComponentRuns, prepared: Prepared, config: Config
+    _,
+    numbers: jax.Array,
+    refine_key: jax.Array,
+    evidence_key: jax.Array,
+    runs: ComponentRuns,
+    prepared: Prepared,
+    config: Config,
 ) -> tuple[None, _Start]:
     """`_Start` of some votes: number 0 is that of all runs, the others are those of the groups."""
-    keys, rows, settings = split_keys(key), prepared.fitted, config.components
+    rows, settings = prepared.fitted, config.components
     # Neighbouring runs differ in their numbers of axes and contrasts, so that a group takes a whole neighbourhood.
     place = jnp.arange(settings.num_runs) * settings.num_groups // settings.num_runs
 
@@ -74,10 +81,10 @@ def _some_starts(
             return only_members(vote_again(voting, config=settings))
 
         estimate, agreement = estimate_from_runs(jax.lax.fori_loop(0, settings.rounds, vote, only_members(runs)), rows)
-        start_key = jax.random.fold_in(keys["refine_components"], number)
+        start_key = jax.random.fold_in(refine_key, number)
         steps = jnp.arange(region_pass(config))
         estimate = refine_by_region(start_key, rows, estimate, config=config, steps=steps).estimate
-        score = gather_held_out(keys["evidence"], prepared, estimate, config).score
+        score = gather_held_out(evidence_key, prepared, estimate, config).score
         # Runs without a vote agree with nothing.
         agreement = jnp.nanmedian(jnp.where(is_member, agreement, jnp.nan))
         return _Start(estimate=estimate, score=score, agreement=agreement)
@@ -104,17 +111,17 @@ def is_guided(prepared: Prepared, config: Config) -> bool:
     return is_wanted and prepared.fitted.num_rows >= MIN_GUIDED_ROWS and prepared.fitted.seeds is None
 
 
-def guide(run: Run, estimate: Estimate, key: jax.Array, prepared: Prepared, config: Config) -> Estimate:
+def guide(run: Run, estimate: Estimate, keys: Keys, prepared: Prepared, config: Config) -> Estimate:
     """Correct a map that clusters led to: independent components vote with the map as a guide.
 
     A map can be right in most regions and wrong in some, where its own nearest rows confirm it. The relations between
     independent components do not depend on it.
     """
-    keys, rows = split_keys(key), prepared.fitted
+    rows = prepared.fitted
     shorter = config.replace(components={"ica_steps": config.components.guided_ica_steps})
     _, runs = run.scan("components", _some_runs, None, config.components.guided_runs, keys["guide"], rows, shorter)
     estimate = run.call("components and map", _guided_estimate, runs, rows, estimate, config)
-    return refine(run, key, (REFINE_GUIDED,), rows, estimate, config)[0]
+    return refine(run, keys, (REFINE_GUIDED,), rows, estimate, config)[0]
 
 
 def _guided_estimate(runs: ComponentRuns, rows: TwoSpaces, estimate: Estimate, config: Config) -> Estimate:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -56,6 +55,9 @@ def signature_of(fun: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 class StageByStage:
     """A `Run` that compiles each stage by itself and reports every chunk of steps.
 
+    NumPy joins the results of several calls: every operation of JAX outside of a stage is compiled by itself, and all
+    of them together took longer than any stage.
+
     Args:
         on_step: called with a stage's name, the number of steps done and the number of steps to do.
         get_compiled: returns the stage of a signature if it was compiled ahead, otherwise ``None``.
@@ -102,15 +104,16 @@ class StageByStage:
             carry, output = self.execute(name, fun, carry, chunk, *args)
             outputs.append(output)
         self._log(name, before)
-        return carry, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *outputs)
+        return carry, jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
 
     def each(self, name: str, fun: Callable[..., Any], items: jax.Array, *shared: Any) -> Any:
         results = []
-        for number in range(items.shape[0]):
+        is_key = jax.dtypes.issubdtype(items.dtype, jax.dtypes.prng_key)
+        for number, item in enumerate(items if is_key else np.asarray(items)):
             self._label = f"{name} {number + 1} " if items.shape[0] > 1 else ""
-            results.append(fun(self, items[number], *shared))
+            results.append(fun(self, item, *shared))
         self._label = ""
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *results)
 
     def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
         return fun(self, otherwise, *args) if needed else otherwise
@@ -121,7 +124,7 @@ class StageByStage:
     def _log(self, name: str, before: float) -> None:
         _logger.info("ran %s%s in %.2f s", self._label, name, self.seconds - before)
 
-    def _follow(self, name: str, num_steps: int) -> Iterator[jax.Array]:
+    def _follow(self, name: str, num_steps: int) -> Iterator[np.ndarray]:
         """Chunks of a stage's steps, each reported as done when the next is asked for."""
         stage, done = self._label + name, 0
         self._on_step(stage, done, num_steps)
@@ -168,10 +171,10 @@ class OverMesh(WholeItems, StageByStage):
         return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:number], *parts)
 
 
-def split_steps(num_steps: int) -> list[jax.Array]:
+def split_steps(num_steps: int) -> list[np.ndarray]:
     """Step numbers in about ten or more chunks of one length, so that each stage compiles once."""
     length = max(size for size in range(1, max(1, num_steps // 10) + 1) if num_steps % size == 0)
-    return list(jnp.arange(num_steps).reshape(-1, length))
+    return list(np.arange(num_steps, dtype=jax.dtypes.canonicalize_dtype(int)).reshape(-1, length))
 
 
 def expected_stages(

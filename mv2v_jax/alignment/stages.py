@@ -58,6 +58,7 @@ SETTLING_STAGES = (
     Stage("refine_csls", lambda num_rows, config: config.settling.steps, refine_csls),
     Stage("refine_whole", lambda num_rows, config: config.settling.whole_steps, refine_whole),
 )
+Keys = dict[str, jax.Array]
 # One key each, by place: reordering them changes every fit.
 _KEY_NAMES = (
     "anchors",
@@ -77,14 +78,15 @@ _KEY_NAMES = (
 )
 
 
-def split_keys(key: jax.Array) -> dict[str, jax.Array]:
-    """One key per stage that draws, by name."""
+@jax.jit
+def split_keys(key: jax.Array) -> Keys:
+    """One key per stage that draws, by name. Once per search: every call adds kernels to a compiled program."""
     return dict(zip(_KEY_NAMES, jax.random.split(key, len(_KEY_NAMES)), strict=True))
 
 
-def refine(run: Run, key: jax.Array, stages: tuple[Stage, ...], rows: TwoSpaces, estimate: Estimate, config: Config):
+def refine(run: Run, keys: Keys, stages: tuple[Stage, ...], rows: TwoSpaces, estimate: Estimate, config: Config):
     """Run the stages that have steps, one after the other: the last `Estimate`, and each one's objective by name."""
-    keys, trajectory = split_keys(key), {}
+    trajectory = {}
     for stage in stages:
         num_steps = stage.num_steps(rows.num_rows, config)
         if num_steps:

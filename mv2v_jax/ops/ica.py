@@ -49,7 +49,9 @@ def find_axes(
     """
     num_rows, num_axes = rows.shape
     live = live_columns(num_axes, num_live, rows.dtype)
-    first = jax.random.normal(key, (num_axes, num_axes), rows.dtype) * live[:, None] * live[None]
+    # In one row, see `sampling`.
+    first = jax.random.normal(key, (num_axes**2,), rows.dtype).reshape(num_axes, num_axes)
+    first = first * live[:, None] * live[None]
 
     def step(axes, _):
         coordinates = rows @ axes.T

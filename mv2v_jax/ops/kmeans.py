@@ -46,27 +46,28 @@ def seed_centers(key: jax.Array, x: jax.Array, *, num_clusters: int) -> jax.Arra
     chex.assert_rank(x, 2)
     num_candidates = 2 + int(math.log(num_clusters))
     x_squared = jnp.sum(x**2, axis=1)
-    first_key, *keys = jax.random.split(key, num_clusters)
+    num_rows = x.shape[0]
+    # All random numbers in one call, see `sampling`.
+    numbers = jax.random.uniform(key, (num_rows + (num_clusters - 1) * num_candidates,), x.dtype)
     # Zero rows get distance zero to every centre, so they are never drawn.
     present = x_squared > 0
-    first = x[jnp.argmax(jnp.where(present, jax.random.bits(first_key, present.shape), 0))]
+    first = x[jnp.argmax(jnp.where(present, numbers[:num_rows], -1))]
     centers = jnp.zeros((num_clusters, x.shape[1]), x.dtype).at[0].set(first)
     nearest = jnp.where(present, _squared_distances(x, x_squared, first[None])[:, 0], 0)
-    if not keys:
+    if num_clusters == 1:
         return centers
 
     def add_center(carry, inputs):
         centers, nearest = carry
-        index, key = inputs
+        index, quantiles = inputs
         # Inverse transform sampling on the cumulative sum; a categorical draw would cost n Gumbel variates.
         cumulative = jnp.cumsum(nearest)
-        draws = jax.random.uniform(key, (num_candidates,), x.dtype) * cumulative[-1]
-        candidates = x[jnp.clip(jnp.searchsorted(cumulative, draws), 0, x.shape[0] - 1)]
+        candidates = x[jnp.clip(jnp.searchsorted(cumulative, quantiles * cumulative[-1]), 0, num_rows - 1)]
         lowered = jnp.minimum(nearest[:, None], _squared_distances(x, x_squared, candidates))
         best = jnp.argmin(lowered.sum(axis=0))
         return (centers.at[index].set(candidates[best]), lowered[:, best]), None
 
-    inputs = (jnp.arange(1, num_clusters), jnp.stack(keys))
+    inputs = (jnp.arange(1, num_clusters), numbers[num_rows:].reshape(num_clusters - 1, num_candidates))
     (centers, _), _ = jax.lax.scan(add_center, (centers, nearest), inputs)
     return centers
 

@@ -128,17 +128,20 @@ def _swap_step(state: _SearchState, inputs: tuple[jax.Array, jax.Array], kx: jax
     ), None
 
 
+def draw_tenures(key: jax.Array, num_rows: int, num_starts: int, num_steps: int) -> jax.Array:
+    """For how many steps each of both partners of a swap is forbidden: ``[num_starts, num_steps, 2]`` int32."""
+    # Robust tabu search (Taillard 1991) draws each tenure from 0.9 c to 1.1 c.
+    shortest, longest = int(0.9 * num_rows), int(1.1 * num_rows) + 1
+    # randint would call the random function twice more, to be exact on ranges of billions. In one row, see `sampling`.
+    bits = jax.random.bits(key, (num_starts * num_steps * 2,), jnp.uint32)
+    tenures = shortest + (bits % (longest - shortest + 1)).astype(jnp.int32)
+    return tenures.reshape(num_starts, num_steps, 2)
+
+
 def search_from(
-    key: jax.Array,
-    kx: jax.Array,
-    ky: jax.Array,
-    start: jax.Array,
-    *,
-    num_steps: int,
-    linear: jax.Array | None = None,
+    tenures: jax.Array, kx: jax.Array, ky: jax.Array, start: jax.Array, *, linear: jax.Array | None = None
 ) -> Assignment:
-    """Tabu search from one starting permutation ``start [c]``; see `search_assignment`."""
-    num_rows = kx.shape[0]
+    """Tabu search from one permutation ``start [c]``, with ``tenures [num_steps, 2]``; see `search_assignment`."""
     objective = _whole_objective(kx, ky, linear, start)
     state = _SearchState(
         permutation=start,
@@ -148,9 +151,8 @@ def search_from(
         objective=objective,
         best=Assignment(permutation=start, objective=objective),
     )
-    # Robust tabu search (Taillard 1991) draws each tenure from 0.9 c to 1.1 c.
-    tenures = jax.random.randint(key, (num_steps, 2), int(0.9 * num_rows), int(1.1 * num_rows) + 2, jnp.int32)
-    state, _ = jax.lax.scan(lambda s, i: _swap_step(s, i, kx), state, (jnp.arange(num_steps, dtype=jnp.int32), tenures))
+    steps = jnp.arange(len(tenures), dtype=jnp.int32)
+    state, _ = jax.lax.scan(lambda s, i: _swap_step(s, i, kx), state, (steps, tenures))
     # The carried objective is a long sum of gains, so the returned one is computed anew.
     best = state.best.permutation
     return Assignment(permutation=best, objective=_whole_objective(kx, ky, linear, best))
@@ -196,15 +198,16 @@ def search_assignment(
         profile_costs -= 2 * linear
     spread = profile_costs.std()
 
-    def search(key, noise):
-        noise_key, tenure_key = jax.random.split(key)
-        costs = profile_costs + noise * spread * jax.random.normal(noise_key, kx.shape, kx.dtype)
-        rows, columns = optax.assignment.hungarian_algorithm(costs)
+    def search(noise, tenures):
+        rows, columns = optax.assignment.hungarian_algorithm(profile_costs + spread * noise)
         start = jnp.zeros(kx.shape[0], jnp.int32).at[rows].set(columns.astype(jnp.int32))
-        return search_from(tenure_key, kx, ky, start, num_steps=num_steps, linear=linear)
+        return search_from(tenures, kx, ky, start, linear=linear)
 
+    noise_key, tenure_key = jax.random.split(key)
+    # In one row, see `sampling`.
+    noise = jax.random.normal(noise_key, (num_starts * kx.size,), kx.dtype).reshape(num_starts, *kx.shape)
     # From an assignment without noise to one that is half noise: starts differ, and all use the profiles.
-    noises = jnp.linspace(0, 1, num_starts, dtype=kx.dtype)
-    found = jax.vmap(search)(jax.random.split(key, num_starts), noises)
+    noise *= jnp.linspace(0, 1, num_starts, dtype=kx.dtype)[:, None, None]
+    found = jax.vmap(search)(noise, draw_tenures(tenure_key, len(kx), num_starts, num_steps))
     best = jnp.argmax(found.objective)
     return jax.tree.map(lambda values: values[best], found)

@@ -1,4 +1,11 @@
-"""Random rows without replacement: shuffled once, then drawn again and again without a sort."""
+"""Random rows without replacement: shuffled once, then drawn again and again without a sort.
+
+On CPU every call of a random function adds some ten kernels to a compiled program, and they are large where the
+numbers have several axes. So one call serves several spaces, and numbers are drawn in one row and then reshaped.
+"""
+
+import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,29 +35,37 @@ def order_rows(key: jax.Array, *spaces: jax.Array) -> tuple[RowOrder, ...]:
 
     Stages fold step numbers into the same key; these draws are independent of theirs.
     """
-    keys = jax.random.split(jax.random.fold_in(key, _NO_STEP), len(spaces))
-    return tuple(_order(key, present_rows(x)) for key, x in zip(keys, spaces, strict=True))
+    sizes = [x.shape[0] for x in spaces]
+    bits = jax.random.bits(jax.random.fold_in(key, _NO_STEP), (sum(sizes),), jnp.uint32) >> 1
+    ends = list(itertools.accumulate(sizes))
+    return tuple(_order(of_x, present_rows(x)) for of_x, x in zip(jnp.split(bits, ends[:-1]), spaces, strict=True))
 
 
-def _order(key: jax.Array, present: jax.Array) -> RowOrder:
+def _order(bits: jax.Array, present: jax.Array) -> RowOrder:
     # One sort of random bits. jax.random.choice shuffles twice to rule out ties, which are harmless here.
-    bits = jax.random.bits(key, present.shape) >> 1
     index = jnp.argsort(jnp.where(present, bits, jnp.asarray(jnp.iinfo(bits.dtype).max, bits.dtype)))
     return RowOrder(index=index.astype(jnp.int32), num_present=present.sum(dtype=jnp.int32))
 
 
-def draw_rows(key: jax.Array, x: jax.Array, num_rows: int, order: RowOrder) -> jax.Array:
+def draw_rows(
+    key: jax.Array, spaces: Sequence[jax.Array], sizes: Sequence[int], orders: Sequence[RowOrder]
+) -> tuple[jax.Array, ...]:
     """Draw rows without replacement, zero rows last: consecutive rows of a random order, from a random start.
 
     Args:
         key: random key.
-        x: ``[n, d]``.
-        num_rows: number of rows to draw; all rows in their own order where there are no more.
-        order: `order_rows` of ``x``, made once for many draws.
+        spaces: each ``[n, d]``.
+        sizes: number of rows to draw from each space; all rows in their own order where there are no more.
+        orders: `order_rows` of the spaces, made once for many draws.
     """
+    numbers = jax.random.bits(key, (len(spaces),), jnp.uint32)
+    return tuple(_draw(*of_space) for of_space in zip(numbers, spaces, sizes, orders, strict=True))
+
+
+def _draw(number: jax.Array, x: jax.Array, num_rows: int, order: RowOrder) -> jax.Array:
     if num_rows >= x.shape[0]:
         return x
     num_present = jnp.maximum(order.num_present, 1)
-    start = jax.random.randint(key, (), 0, num_present, jnp.int32)
+    start = (number % num_present.astype(number.dtype)).astype(jnp.int32)
     place = jnp.arange(num_rows, dtype=jnp.int32)
     return x[order.index[jnp.where(place < order.num_present, (start + place) % num_present, place)]]

@@ -4,6 +4,7 @@ A stage can be compiled as soon as the shapes of its inputs are known. `Ahead` t
 thread of its own and hands stage after stage to others, which compile. `StageByStage` then waits for the one it needs.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from mv2v_jax.config import Config
 from mv2v_jax.data.padding import PaddedRows
 
 T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
 _MAX_THREADS = 4
 
@@ -34,14 +36,16 @@ class _OnShapes(StageByStage):
         self._is_settling = False
 
     def execute(self, name: str, fun: Callable[..., Any], *args: Any) -> Any:
-        jitted, signature = jit_stage(fun), signature_of(fun, args)
+        signature = signature_of(fun, args)
         if signature not in self._compiled:
             shapes = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf, args
             )
-            self._compiled[signature] = jitted
-            self._compile_stage(signature, jitted.lower(*shapes))
-        return jitted(*args)
+            traced = jit_stage(fun).trace(*shapes)
+            self._compiled[signature] = traced.out_info
+            self._compile_stage(signature, traced.lower())
+        # The stage itself cannot be called here: JAX refuses options of a function that is traced within another one.
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), self._compiled[signature])
 
     def scan(self, name: str, fun: Callable[..., Any], carry: Any, num_steps: int, *args: Any) -> Any:
         chunk, *_ = split_steps(num_steps)
@@ -52,6 +56,9 @@ class _OnShapes(StageByStage):
         self._is_settling = name == SETTLING
         result = fun(self, items[0], *shared)
         return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (items.shape[0], *leaf.shape)), result)
+
+    def _log(self, name: str, before: float) -> None:
+        """Nothing has run."""
 
     def when(self, needed: jax.Array, fun: Callable[..., T], otherwise: T, *args: Any) -> T:
         # A second search is the exception, a guided vote before settling the rule.
@@ -87,6 +94,9 @@ class Ahead:
 
         try:
             jax.eval_shape(whole, jax.random.key(0), x, y)
+        except Exception:
+            # The fit then compiles what it needs by itself.
+            _logger.warning("stages are not compiled ahead", exc_info=True)
         finally:
             with self._changed:
                 self._is_traced = True

@@ -182,10 +182,7 @@ def _refine(
     length = jnp.maximum(jnp.linalg.norm(first), jnp.finfo(dtype).tiny)
     draw_key, round_key = jax.random.split(key)
     x, y = x.astype(dtype), y.astype(dtype)
-    x, y = (
-        draw_rows(k, rows, config.max_rows, order)
-        for k, rows, order in zip(jax.random.split(draw_key), (x, y), order_rows(draw_key, x, y), strict=True)
-    )
+    x, y = draw_rows(draw_key, (x, y), (config.max_rows, config.max_rows), order_rows(draw_key, x, y))
     num_steps = round_steps(x.shape[0], y.shape[0], config)
     target = center_unit(y, given.target.mean)
     if optimizer is None:

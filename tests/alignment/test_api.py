@@ -19,7 +19,7 @@ from mv2v_jax.alignment.fit import average, finish, num_averaged, prepare, searc
 from mv2v_jax.alignment.results import ComponentsInfo, Prepared, Searched
 from mv2v_jax.alignment.run import Inline
 from mv2v_jax.alignment.space import TwoSpaces, join_spaces
-from mv2v_jax.alignment.stages import SETTLING_STAGES, refine
+from mv2v_jax.alignment.stages import SETTLING_STAGES, refine, split_keys
 from mv2v_jax.data.padding import pad_rows
 
 NUM = 3
@@ -108,7 +108,7 @@ def test_a_consensus_is_the_average_of_what_the_best_were_settled_to():
     def settle(key, estimate):
         extended = dataclasses.replace(estimate, matrix=rows.subspace.extend(estimate.matrix))
         both = join_spaces(rows.source, rows.target)
-        return refine(Inline(), key, SETTLING_STAGES, both, extended, CONFIG)
+        return refine(Inline(), split_keys(key), SETTLING_STAGES, both, extended, CONFIG)
 
     (one, trajectory), (other, _) = (settle(keys[i], searches()[0][i].estimate) for i in (best, second))
     assert one.matrix.shape == (6, 5)

@@ -304,7 +304,7 @@ def test_the_last_cross_covariance_is_weighted_and_whitened():
     rows_of = prepare(*padded, config)
     searched = search_once(Inline(), key, rows_of, config)
     all_rows = join_spaces(rows_of.source, rows_of.target)
-    estimate, _ = refine(Inline(), key, SETTLING_STAGES, all_rows, searched.estimate, config)
+    estimate, _ = refine(Inline(), split_keys(key), SETTLING_STAGES, all_rows, searched.estimate, config)
     matrix = estimate.matrix
     expected = map_from_cross(matrix, *(fit_whitening(cloud, 0.2) for cloud in rows), 0.7)
     np.testing.assert_allclose(settled.map.W, expected, atol=1e-3)
@@ -439,7 +439,8 @@ def test_a_search_in_fewer_directions_is_settled_in_all():
         extended = rows.subspace.extend(matrix)
         np.testing.assert_allclose(extended, expected, atol=1e-12)
         both = join_spaces(rows.source, rows.target)
-        settle = jax.jit(lambda rows, estimate: refine(Inline(), key, SETTLING_STAGES, rows, estimate, config))
+        keys = split_keys(key)
+        settle = jax.jit(lambda rows, estimate: refine(Inline(), keys, SETTLING_STAGES, rows, estimate, config))
         _, trajectory = settle(both, make_estimate(extended))
     assert_trees_close(found.evidence, searched.evidence, atol=1e-8)
     assert set(trajectory) == {"refine_annealed_again", "refine_csls", "refine_whole"}

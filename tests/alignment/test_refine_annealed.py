@@ -94,9 +94,8 @@ def steps_in_numpy(key, x, y, cross, *, rows, num_neighbors, powers, momenta, wh
     x64, y64 = np.float64(x), np.float64(y)
     objective = []
     for step, (power, momentum) in enumerate(zip(powers, momenta, strict=True)):
-        keys = jax.random.split(jax.random.fold_in(key, step))
-        orders = order_rows(key, x, y)
-        drawn = [np.float64(draw_rows(*args)) for args in zip(keys, (x, y), rows, orders, strict=True)]
+        drawn = draw_rows(jax.random.fold_in(key, step), (x, y), rows, order_rows(key, x, y))
+        drawn = [np.float64(side) for side in drawn]
         sides = weights_in_numpy(cross, x64, y64, power, whitening)
         similarity = unit(drawn[0] @ sides[0]) @ unit(drawn[1] @ sides[1]).T
         density_x, density_y = (np.sort(s, axis=1)[:, -10:].mean(1) for s in (similarity, similarity.T))

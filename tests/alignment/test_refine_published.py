@@ -60,10 +60,10 @@ def test_steps_of_refine_matching_against_numpy(clouds, run, rows):
     key = jax.random.key(0)
     config = small_config(published_match_steps=2, published_match_rows=rows)
     found, found_objective = run["refine_matching"](key, x, y, W, config)
-    (order,) = order_rows(key, jnp.asarray(x))
+    orders = order_rows(key, jnp.asarray(x))
     expected, objective = np.float64(W), []
     for step in range(2):
-        drawn = np.asarray(draw_rows(jax.random.fold_in(key, step), jnp.asarray(x), rows, order))
+        (drawn,) = np.asarray(draw_rows(jax.random.fold_in(key, step), (jnp.asarray(x),), (rows,), orders))
         similarity = unit(drawn @ expected) @ y.T
         nearest = np.argsort(-similarity, axis=1)[:, :4]
         objective.append(np.take_along_axis(similarity, nearest, 1).mean())

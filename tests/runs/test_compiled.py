@@ -7,10 +7,11 @@ from helpers import small_config
 
 from mv2v_jax import InputError, align_restarts
 from mv2v_jax.alignment import stage_by_stage
+from mv2v_jax.alignment.fit import fit
 from mv2v_jax.alignment.stage_by_stage import split_steps
 from mv2v_jax.data.padding import padded_shapes
 from mv2v_jax.progress import COMPILING
-from mv2v_jax.runs.ahead import Ahead
+from mv2v_jax.runs.ahead import Ahead, _OnShapes
 from mv2v_jax.runs.compiled import align_with_progress
 
 SEARCH = ["anchors", "first estimate", "refine_matching", "refine_clusters", "refine_annealed", "evidence"]
@@ -30,6 +31,28 @@ def test_stages_are_compiled_with_options_that_this_version_of_xla_knows(monkeyp
     stage_by_stage._cpu_options.cache_clear()
     assert stage_by_stage._cpu_options() is None
     stage_by_stage._cpu_options.cache_clear()
+
+
+def test_all_stages_are_traced_ahead_with_those_options(monkeypatch):
+    monkeypatch.setitem(jax.config.values, "jax_disable_most_optimizations", False)
+    config, traced = small_config(**FEW), []
+    run = _OnShapes(lambda signature, lowered: traced.append(signature[0].__name__))
+    shapes = (padded_shapes(np.zeros((90, dims), np.float32), config.max_rows) for dims in (8, 6))
+    keys = jax.random.split(jax.random.key(0), 2)
+    jax.eval_shape(lambda x, y: fit(run, keys, x, y, config)[0], *shapes)
+    assert traced[0] == "prepare"
+    assert traced[-1] == "finish"
+
+
+def test_what_cannot_be_traced_ahead_is_logged_and_left_to_the_fit(monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("no stage")
+
+    monkeypatch.setattr("mv2v_jax.runs.ahead.fit", broken)
+    shape = padded_shapes(np.zeros((90, 8), np.float32), 100)
+    with Ahead(shape, shape, small_config(), 1, 1) as ahead:
+        assert ahead.get("prepare") is None
+    assert "no stage" in caplog.text
 
 
 def labelled(label, number, names):
