@@ -73,6 +73,12 @@ class ComponentsConfig(Settings):
     guided_ica_steps: int = count(
         30, "Steps of each independent component analysis of those runs.", low=1, high=_MAX_STEPS
     )
+    num_settled: int = count(
+        2,
+        "Number of best searches that are settled and averaged where the map is that of a second search, at least.",
+        low=1,
+        high=_MAX_RUNS,
+    )
     below: float = number(
         0.22, "The second search runs where the closeness of the first one, at the finest scale, is less.", high=10.0
     )

@@ -238,7 +238,8 @@ def align_restarts(
         keep: what to return of every restart besides its evidence and its agreement with the others: ``"best"``
             nothing, ``"summary"`` its trajectory, ``"all"`` its trajectory and its map (``d_x * d_y`` numbers each).
         num_settled: number of best restarts that are settled and averaged, each weighted by its agreement with the
-            best. Each costs half of a fit's time. Capped at ``num_restarts``.
+            best. Each costs half of a fit's time. Capped at ``num_restarts``. Where the map is that of a second search,
+            at least ``config.components.num_settled``.
         mesh: from `make_mesh`, to spread restarts and rows over devices, of several processes as well. All processes
             call this with the same arguments, and each holds of ``x`` and ``y`` what its own devices need. The result
             is that of one device, up to rounding.

@@ -22,7 +22,7 @@ from mv2v_jax.alignment.score import Evidence, judge
 from mv2v_jax.alignment.search_clusters import search_clusters
 from mv2v_jax.alignment.search_components import guide, is_guided, search_components
 from mv2v_jax.alignment.space import Space, Subspace, TwoSpaces, fit_space, hold_out, join_spaces, principal_subspace
-from mv2v_jax.alignment.stages import SETTLING_STAGES, refine, split_keys
+from mv2v_jax.alignment.stages import SETTLING_STAGES, no_trajectory, refine, split_keys
 from mv2v_jax.alignment.whitening import fit_whitening, map_from_cross, whiten_map
 from mv2v_jax.config import Config
 from mv2v_jax.data.padding import PaddedRows
@@ -45,6 +45,11 @@ def prepare(x: PaddedRows, y: PaddedRows, config: Config) -> Prepared:
     )
 
 
+def has_second_search(config: Config) -> bool:
+    """Whether a search by components follows where the evidence for one by clusters falls short."""
+    return bool(config.components.num_runs and config.annealing.steps) and not config.published.is_used
+
+
 @jax.jit
 def _falls_short(evidence: Evidence, config: Config) -> jax.Array:
     """Whether the evidence for a search by clusters calls for one by components."""
@@ -59,7 +64,7 @@ def search_once(run: Run, key: jax.Array, prepared: Prepared, config: Config) ->
     """One search: by clusters, and where the evidence falls short also by components; the better of both."""
     keys = split_keys(key)
     first = search_clusters(run, keys, prepared, config)
-    if not config.components.num_runs or config.published.is_used or not config.annealing.steps:
+    if not has_second_search(config):
         return first
     return run.when(_falls_short(first.evidence, config), search_components, first, keys, prepared, config)
 
@@ -70,6 +75,26 @@ def search(run: Run, keys: jax.Array, x: PaddedRows, y: PaddedRows, config: Conf
     found = run.each(SEARCHING, search_once, keys, prepared, config)
     choice = run.call("choose", choose, found, prepared, config)
     return Search(prepared=prepared, found=found, choice=choice)
+
+
+def _settle_place(run: Run, place: jax.Array, num_settled, keys: jax.Array, searched: Search, config: Config):
+    """Settle the search of one place in their order, if it is wanted: its `Estimate` and its trajectory, or infinity.
+
+    The first ``num_settled`` are. Maps of second searches end at one of several that are about as good by all that can
+    be seen, and not by true pairs; so there ``components.num_settled`` are averaged, at least.
+    """
+    choice, prepared = searched.choice, searched.prepared
+    is_used = searched.found.components.used[choice.chosen]
+    rows = join_spaces(prepared.source, prepared.target)
+    dtype = searched.found.estimate.matrix.dtype
+    matrix = jnp.full((rows.x.shape[1], rows.y.shape[1]), jnp.inf, dtype)
+    left_out = Estimate(matrix=matrix, is_map=False), no_trajectory(SETTLING_STAGES, rows.num_rows, config, dtype)
+    wanted = (place < num_settled) | is_used
+    return run.when(wanted, _settle_wanted, left_out, choice.order[place], keys, searched, config)
+
+
+def _settle_wanted(run: Run, _, number: jax.Array, keys: jax.Array, searched: Search, config: Config):
+    return _settle_one(run, number, keys, searched, config)
 
 
 def _settle_one(run: Run, number: jax.Array, keys: jax.Array, searched: Search, config: Config):
@@ -87,9 +112,10 @@ def _extend(estimate: Estimate, subspace: Subspace) -> Estimate:
 
 
 def average(estimates: Estimate, weights: jax.Array) -> Estimate:
-    """Weighted mean of cross-covariances ``[s, d_x, d_y]``, best first; the first has weight 1. NaN is left out.
+    """Weighted mean of cross-covariances ``[s, d_x, d_y]``, best first; the first has weight 1.
 
-    Maps that found the same alignment differ by the noise of their draws, which averages out.
+    Those that are not finite are left out. Maps that found the same alignment differ by the noise of their draws, which
+    averages out.
     """
     matrices = estimates.matrix
     finite = jnp.isfinite(matrices).all(axis=(1, 2))
@@ -97,6 +123,12 @@ def average(estimates: Estimate, weights: jax.Array) -> Estimate:
     mean = jnp.einsum("s,sab->ab", weights, jnp.nan_to_num(matrices)) / jnp.where(finite[0], weights.sum(), 1)
     # If the first is not finite, it is returned unchanged.
     return dataclasses.replace(estimates, matrix=jnp.where(finite[0], mean, matrices[0]))
+
+
+def max_settled(config: Config, num_restarts: int, num_settled: int) -> int:
+    """Number of searches that are settled at most: ``num_settled``, and more where a second search gave the map."""
+    at_least = config.components.num_settled if has_second_search(config) else 1
+    return min(max(num_settled, at_least), num_restarts)
 
 
 def num_averaged(num_settled: int, found: Searched) -> int:
@@ -144,11 +176,16 @@ def finish(searched: Search, estimate: Estimate, trajectory: dict[str, jax.Array
 
 def settle(run: Run, keys: jax.Array, searched: Search, config: Config, num_settled: int = 1) -> AlignResult:
     """Settle the best of the searches, or the average of the best few, and judge the result."""
-    settled = searched.choice.order[: num_averaged(num_settled, searched.found)]
-    estimates, trajectories = run.each(SETTLING, _settle_one, settled, keys, searched, config)
+    num_restarts, choice = keys.shape[0], searched.choice
+    places = jnp.arange(num_averaged(max_settled(config, num_restarts, num_settled), searched.found))
+    if len(places) <= num_settled:
+        estimates, trajectories = run.each(SETTLING, _settle_one, choice.order[: len(places)], keys, searched, config)
+    else:
+        wanted = jnp.asarray(num_settled, places.dtype)
+        estimates, trajectories = run.each(SETTLING, _settle_place, places, wanted, keys, searched, config)
     estimate, trajectory = jax.tree.map(lambda leaf: leaf[0], (estimates, trajectories))
-    if settled.shape[0] > 1:
-        estimate = run.call("average", average, estimates, searched.choice.weights[settled])
+    if len(places) > 1:
+        estimate = run.call("average", average, estimates, choice.weights[choice.order[: len(places)]])
     return run.call("finish", finish, searched, estimate, trajectory, config)
 
 
@@ -163,7 +200,7 @@ def fit(
         x: rows of the source, from `data.inputs.prepare_inputs`.
         y: rows of the target.
         config: a checked `Config`.
-        num_settled: number of searches that are settled and averaged.
+        num_settled: number of searches that are settled and averaged, at least; see ``components.num_settled``.
 
     Returns:
         `AlignResult`, and the `Search` it comes from.

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from mv2v_jax.alignment.fit import max_settled
 from mv2v_jax.alignment.run import SEARCHING, SETTLING, Inline, WholeItems
 from mv2v_jax.alignment.stages import SEARCH_STAGES, SETTLING_STAGES
 from mv2v_jax.config import Config
@@ -194,15 +195,15 @@ def expected_stages(
     search |= {stage.name: stage.num_steps(rows, config) for stage in SEARCH_STAGES} | {"evidence": 1}
     settling = {stage.name: stage.num_steps(rows, config) for stage in SETTLING_STAGES}
     expected = {"preprocess": 1.0}
-    for label, number, stages in (
-        (SEARCHING, num_restarts, search),
-        (SETTLING, min(num_settled, num_restarts), settling),
+    for label, number, most, stages in (
+        (SEARCHING, num_restarts, num_restarts, search),
+        (SETTLING, min(num_settled, num_restarts), max_settled(config, num_restarts, num_settled), settling),
     ):
         costs = {name: steps * _COSTS.get(name, 1.0) for name, steps in stages.items() if steps}
         if mesh is not None:
             expected[label] = number * sum(costs.values()) / mesh.shape[RESTART]
             continue
         for index in range(number):
-            prefix = f"{label} {index + 1} " if number > 1 else ""
+            prefix = f"{label} {index + 1} " if most > 1 else ""
             expected |= {prefix + name: cost for name, cost in costs.items()}
     return expected | {"finish": 1.0}

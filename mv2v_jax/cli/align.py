@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mv2v_jax.alignment.api import Keep
+from mv2v_jax.alignment.fit import max_settled
 from mv2v_jax.alignment.score import Verdict
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.options import (
@@ -133,7 +134,7 @@ def align_command(
         fit = run_fit(x, y, config, seed, restarts, settled, mesh, known, keep, ahead)
     judged = judge_fit(fit, index_size)
     shapes = {"n": x.shape[0], "m": y.shape[0], "d_x": x.shape[1], "d_y": y.shape[1]}
-    run = {"preset": preset, "seed": seed, **judged, "settled": min(settled, restarts)}
+    run = {"preset": preset, "seed": seed, **judged, "settled": _count_settled(fit, config, restarts, settled)}
     run |= {"second_search": _describe_second_search(fit), "device": device_name()}
     provenance: dict[str, Any] = {
         "config": dataclasses.asdict(config),
@@ -167,6 +168,13 @@ def align_command(
             print()
             print_facts({**facts, "map": output})
     return 0 if is_good or judged["verdict"] != Verdict.not_aligned.name else NOT_ALIGNED_EXIT
+
+
+def _count_settled(fit: TimedFit, config: Config, restarts: int, settled: int) -> int:
+    """Number of searches that were settled and averaged, as far as they agree."""
+    if fit.result.best.info.components.used:
+        return max_settled(config, restarts, settled)
+    return min(settled, restarts)
 
 
 def _describe_second_search(fit: TimedFit) -> str:

@@ -27,6 +27,8 @@ CONFIG = small_config(
     held_out_rows=6,
     search_dims=4,
     components_num_runs=3,
+    # So that a map is that of one search.
+    components_num_settled=1,
 )
 ALWAYS, NEVER = (with_settings(CONFIG, components_below=below) for below in (10.0, 0.0))
 WITHOUT = with_settings(CONFIG, components_num_runs=0)
@@ -91,8 +93,8 @@ def test_a_score_that_is_good_enough_leaves_the_second_search_out():
 @functools.cache
 def searched_in_part():
     """A config with which one of two restarts searches again, and both restarts one after the other."""
-    scores = [float(result.evidence.score) for result in fitted("without")[:2]]
-    config = with_settings(CONFIG, components_below=sum(scores) / 2)
+    closeness = [float(result.evidence.closeness[-1]) for result in fitted("without")[:2]]
+    config = with_settings(CONFIG, components_below=sum(closeness) / 2)
     return config, align_restarts(jax.random.key(5), *clouds(), 2, config, batch_size=1, keep="all")
 
 
@@ -142,6 +144,30 @@ def fit_with_progress(config):
 def test_progress_shows_the_second_search_where_it_is_made(without_computing, config, expected):
     # A closeness of one is below the one threshold and above the other.
     assert fit_with_progress(config)[1] == expected
+
+
+@MADE
+def test_two_are_settled_where_it_gave_the_map(without_computing, config, expected):
+    config, seen = with_settings(config, components_num_settled=2), []
+    align_with_progress(jax.random.key(5), *clouds(), config, lambda step, *_: seen.append(step), 2)
+    assert "settling 1 extend" in seen
+    assert ("settling 2 extend" in seen) == bool(expected)
+
+
+@pytest.mark.slow
+def test_what_is_settled_because_of_it_is_what_is_settled_if_asked():
+    used, differ = [], []
+    for number in range(4):
+        both, one, two = (
+            align_restarts(key_of(number), *clouds(), 2, with_settings(ALWAYS, components_num_settled=least), **asked)
+            for least, asked in ((2, {}), (1, {}), (1, {"num_settled": 2}))
+        )
+        used.append(bool(both.best.info.components.used))
+        assert_trees_close(both, two if used[-1] else one, atol=1e-7)
+        # Restarts that agree in nothing are not averaged.
+        differ.append(np.abs(one.best.map.W - two.best.map.W).max() > 1e-3)
+    assert any(np.logical_and(used, differ)), "no key shows that two are averaged"
+    assert not all(used), "no key shows what happens where the first search is better"
 
 
 @pytest.mark.slow
