@@ -45,7 +45,8 @@ def weigh_alike(searched: Search) -> Search:
 
 def compare(split: Split, num_restarts: int, seeds: int) -> list[dict[str, Any]]:
     """Top-1 of every method and the sizes of the basins, one dict per seed."""
-    config = Config.preset("default")
+    # The first column is one map, after a second search as well.
+    config = Config.preset("default").replace(components={"num_settled": 1})
     # One run for all seeds, which compiles each stage once.
     run = StageByStage(lambda name, done, total: None)
     runs = []

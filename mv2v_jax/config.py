@@ -75,7 +75,7 @@ class ComponentsConfig(Settings):
     )
     num_settled: int = count(
         2,
-        "Number of best searches that are settled and averaged where the map is that of a second search, at least.",
+        "Least number of best searches that are settled and averaged where the map is that of a second search.",
         low=1,
         high=_MAX_RUNS,
     )

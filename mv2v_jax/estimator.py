@@ -33,7 +33,7 @@ class Aligner(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         preset: "fast", "default" or another of `mv2v_jax.Config.preset`.
         config: a `mv2v_jax.Config`, which replaces the preset.
         restarts: number of searches; the best is kept. A single one is never called aligned.
-        settled: number of searches whose maps are averaged.
+        settled: number of searches whose maps are averaged; after a second search ``components.num_settled`` at least.
         frame: as for `mv2v_jax.apply`.
         random_state: a whole number for the same map each time, or what scikit-learn takes.
 

@@ -58,6 +58,7 @@ _SMALL = with_settings(
     components_rounds=1,
     components_num_groups=1,
     components_likeness=0.006,
+    components_num_settled=2,
     components_below=0.24,
     published_match_steps=4,
     published_match_rows=30,

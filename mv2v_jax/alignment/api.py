@@ -159,7 +159,8 @@ def fit_in_stages(
     fitted = fit(run, restart_keys(key, 0, choices["num_restarts"]), x, y, config, choices["num_settled"])
     # Of a mesh of several processes, each can compute with NumPy arrays only by itself.
     best, searched = fitted if mesh is None else on_host(fitted)
-    return _pack(best, searched, config, choices["keep"]), run
+    packed = _pack(best, searched, config, choices["keep"])
+    return packed if mesh is not None else jax.device_put(packed), run
 
 
 def _warn_unless_aligned(best: AlignResult) -> None:

@@ -13,10 +13,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mv2v_jax.alignment.choose import choose
 from mv2v_jax.alignment.estimate import Estimate
-from mv2v_jax.alignment.results import AlignInfo, AlignResult, Prepared, Search, Searched
+from mv2v_jax.alignment.results import AlignInfo, AlignResult, Choice, Prepared, Search, Searched
 from mv2v_jax.alignment.run import SEARCHING, SETTLING, Run
 from mv2v_jax.alignment.score import Evidence, judge
 from mv2v_jax.alignment.search_clusters import search_clusters
@@ -77,20 +78,25 @@ def search(run: Run, keys: jax.Array, x: PaddedRows, y: PaddedRows, config: Conf
     return Search(prepared=prepared, found=found, choice=choice)
 
 
-def _settle_place(run: Run, place: jax.Array, num_settled, keys: jax.Array, searched: Search, config: Config):
-    """Settle the search of one place in their order, if it is wanted: its `Estimate` and its trajectory, or infinity.
+@jax.jit
+def _number_at(place, num_settled, choice: Choice, used: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The search at one place of the order, and whether it is settled."""
+    return choice.order[place], (place < num_settled) | used[choice.chosen]
 
-    The first ``num_settled`` are. Maps of second searches end at one of several that are about as good by all that can
-    be seen, and not by true pairs; so there ``components.num_settled`` are averaged, at least.
+
+def _settle_place(run: Run, place: jax.Array, num_settled, keys: jax.Array, searched: Search, config: Config):
+    """Settle the search at one place of the order, if it is wanted: its `Estimate` and its trajectory, or infinity.
+
+    The first ``num_settled`` are wanted. Second searches end at one of several maps that no evidence tells apart,
+    though true pairs would; therefore at least ``components.num_settled`` are averaged there.
     """
-    choice, prepared = searched.choice, searched.prepared
-    is_used = searched.found.components.used[choice.chosen]
+    prepared = searched.prepared
+    number, wanted = _number_at(place, num_settled, searched.choice, searched.found.components.used)
     rows = join_spaces(prepared.source, prepared.target)
     dtype = searched.found.estimate.matrix.dtype
-    matrix = jnp.full((rows.x.shape[1], rows.y.shape[1]), jnp.inf, dtype)
+    matrix = jnp.asarray(np.full((rows.x.shape[1], rows.y.shape[1]), np.inf, dtype))
     left_out = Estimate(matrix=matrix, is_map=False), no_trajectory(SETTLING_STAGES, rows.num_rows, config, dtype)
-    wanted = (place < num_settled) | is_used
-    return run.when(wanted, _settle_wanted, left_out, choice.order[place], keys, searched, config)
+    return run.when(wanted, _settle_wanted, left_out, number, keys, searched, config)
 
 
 def _settle_wanted(run: Run, _, number: jax.Array, keys: jax.Array, searched: Search, config: Config):

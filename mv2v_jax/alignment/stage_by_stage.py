@@ -56,8 +56,8 @@ def signature_of(fun: Callable[..., Any], args: tuple[Any, ...]) -> Any:
 class StageByStage:
     """A `Run` that compiles each stage by itself and reports every chunk of steps.
 
-    NumPy joins the results of several calls: every operation of JAX outside of a stage is compiled by itself, and all
-    of them together took longer than any stage.
+    Results of several calls are joined by NumPy, because every operation of JAX outside of a stage is compiled by
+    itself, and together these took longer than any stage.
 
     Args:
         on_step: called with a stage's name, the number of steps done and the number of steps to do.
@@ -105,7 +105,7 @@ class StageByStage:
             carry, output = self.execute(name, fun, carry, chunk, *args)
             outputs.append(output)
         self._log(name, before)
-        return carry, jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs)
+        return carry, jax.device_put(jax.tree.map(lambda *leaves: np.concatenate(leaves), *outputs))
 
     def each(self, name: str, fun: Callable[..., Any], items: jax.Array, *shared: Any) -> Any:
         results = []
@@ -187,7 +187,7 @@ def expected_stages(
         config: the config of the fit.
         num_rows: rows of the smaller space.
         num_restarts: number of searches.
-        num_settled: number of searches that are settled.
+        num_settled: number of searches that are settled, at least.
         mesh: over which it runs, if any.
     """
     rows = min(num_rows, config.max_rows)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from mv2v_jax.alignment.estimate import Estimate, Refined
 from mv2v_jax.alignment.refine_annealed import (
@@ -81,16 +81,16 @@ _KEY_NAMES = (
 
 @jax.jit
 def split_keys(key: jax.Array) -> Keys:
-    """One key per stage that draws, by name. Once per search: every call adds kernels to a compiled program."""
+    """One key per stage that draws, by name. Every call adds kernels to a compiled program."""
     return dict(zip(_KEY_NAMES, jax.random.split(key, len(_KEY_NAMES)), strict=True))
 
 
 def no_trajectory(
     stages: tuple[Stage, ...], num_rows: int, config: Config, dtype: jax.typing.DTypeLike
-) -> dict[str, jax.Array]:
+) -> dict[str, np.ndarray]:
     """What `refine` returns beside the estimate, for stages that are left out: infinity."""
     numbers = {stage.name: stage.num_steps(num_rows, config) for stage in stages}
-    return {name: jnp.full(number, jnp.inf, dtype) for name, number in numbers.items() if number}
+    return {name: np.full(number, np.inf, dtype) for name, number in numbers.items() if number}
 
 
 def refine(run: Run, keys: Keys, stages: tuple[Stage, ...], rows: TwoSpaces, estimate: Estimate, config: Config):

@@ -171,7 +171,7 @@ def align_command(
 
 
 def _count_settled(fit: TimedFit, config: Config, restarts: int, settled: int) -> int:
-    """Number of searches that were settled and averaged, as far as they agree."""
+    """Number of searches that were settled; their average weighs them by their agreement."""
     if fit.result.best.info.components.used:
         return max_settled(config, restarts, settled)
     return min(settled, restarts)

@@ -74,7 +74,7 @@ def settled_option(default: int) -> Decorator:
         default=default,
         show_default=True,
         help="Number of the best restarts that are refined to the end and averaged, as far as they agree. More are "
-        "better and slower. After a second search at least --components-num-settled.",
+        "better and slower. After a second search at least two are, by default.",
     )
 
 

@@ -73,13 +73,13 @@ class Ahead:
         y: shapes of the padded rows of the target.
         config: of the fit.
         num_restarts: of the fit.
-        num_settled: of the fit.
+        num_settled: of the fit, at least.
     """
 
     def __init__(self, x: PaddedRows, y: PaddedRows, config: Config, num_restarts: int, num_settled: int) -> None:
         self._stages: dict[Any, Future[Any]] = {}
         self._changed = threading.Condition()
-        self._is_traced = False
+        self._is_traced = self._has_ended = False
         self._pool = ThreadPoolExecutor(1 + min(_MAX_THREADS, os.cpu_count() or 1))
         self._pool.submit(self._trace, x, y, config, num_restarts, num_settled)
 
@@ -95,8 +95,9 @@ class Ahead:
         try:
             jax.eval_shape(whole, jax.random.key(0), x, y)
         except Exception:
-            # The fit then compiles what it needs by itself.
-            _logger.warning("stages are not compiled ahead", exc_info=True)
+            # The fit then compiles what it needs by itself. One that has ended takes no more stages.
+            if not self._has_ended:
+                _logger.warning("stages are not compiled ahead", exc_info=True)
         finally:
             with self._changed:
                 self._is_traced = True
@@ -114,4 +115,5 @@ class Ahead:
 
     def __exit__(self, *_: Any) -> None:
         """Drop what nothing waits for any more."""
+        self._has_ended = True
         self._pool.shutdown(wait=False, cancel_futures=True)

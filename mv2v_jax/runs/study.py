@@ -43,7 +43,8 @@ class Plan(NamedTuple):
     Attributes:
         seed: random seed of the whole study.
         restarts: number of restarts on all rows.
-        settled: number of the best restarts that are settled and averaged.
+        settled: number of the best restarts that are settled and averaged; after a second search
+            ``components.num_settled`` at least.
         chunk: number of restarts per file, and per call of a compiled function.
         sizes: numbers of rows per space, for the curve over sizes.
         size_restarts: number of restarts for each of ``sizes``.

@@ -104,7 +104,7 @@ def two_halves(d=16):
     return (TwoSpaces(x=x, y=y), TwoSpaces(x=held_x, y=held_y)), turn
 
 
-def test_the_right_map_scores_one():
+def test_the_right_map_scores_one_where_many_directions_are_reflected():
     parts, turn = two_halves()
     found = [gather(jax.random.key(seed), parts, turn) for seed in range(20)]
     closeness = np.array([evidence.closeness for evidence in found])

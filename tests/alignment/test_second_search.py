@@ -91,10 +91,10 @@ def test_a_score_that_is_good_enough_leaves_the_second_search_out():
 
 
 @functools.cache
-def searched_in_part():
+def searched_in_part(num_settled=1):
     """A config with which one of two restarts searches again, and both restarts one after the other."""
     closeness = [float(result.evidence.closeness[-1]) for result in fitted("without")[:2]]
-    config = with_settings(CONFIG, components_below=sum(closeness) / 2)
+    config = with_settings(CONFIG, components_below=sum(closeness) / 2, components_num_settled=num_settled)
     return config, align_restarts(jax.random.key(5), *clouds(), 2, config, batch_size=1, keep="all")
 
 
@@ -112,7 +112,7 @@ def test_each_restart_decides_for_itself():
 
 @pytest.mark.slow
 def test_restarts_side_by_side_are_those_one_after_the_other():
-    config, expected = searched_in_part()
+    config, expected = searched_in_part(num_settled=2)
     found = align_restarts(jax.random.key(5), *clouds(), 2, config, batch_size=2, keep="all")
     assert_trees_close(found, expected, atol=1e-7)
 
@@ -120,7 +120,7 @@ def test_restarts_side_by_side_are_those_one_after_the_other():
 @pytest.mark.slow
 @pytest.mark.parametrize("row_devices", [1, 2])
 def test_restarts_over_a_mesh_are_those_of_one_device(row_devices):
-    config, expected = searched_in_part()
+    config, expected = searched_in_part(num_settled=2)
     mesh = make_mesh(2, row_devices=row_devices, devices=jax.devices()[: 2 * row_devices])
     found = align_restarts(jax.random.key(5), *clouds(), 2, config, keep="all", mesh=mesh)
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

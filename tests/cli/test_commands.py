@@ -14,8 +14,9 @@ from cli.commands import CACHE, SMALL, open_terminal, run
 from click.testing import CliRunner
 from helpers import flags_of_users
 
+from mv2v_jax import Config
 from mv2v_jax.cli import cli
-from mv2v_jax.cli.align import _describe_second_search
+from mv2v_jax.cli.align import _count_settled, _describe_second_search
 from mv2v_jax.data.map_file import save_map
 from mv2v_jax.linear_map import Centering, LinearMap
 
@@ -134,6 +135,16 @@ def test_what_the_second_search_came_to_is_named(tried, used, expected):
     components = SimpleNamespace(tried=np.asarray(tried), used=np.asarray(used))
     best = SimpleNamespace(info=SimpleNamespace(components=components))
     assert _describe_second_search(SimpleNamespace(result=SimpleNamespace(best=best))) == expected
+
+
+@pytest.mark.parametrize(
+    ("used", "restarts", "settled", "expected"),
+    [(False, 2, 1, 1), (True, 2, 1, 2), (True, 1, 1, 1), (False, 2, 3, 2), (True, 4, 3, 3)],
+)
+def test_the_settled_searches_are_counted(used, restarts, settled, expected):
+    best = SimpleNamespace(info=SimpleNamespace(components=SimpleNamespace(used=np.asarray(used))))
+    fit = SimpleNamespace(result=SimpleNamespace(best=best))
+    assert _count_settled(fit, Config(), restarts, settled) == expected
 
 
 @pytest.mark.slow
