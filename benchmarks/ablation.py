@@ -42,6 +42,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "no settling": {"settling": {"steps": 0, "whole_steps": 0}},
     "settling on samples only": {"settling": {"whole_steps": 0}},
     "2 neighbours when settling": {"settling": {"ample_rows": 0}},
+    "no polishing": {"polishing": {"steps": 0}},
     "no weights at last": {"whitening": {"reliability_power": 0.0}},
     "no whitening": {"whitening": {"power": 0.0}},
 }

@@ -12,6 +12,8 @@ from mv2v_jax.settings import Settings, check_settings, count, number, part, swi
 
 # Above these no fit would end, or no memory would hold it.
 _MAX_STEPS, _MAX_RUNS, _MAX_NEIGHBORS = 1_000_000, 10_000, 10_000
+# Pairs of a batch: their similarities are then 1 GiB.
+_MAX_ROWS = 16_384
 # Numbers in the matrices of all starts of the assignment search: 1 GiB.
 _MAX_START_NUMBERS = 2**28
 
@@ -150,6 +152,27 @@ class SettlingConfig(Settings):
 
 
 @pytree
+class PolishingConfig(Settings):
+    """Polishing, the contrastive refinement that ends a fit: a row comes nearer to its partner than others are."""
+
+    steps: int = count(50, "Maximum number of gradient steps; 0 leaves polishing out.", high=_MAX_STEPS)
+    max_passes: int = count(
+        4, "Maximum number of passes over the pseudo-pairs; more passes overfit small data sets.", low=1, high=_MAX_RUNS
+    )
+    batch_rows: int = count(
+        2_048, "Pseudo-pairs per gradient step; the rows of a batch are negatives of each other.", low=2, high=_MAX_ROWS
+    )
+    num_neighbors: int = count(2, "Nearest rows averaged into a pseudo-partner by CSLS.", low=1, high=_MAX_NEIGHBORS)
+    learning_rate: float = number(
+        0.015, "Length of the first step, relative to the norm of the map; falls to 0 by a cosine.", high=1.0
+    )
+    logit_scale: float = number(20.0, "Factor of the cosines in InfoNCE, the inverse of its temperature.")
+    power: float = number(
+        0.5, "A pseudo-pair whose CSLS is one standard deviation higher weighs e to this power as much.", high=8.0
+    )
+
+
+@pytree
 class WhiteningConfig(Settings):
     """How the returned map weights and scales directions.
 
@@ -186,6 +209,7 @@ class Config(Settings):
     published: PublishedConfig = part(PublishedConfig, "Refinements of the mini-vec2vec paper.")
     annealing: AnnealingConfig = part(AnnealingConfig, "Annealed refinement.")
     settling: SettlingConfig = part(SettlingConfig, "CSLS refinement of the chosen map.")
+    polishing: PolishingConfig = part(PolishingConfig, "Polishing: contrastive refinement of the settled map.")
     whitening: WhiteningConfig = part(WhiteningConfig, "Scale and weight of directions.")
 
     @classmethod
@@ -197,6 +221,7 @@ class Config(Settings):
             components={"num_runs": 12, "num_groups": 1, "guided_runs": 0},
             annealing={"steps": 60},
             settling={"rows": 4_096, "whole_steps": 1, "whole_rows": 16_384},
+            polishing={"steps": 25, "batch_rows": 1_024},
         )
 
     @classmethod
@@ -210,6 +235,7 @@ class Config(Settings):
             published={"match_steps": 100, "cluster_steps": 1, "project": False},
             annealing={"steps": 0},
             settling={"steps": 0, "whole_steps": 0},
+            polishing={"steps": 0},
             whitening={"power": 0.0},
         )
 

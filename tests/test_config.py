@@ -27,6 +27,7 @@ PUBLISHED = {
     "annealing.steps": 0,
     "settling.steps": 0,
     "settling.whole_steps": 0,
+    "polishing.steps": 0,
     "search_dims": 0,
     "whitening.power": 0.0,
 }
@@ -184,7 +185,7 @@ def test_every_setting_has_a_help_text(name):
 
 def test_every_stage_has_a_help_text():
     stages = [field for field in dataclasses.fields(Config) if field.name not in FIELDS]
-    assert len(stages) == 7
+    assert len(stages) == 8
     assert all(stage.metadata["help"].endswith(".") for stage in stages)
 
 
@@ -194,7 +195,7 @@ def test_every_stage_has_a_help_text():
 def test_floats_are_traced_and_the_rest_is_static():
     floats = [value for _, field, value in iterate_fields(Config()) if field.type is float]
     assert jax.tree.leaves(Config()) == floats
-    assert len(floats) == 9
+    assert len(floats) == 12
     structure = jax.tree.structure(Config())
     assert hash(structure) == hash(jax.tree.structure(with_value("published.smoothing", 0.1)))
     assert structure == jax.tree.structure(with_value("published.smoothing", 0.1))
@@ -212,7 +213,7 @@ def test_iterated_fields_are_all_fields_in_their_order():
         ("anchors", "num_sets"),
     ]
     stages = [value for value in vars(config).values() if dataclasses.is_dataclass(value)]
-    assert len(stages) == 7
+    assert len(stages) == 8
     assert len(found) == sum(len(dataclasses.fields(part)) for part in (config, *stages)) - len(stages)
     for path, field, value in found:
         owner = config if len(path) == 1 else getattr(config, path[0])

@@ -99,7 +99,7 @@ def test_over_a_mesh_searches_are_reported_as_they_end():
         )
     assert [step for step in seen if step[0] == "restart"] == [("restart", done, 3) for done in (0, 2, 3)]
     stages = expected_stages(CONFIG, 90, 3, 1, mesh)
-    assert list(stages) == ["preprocess", "restart", "settling", "finish"]
+    assert list(stages) == ["preprocess", "restart", "settling", "polish", "finish"]
     overall = Overall(stages)
     shares = [overall.update(*step) for step in seen]
     assert [share.done for share in shares] == sorted(share.done for share in shares)

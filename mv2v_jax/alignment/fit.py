@@ -1,4 +1,4 @@
-"""The one driver of a fit: search several times, choose without a label, settle, judge.
+"""The one driver of a fit: search several times, choose without a label, settle, polish, judge.
 
 Each search tries the cheap way first, by clusters; where its evidence falls short, it also tries the harder way, by
 independent components, and keeps the better of both.
@@ -17,6 +17,7 @@ import numpy as np
 
 from mv2v_jax.alignment.choose import choose
 from mv2v_jax.alignment.estimate import Estimate
+from mv2v_jax.alignment.polish import polish
 from mv2v_jax.alignment.results import AlignInfo, AlignResult, Choice, Prepared, Search, Searched
 from mv2v_jax.alignment.run import SEARCHING, SETTLING, Run
 from mv2v_jax.alignment.score import Evidence, judge
@@ -143,7 +144,7 @@ def num_averaged(num_settled: int, found: Searched) -> int:
 
 
 def _weighted_map(estimate: Estimate, source: Space, target: Space, config: Config) -> jax.Array:
-    """The map that is returned for the last estimate: weighted and partly whitened."""
+    """The map of the last estimate: weighted and partly whitened."""
     whitening_x, whitening_y = (fit_whitening(space.rows, config.whitening.power) for space in (source, target))
     if estimate.is_map:
         # A map has no correlations to weigh directions by.
@@ -151,14 +152,26 @@ def _weighted_map(estimate: Estimate, source: Space, target: Space, config: Conf
     return map_from_cross(estimate.matrix, whitening_x, whitening_y, config.whitening.reliability_power)
 
 
-def finish(searched: Search, estimate: Estimate, trajectory: dict[str, jax.Array], config: Config) -> AlignResult:
-    """Weigh directions, judge and pack the result; ``trajectory`` is that of the settling stages."""
+def _final_map(keys: jax.Array, searched: Search, estimate: Estimate, config: Config):
+    """The map of the last estimate, polished unless it is that of a published method, and the trajectory of that."""
+    source, target = searched.prepared.source, searched.prepared.target
+    W = _weighted_map(estimate, source, target, config)
+    if estimate.is_map or not config.polishing.steps:
+        return W, {}
+    key = split_keys(keys[searched.choice.chosen])["polish"]
+    W, objective = polish(key, join_spaces(source, target), W, config=config)
+    return W, {"polish": objective}
+
+
+def finish(
+    searched: Search, estimate: Estimate, W: jax.Array, trajectory: dict[str, jax.Array], config: Config
+) -> AlignResult:
+    """Judge and pack the map; ``trajectory`` is that of the stages after the search."""
     choice, source, target = searched.choice, searched.prepared.source, searched.prepared.target
     chosen = jax.tree.map(lambda leaf: leaf[choice.chosen], searched.found)
-    W = estimate.as_map(project=config.published.project)
-    gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
+    rotation = estimate.as_map(project=config.published.project)
+    gram = rotation @ rotation.T if rotation.shape[0] <= rotation.shape[1] else rotation.T @ rotation
     orthogonality = jnp.linalg.norm(gram - jnp.eye(gram.shape[0], dtype=W.dtype))
-    W = _weighted_map(estimate, source, target, config)
     judgement = judge(chosen.evidence, choice.with_others)
     return AlignResult(
         map=LinearMap(W=W, source=source.centering, target=target.centering),
@@ -181,7 +194,7 @@ def finish(searched: Search, estimate: Estimate, trajectory: dict[str, jax.Array
 
 
 def settle(run: Run, keys: jax.Array, searched: Search, config: Config, num_settled: int = 1) -> AlignResult:
-    """Settle the best of the searches, or the average of the best few, and judge the result."""
+    """Settle the best of the searches, or the average of the best few, polish the map and judge it."""
     num_restarts, choice = keys.shape[0], searched.choice
     places = jnp.arange(num_averaged(max_settled(config, num_restarts, num_settled), searched.found))
     if len(places) <= num_settled:
@@ -192,13 +205,14 @@ def settle(run: Run, keys: jax.Array, searched: Search, config: Config, num_sett
     estimate, trajectory = jax.tree.map(lambda leaf: leaf[0], (estimates, trajectories))
     if len(places) > 1:
         estimate = run.call("average", average, estimates, choice.weights[choice.order[: len(places)]])
-    return run.call("finish", finish, searched, estimate, trajectory, config)
+    W, polishing = run.call("polish", _final_map, keys, searched, estimate, config)
+    return run.call("finish", finish, searched, estimate, W, {**trajectory, **polishing}, config)
 
 
 def fit(
     run: Run, keys: jax.Array, x: PaddedRows, y: PaddedRows, config: Config, num_settled: int = 1
 ) -> tuple[AlignResult, Search]:
-    """Search once per key, choose the best search without a label, settle it and judge the result.
+    """Search once per key, choose the best search without a label, settle it, polish its map and judge the result.
 
     Args:
         run: how the steps are carried out.

@@ -24,6 +24,8 @@ _logger = logging.getLogger(__name__)
 # Rough cost of one step in steps of the annealed refinement, from the bundled data; that of others is 1.
 _COSTS = {"anchors": 0.5, "evidence": 4.0, "refine_annealed_again": 4.0, "refine_csls": 10.0, "refine_whole": 7.0}
 
+# The same for one step of polishing, which is reported as a whole.
+_POLISHING_COST = 1.5
 
 # On CPU, LLVM's full effort and emitters with an MLIR context per kernel take three tenths of compiling and gain
 # nothing.
@@ -206,4 +208,4 @@ def expected_stages(
         for index in range(number):
             prefix = f"{label} {index + 1} " if most > 1 else ""
             expected |= {prefix + name: cost for name, cost in costs.items()}
-    return expected | {"finish": 1.0}
+    return expected | {"polish": _POLISHING_COST * config.polishing.steps + 1.0, "finish": 1.0}

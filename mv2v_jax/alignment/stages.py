@@ -76,6 +76,7 @@ _KEY_NAMES = (
     "guide",
     "refine_guided",
     "refine_by_region",
+    "polish",
 )
 
 

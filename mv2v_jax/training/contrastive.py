@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mv2v_jax.alignment.polish import info_nce
 from mv2v_jax.alignment.seeds import pair_seeds, worth_in_pairs
 from mv2v_jax.data.checks import check_columns, check_key, check_map_rows, check_paired, check_pairs
 from mv2v_jax.linear_map import LinearMap
 from mv2v_jax.ops.csls import match_csls
 from mv2v_jax.ops.given_arrays import as_matrix
 from mv2v_jax.ops.linalg import polar
-from mv2v_jax.ops.masked import center_unit, mean_present, present_rows, unit_rows, working_dtype
+from mv2v_jax.ops.masked import center_unit, unit_rows, working_dtype
 from mv2v_jax.ops.pytree import pytree
 from mv2v_jax.ops.sampling import draw_rows, order_rows
 from mv2v_jax.settings import Settings, as_config, count, number, switch
@@ -93,12 +94,7 @@ def contrastive_loss(mapped: jax.Array, y: jax.Array, *, temperature: float | ja
     mapped, y = as_matrix(mapped, "mapped", min_rows=1), as_matrix(y, "y")
     check_columns(y, "y", mapped.shape[1], "like mapped")
     check_paired(mapped, y, ("mapped", "y"))
-    present = present_rows(mapped) & present_rows(y)
-    logits = mapped @ y.T / jnp.asarray(temperature, mapped.dtype)
-    logits = jnp.where(present[:, None] & present[None], logits, jnp.finfo(logits.dtype).min)
-    own = jnp.where(present, jnp.diagonal(logits), 0)
-    losses = [jax.nn.logsumexp(logits, axis=axis) - own for axis in (0, 1)]
-    return (mean_present(losses[0], present) + mean_present(losses[1], present)) / 2
+    return info_nce(mapped, y, jnp.ones(mapped.shape[0], mapped.dtype), 1 / jnp.asarray(temperature, mapped.dtype))
 
 
 def round_steps(num_x: int, num_y: int, config: ContrastiveConfig) -> int:

@@ -193,6 +193,7 @@ def test_the_result_says_what_happened():
         "refine_annealed_again": 2,  # Of all rows, which are enough not to anneal for longer.
         "refine_csls": 2,
         "refine_whole": 1,
+        "polish": 3,
     }
     assert {name: values.shape for name, values in result.trajectory.items()} == {n: (s,) for n, s in steps.items()}
     info, anchors = result.info, result.info.anchors
@@ -212,8 +213,9 @@ def padded_space(rows):
 
 def test_the_evidence_is_that_of_the_searched_map_on_rows_it_has_not_seen():
     planted = small_clouds()
-    # No settling stage, so that the returned map is the searched one.
-    key, config = jax.random.key(0), small_config(annealing_steps=0, settling_steps=0, settling_whole_steps=0)
+    # Neither settled nor polished, so that the returned map is the searched one.
+    settings = {"annealing_steps": 0, "settling_steps": 0, "settling_whole_steps": 0, "polishing_steps": 0}
+    key, config = jax.random.key(0), small_config(**settings)
     result = align(key, planted.x, planted.y, config)
     (fitted_x, held_x), (fitted_y, held_y) = (hold_out(padded_space(c).rows, 5) for c in (planted.x, planted.y))
     fitted, held_out = TwoSpaces(x=fitted_x, y=fitted_y), TwoSpaces(x=held_x, y=held_y)

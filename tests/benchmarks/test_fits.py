@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("shared_compilations")
 ROWS = ["--rows", "240", "--eval", "40"]
 # Of the tiny default preset.
 STAGES = ["preprocess", "anchors", "first estimate", "refine_annealed", "evidence", "choose", "extend"]
-STAGES += ["refine_annealed_again", "refine_whole", "finish"]
+STAGES += ["refine_annealed_again", "refine_whole", "polish", "finish"]
 
 
 @pytest.mark.slow

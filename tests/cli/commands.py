@@ -17,7 +17,7 @@ SMALL = [
     *("--components-num-runs", "0"),
     *("--annealing-steps", "10", "--annealing-rows", "150", "--settling-steps", "2", "--settling-rows", "200"),
     # The map is a rotation, so that the right one is known.
-    *("--whitening-power", "0", "--whitening-reliability-power", "0"),
+    *("--whitening-power", "0", "--whitening-reliability-power", "0", "--polishing-steps", "0"),
 ]
 
 # Most of a small fit's time is compiling, so the processes share what they compile.

@@ -121,6 +121,8 @@ BAD_CONFIGS = {
     "settling.min_neighbors": (True, "must be a whole number of at least 1, found True"),
     "settling.ample_rows": (1.5, "must be a whole number of at least 0, found 1.5"),
     "settling.whole_rows": (1, "must be a whole number of at least 2, found 1"),
+    "polishing.batch_rows": (1, "must be a whole number of at least 2, found 1"),
+    "polishing.learning_rate": (2.0, "must be a number from 0.0 to 1.0, found 2.0"),
     "whitening.reliability_power": (float("nan"), "must be a number from 0.0 to 8.0, found nan"),
     "whitening.power": (0.6, "must be a number from 0.0 to 0.5, found 0.6"),
     "held_out_rows": (-1, "must be a whole number of at least 0, found -1"),

@@ -112,6 +112,7 @@ def test_pieces_equal_the_whole(num_restarts, num_settled, changes):
         "choose",
         *labelled("settling", num_settled, settling),
         *(["average"] if num_settled > 1 else []),
+        "polish",
         "finish",
     ]
     assert stages == expected
