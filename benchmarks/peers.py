@@ -291,6 +291,7 @@ def fit_muse(split: Split, options: argparse.Namespace) -> Fit:
         held_out_rows=0,
         annealing={"steps": 0},
         settling={"steps": 0, "whole_steps": 0},
+        polishing={"steps": 0},
         whitening={"power": 0.0, "reliability_power": 0.0},
     )
     arguments = jax.random.key(options.seed), jnp.asarray(split.x), jnp.asarray(split.y), config

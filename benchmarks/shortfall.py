@@ -65,7 +65,7 @@ def start_from(estimate: Estimate, searched: Search) -> Search:
 
 def measure(split: Split, seed: int) -> dict[str, dict[str, float]]:
     """Scores of the oracle, of a fit with one restart, and of settling from the map of the true pairs."""
-    key, config = jax.random.key(seed), Config.preset("default")
+    key, config = jax.random.key(seed), Config.preset("default").replace(polishing={"steps": 0})
     x, y, _ = prepare_restarts(key, split.x, split.y, config, num_restarts=1)
     run, keys = StageByStage(lambda *_: None), restart_keys(key, 0, 1)
     searched = search(run, keys, x, y, config)

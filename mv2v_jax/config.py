@@ -12,8 +12,8 @@ from mv2v_jax.settings import Settings, check_settings, count, number, part, swi
 
 # Above these no fit would end, or no memory would hold it.
 _MAX_STEPS, _MAX_RUNS, _MAX_NEIGHBORS = 1_000_000, 10_000, 10_000
-# Pairs of a batch: their similarities are then 1 GiB.
-_MAX_ROWS = 16_384
+# Pseudo-pairs of a batch: their similarities in float32 are then 1 GiB.
+_MAX_BATCH = 16_384
 # Numbers in the matrices of all starts of the assignment search: 1 GiB.
 _MAX_START_NUMBERS = 2**28
 
@@ -148,33 +148,42 @@ class SettlingConfig(Settings):
         40_000, "Rows per space from which on settling.min_neighbors suffices; smaller spaces average more rows."
     )
     whole_steps: int = count(2, "Last steps of the CSLS refinement, on all rows.", high=_MAX_RUNS)
-    whole_rows: int = count(32_768, "Maximum number of rows of each space per CSLS step on all rows.", low=2)
+    whole_rows: int = count(
+        32_768, "Maximum number of rows of each space per CSLS step on all rows, and of polishing.", low=2
+    )
 
 
 @pytree
 class PolishingConfig(Settings):
     """Polishing, the contrastive refinement that ends a fit: a row comes nearer to its partner than others are."""
 
-    steps: int = count(50, "Maximum number of gradient steps; 0 leaves polishing out.", high=_MAX_STEPS)
+    steps: int = count(
+        50,
+        "Maximum number of gradient steps; 0 leaves polishing out, and so do published refinements.",
+        high=_MAX_STEPS,
+    )
     max_passes: int = count(
         4, "Maximum number of passes over the pseudo-pairs; more passes overfit small data sets.", low=1, high=_MAX_RUNS
     )
     batch_rows: int = count(
-        2_048, "Pseudo-pairs per gradient step; the rows of a batch are negatives of each other.", low=2, high=_MAX_ROWS
+        2_048,
+        "Pseudo-pairs per gradient step; the rows of a batch are negatives of each other.",
+        low=2,
+        high=_MAX_BATCH,
     )
     num_neighbors: int = count(2, "Nearest rows averaged into a pseudo-partner by CSLS.", low=1, high=_MAX_NEIGHBORS)
     learning_rate: float = number(
         0.015, "Length of the first step, relative to the norm of the map; falls to 0 by a cosine.", high=1.0
     )
-    logit_scale: float = number(20.0, "Factor of the cosines in InfoNCE, the inverse of its temperature.")
+    logit_scale: float = number(20.0, "Factor of the cosines in InfoNCE, the inverse of its temperature.", high=1e3)
     power: float = number(
-        0.5, "A pseudo-pair whose CSLS is one standard deviation higher weighs e to this power as much.", high=8.0
+        0.5, "A pseudo-pair whose CSLS is one standard deviation higher weighs e to this power times as much.", high=8.0
     )
 
 
 @pytree
 class WhiteningConfig(Settings):
-    """How the returned map weights and scales directions.
+    """How the settled map weights and scales directions.
 
     Refinements compare rows in the same way; settling few rows of both spaces takes up to three times the power.
     """

@@ -147,8 +147,8 @@ def invert(linear_map: LinearMap) -> LinearMap:
 
     Its ``W`` is the transpose. For a semi-orthogonal map this is the inverse: exact for square ones, the shortest
     pre-image where the target has fewer dimensions. For a map that also whitens, it is the map of the same
-    correspondence that whitens both spaces again. In both cases rows keep their partners, because both maps compare
-    ``x`` and ``y`` by ``x W y^T``.
+    correspondence that whitens both spaces again. Both maps compare ``x`` and ``y`` by ``x W y^T``, so that rows keep
+    their partners but for the lengths of mapped rows.
     """
     check_map(linear_map)
     return LinearMap(W=linear_map.W.T, source=linear_map.target, target=linear_map.source)

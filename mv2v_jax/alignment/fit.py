@@ -5,7 +5,8 @@ independent components, and keeps the better of both.
 
 `align`, `align_restarts`, the command line, the stability study and the benchmarks all run `fit`. They differ in the
 `Run` they pass: `run.Inline` traces everything into one program, `runs.compiled` compiles stage by stage and reports
-progress, `runs.chunked` keeps finished searches in files. A new stage is one more line in `stages.py`. A new way of
+progress, `runs.chunked` keeps finished searches in files. A new stage of searching or settling is one more line in
+`stages.py`. A new way of
 matching rows goes beside `ops/csls.py`; a stage calls it.
 """
 
@@ -153,7 +154,7 @@ def _weighted_map(estimate: Estimate, source: Space, target: Space, config: Conf
 
 
 def _final_map(keys: jax.Array, searched: Search, estimate: Estimate, config: Config):
-    """The map of the last estimate, polished unless it is that of a published method, and the trajectory of that."""
+    """The map of the last estimate, and the trajectory of polishing it; a map of a published method is not polished."""
     source, target = searched.prepared.source, searched.prepared.target
     W = _weighted_map(estimate, source, target, config)
     if estimate.is_map or not config.polishing.steps:

@@ -53,28 +53,30 @@ def polishing_steps(num_x: int, num_y: int, config: Config) -> int:
 
 
 def _weigh(matches: tuple[Neighbors, Neighbors], present: tuple[jax.Array, jax.Array], power: float | jax.Array):
-    """The weight of every pseudo-pair of both directions: e to the ``power`` times its standardised CSLS."""
+    """The weight of every pseudo-pair of both directions: e to the ``power`` times its standardised CSLS, of mean 1."""
     nearest = jnp.concatenate([found.similarity[:, 0] for found in matches])
     counts = jnp.concatenate(present)
     nearest = nearest - mean_present(nearest, counts)
     deviation = jnp.sqrt(mean_present(nearest**2, counts))
     standard = jnp.clip(nearest / jnp.maximum(deviation, jnp.finfo(nearest.dtype).eps), -4, 4)
     weights = jnp.exp(jnp.asarray(power, nearest.dtype) * standard)
-    return jnp.split(weights, [present[0].shape[0]])
+    mean = mean_present(weights, counts)
+    return jnp.split(weights / jnp.where(mean > 0, mean, 1), [present[0].shape[0]])
 
 
-def _seed_weight(seeds: Seeds, W: jax.Array, num_pseudo: int, num_drawn: int, pair_weight: float | jax.Array):
-    """The weight of each of ``num_drawn`` known pairs beside ``num_pseudo`` pseudo-pairs whose weights are around 1.
+def _seed_weight(seeds: Seeds, rotation: jax.Array, num_pseudo: int, num_drawn: int, pair_weight: float | jax.Array):
+    """The weight of each of ``num_drawn`` known pairs beside ``num_pseudo`` pseudo-pairs of mean weight 1.
 
-    Together they weigh as much as where cross-covariances are added up (`seeds.add_seeds`).
+    Together they weigh as much as where cross-covariances are added up (`seeds.add_seeds`). ``rotation`` is that of the
+    pseudo-pairs.
     """
-    num_seeds = present_rows(seeds.x).sum().astype(W.dtype)
-    share = jnp.asarray(pair_weight, W.dtype) * num_seeds / worth_in_pairs(polar(W), seeds)
+    num_seeds = present_rows(seeds.x).sum().astype(rotation.dtype)
+    share = jnp.asarray(pair_weight, rotation.dtype) * num_seeds / worth_in_pairs(rotation, seeds)
     return num_pseudo * share / jnp.clip(num_seeds, 1, num_drawn)
 
 
 def polish(key: jax.Array, rows: TwoSpaces, W: jax.Array, *, config: Config) -> tuple[jax.Array, jax.Array]:
-    """Turn a settled map towards one by which rows find their pseudo-partners among others.
+    """Change a settled map so that more rows find their pseudo-partners.
 
     Args:
         key: random key. Step ``i`` depends on ``fold_in(key, i)`` alone.
@@ -97,8 +99,12 @@ def polish(key: jax.Array, rows: TwoSpaces, W: jax.Array, *, config: Config) -> 
     size_x = min(max(1, round(batch_rows * x.shape[0] / (x.shape[0] + y.shape[0]))), batch_rows - 1)
     seeds = Seeds(x=x[:0], y=y[:0]) if rows.seeds is None else rows.seeds
     num_seeds = min(max(1, batch_rows // _PAIRS_PER_SEED), seeds.x.shape[0])
-    seed_weight = _seed_weight(seeds, W, batch_rows, num_seeds, config.pair_weight) if num_seeds else 0
-    weight_seeds = jnp.full(num_seeds, seed_weight, W.dtype)
+    weight_seeds = jnp.zeros(num_seeds, W.dtype)
+    if num_seeds:
+        cross = x.T @ y[to_y].mean(axis=1) / x.shape[0] + x[to_x].mean(axis=1).T @ y / y.shape[0]
+        weight_seeds += _seed_weight(seeds, polar(cross), batch_rows, num_seeds, config.pair_weight)
+        # Without weight they are no negatives either.
+        seeds = jax.tree.map(lambda side: jnp.where(weight_seeds[0] > 0, side, 0), seeds)
     drawn_from, sizes = (x, y, seeds.x), (size_x, batch_rows - size_x, num_seeds)
     orders = order_rows(key, *drawn_from)
     numbers = [jnp.arange(side.shape[0], dtype=jnp.int32) for side in drawn_from]

@@ -63,7 +63,8 @@ class AlignResult:
         evidence: `Evidence` from held-out rows; its score is comparable between runs on the same data, whatever their
             config, and higher is better.
         trajectory: per stage name, the stage's own label-free objective at every step: mean similarity of the rows
-            with their pseudo-partners. The stages of the search by clusters and of settling.
+            with their pseudo-partners, and for ``polish`` minus its loss. The stages of the search by clusters, of
+            settling, and polishing.
         info: `AlignInfo`.
     """
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mv2v_jax.alignment.fit import max_settled
+from mv2v_jax.alignment.polish import polishing_steps
 from mv2v_jax.alignment.run import SEARCHING, SETTLING, Inline, WholeItems
 from mv2v_jax.alignment.stages import SEARCH_STAGES, SETTLING_STAGES
 from mv2v_jax.config import Config
@@ -208,4 +209,5 @@ def expected_stages(
         for index in range(number):
             prefix = f"{label} {index + 1} " if most > 1 else ""
             expected |= {prefix + name: cost for name, cost in costs.items()}
-    return expected | {"polish": _POLISHING_COST * config.polishing.steps + 1.0, "finish": 1.0}
+    polished = min(rows, config.settling.whole_rows)
+    return expected | {"polish": _POLISHING_COST * polishing_steps(polished, polished, config) + 1.0, "finish": 1.0}

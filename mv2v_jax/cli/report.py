@@ -132,7 +132,7 @@ def report_command(
     true_pairs = None if pairs is None else _read_true_pairs(pairs, linear_map, map_file)
     expected = expected_stages(config, min(x.shape[0], y.shape[0]), searches, num_settled=0)
     # A search is not finished as a fit is.
-    del expected["finish"]
+    del expected["polish"], expected["finish"]
     with progress_bar(expected) as on_step:
         found = search_again(x, y, config, seed, searches, on_step)
     measured = measure(linear_map, x, y, config, found, true_pairs)

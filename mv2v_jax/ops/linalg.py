@@ -139,7 +139,8 @@ def polar_step(start: jax.Array, matrix: jax.Array) -> jax.Array:
 
 def scale_to_norm(matrix: jax.Array, length: float | jax.Array) -> jax.Array:
     """``matrix``, of any shape, scaled to a Frobenius norm of ``length``; a matrix of zeros stays unchanged."""
-    return matrix * (length / jnp.maximum(jnp.linalg.norm(matrix), jnp.finfo(matrix.dtype).tiny))
+    norm = jnp.linalg.norm(matrix)
+    return matrix * (length / jnp.where(norm > 0, norm, 1))
 
 
 def procrustes(x: jax.Array, y: jax.Array) -> jax.Array:

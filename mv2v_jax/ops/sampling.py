@@ -54,7 +54,7 @@ def draw_rows(
 
     Args:
         key: random key.
-        spaces: each ``[n, d]``.
+        spaces: each ``[n, ...]``; row numbers ``[n]`` serve to draw these alone.
         sizes: number of rows to draw from each space; all rows in their own order where there are no more.
         orders: `order_rows` of the spaces, made once for many draws.
     """

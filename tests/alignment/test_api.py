@@ -15,7 +15,7 @@ from mv2v_jax import AnchorInfo, Evidence, InputError, Verdict, align, align_res
 from mv2v_jax.alignment.api import check_restarts, restart_batch, search_bytes
 from mv2v_jax.alignment.choose import choose, map_agreement
 from mv2v_jax.alignment.estimate import Estimate
-from mv2v_jax.alignment.fit import average, finish, num_averaged, prepare, search, search_once
+from mv2v_jax.alignment.fit import _final_map, average, finish, num_averaged, prepare, search, search_once
 from mv2v_jax.alignment.results import ComponentsInfo, Prepared, Searched
 from mv2v_jax.alignment.run import Inline
 from mv2v_jax.alignment.space import TwoSpaces, join_spaces
@@ -114,7 +114,13 @@ def test_a_consensus_is_the_average_of_what_the_best_were_settled_to():
     assert one.matrix.shape == (6, 5)
     mean = (np.asarray(one.matrix) + weight * np.asarray(other.matrix)) / (1 + weight)
     searched = jax.jit(lambda keys: search(Inline(), keys, *padded(), CONFIG))(jnp.stack(keys))
-    expected = jax.jit(lambda estimate: finish(searched, estimate, trajectory, CONFIG))(make_estimate(mean))
+
+    @jax.jit
+    def finished(estimate):
+        W, polishing = _final_map(jnp.stack(keys), searched, estimate, CONFIG)
+        return finish(searched, estimate, W, {**trajectory, **polishing}, CONFIG)
+
+    expected = finished(make_estimate(mean))
     np.testing.assert_allclose(found.best.map.W, expected.map.W, atol=1e-8)
     assert_trees_close(found.best.trajectory, expected.trajectory, atol=1e-8)
     assert np.abs(found.best.map.W - restarts().best.map.W).max() > 1e-3

@@ -281,7 +281,7 @@ def test_annealing_again_trusts_weak_directions_and_draws_more_rows():
 def unweighted(whitening_power, **changes):
     """The result of a fit with this whitening power, and the rows of both spaces."""
     planted, key = small_clouds(), jax.random.key(0)
-    config = small_config(whitening_power=whitening_power, **changes)
+    config = small_config(whitening_power=whitening_power, polishing_steps=0, **changes)
     return align(key, planted.x, planted.y, config), [padded_space(c).rows for c in (planted.x, planted.y)]
 
 
@@ -301,7 +301,7 @@ def test_a_published_map_is_whitened_last():
 def test_the_last_cross_covariance_is_weighted_and_whitened():
     settled, rows = unweighted(0.2, whitening_reliability_power=0.7)
     planted, key = small_clouds(), jax.random.key(0)
-    config = small_config(whitening_power=0.2, whitening_reliability_power=0.7)
+    config = small_config(whitening_power=0.2, whitening_reliability_power=0.7, polishing_steps=0)
     padded = [pad_rows(cloud, config.max_rows) for cloud in (planted.x, planted.y)]
     rows_of = prepare(*padded, config)
     searched = search_once(Inline(), key, rows_of, config)
@@ -347,7 +347,7 @@ def test_nothing_held_out_is_legal():
         small_config(held_out_rows=0, published_match_steps=0, published_cluster_steps=0),
     )
     assert_usable(result, 6, 5)
-    assert set(result.trajectory) == {"refine_annealed", "refine_csls", "refine_whole"}
+    assert set(result.trajectory) == {"refine_annealed", "refine_csls", "refine_whole", "polish"}
     assert int(result.verdict) == Verdict.uncertain
 
 

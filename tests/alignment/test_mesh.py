@@ -12,6 +12,7 @@ from mv2v_jax import InputError, align_restarts, make_mesh
 from mv2v_jax.alignment.anchors import match_anchor_sets
 from mv2v_jax.alignment.api import restart_keys
 from mv2v_jax.alignment.fit import prepare, search_once
+from mv2v_jax.alignment.polish import polish
 from mv2v_jax.alignment.refine_annealed import refine_annealed, refine_by_region, refine_whole
 from mv2v_jax.alignment.refine_published import refine_clusters
 from mv2v_jax.alignment.run import SEARCHING, Inline
@@ -46,6 +47,7 @@ STAGES = {
     "refine_annealed": lambda x, y, W: refine_annealed(KEY, make_spaces(x, y), make_estimate(W), config=CONFIG),
     "refine_by_region": lambda x, y, W: refine_by_region(KEY, make_spaces(x, y), make_estimate(W), config=CONFIG),
     "refine_whole": lambda x, y, W: refine_whole(KEY, make_spaces(x, y), make_estimate(W), config=CONFIG),
+    "polish": lambda x, y, W: polish(KEY, make_spaces(x, y), jnp.asarray(W, x.dtype), config=CONFIG),
     "evidence": lambda x, y, W: gather_evidence(KEY, make_spaces(x, y), make_spaces(x[:50], y[:40]), W),
 }
 

@@ -106,7 +106,7 @@ def test_zero_rows_and_few_rows_stay_finite(views, refine, batch_rows):
 
 def test_padding_changes_little(views, refine):
     # Where a batch holds all rows, their order does not matter; bundles of candidates are other ones.
-    config = SMALL.replace(polishing={"batch_rows": 2_048})
+    config = SMALL.replace(polishing={"batch_rows": 2_048, "max_passes": 1_000})
     plain, _ = refine(np.float32(views.x), np.float32(views.y), np.float32(views.start), config)
     padded = (np.pad(np.float32(rows), ((0, 40), (0, 0))) for rows in (views.x, views.y))
     padded, _ = refine(*padded, np.float32(views.start), config)
@@ -122,11 +122,11 @@ def test_known_pairs_count_by_their_weight(refine):
     x, y, start = np.float32(views.x), np.float32(views.y), np.float32(views.start)
     config = SMALL.replace(polishing={"learning_rate": 0.1})
     alone, none, some = (
-        views.top1(refine(x, y, start, config.replace(pair_weight=weight), given)[0])
+        refine(x, y, start, config.replace(pair_weight=weight), given)[0]
         for weight, given in ((1.0, None), (0.0, seeds), (1.0, seeds))
     )
-    assert some > alone + 0.1
-    assert abs(none - alone) < 0.1
+    assert views.top1(some) > views.top1(alone) + 0.1
+    np.testing.assert_allclose(none, alone, atol=1e-4)
 
 
 @pytest.mark.parametrize(("num_x", "num_y", "expected"), [(100_000, 100_000, 50), (1_500, 1_500, 6), (10, 10, 1)])
@@ -134,16 +134,20 @@ def test_few_rows_take_few_steps(num_x, num_y, expected):
     assert polishing_steps(num_x, num_y, Config()) == expected
 
 
-@pytest.mark.parametrize("preset", ["default", "paper"])
-def test_a_fit_ends_with_it_unless_a_published_method_was_asked_for(preset):
+@pytest.mark.parametrize(("preset", "steps"), [("default", 5), ("default", 0), ("paper", 5)])
+def test_a_fit_ends_with_it_unless_a_published_method_was_asked_for(preset, steps):
     rng = np.random.default_rng(0)
     cloud = rng.standard_normal((200, D)) ** 3
     padded = prepare_inputs(jax.random.key(0), cloud[:100], cloud[100:] @ semi_orthogonal(rng, D, D), Config(), None)
-    small = {"anchors": {"num_sets": 2, "num_clusters": 5, "kept_sets": 2}, "components": {"num_runs": 0}}
+    small = {
+        "anchors": {"num_sets": 2, "num_clusters": 5, "kept_sets": 2},
+        "components": {"num_runs": 0},
+        "polishing": {"steps": steps},
+    }
     config = Config.preset(preset).replace(**small)
     keys = jax.random.split(jax.random.key(0), 1)
     result = jax.eval_shape(lambda: fit(Inline(), keys, *padded, config)[0])
-    assert ("polish" in result.trajectory) == (preset == "default")
+    assert ("polish" in result.trajectory) == (preset == "default" and steps > 0)
 
 
 def test_no_step_leaves_the_settled_map(views):

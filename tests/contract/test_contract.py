@@ -26,6 +26,7 @@ from mv2v_jax.alignment.choose import map_agreement
 from mv2v_jax.alignment.estimate import Estimate
 from mv2v_jax.alignment.fit import prepare
 from mv2v_jax.alignment.match_relative import match_relative
+from mv2v_jax.alignment.polish import polish
 from mv2v_jax.alignment.refine_annealed import refine_annealed, refine_csls, refine_whole
 from mv2v_jax.alignment.refine_published import refine_clusters, refine_matching
 from mv2v_jax.alignment.score import Evidence, fine_agreement, gather_evidence, judge
@@ -147,6 +148,7 @@ STAGES = {
     "refine_csls": drawing(refine_csls, *FROM_CROSS),
     "refine_whole": drawing(refine_whole, *FROM_CROSS),
     "refine_clusters": drawing(refine_clusters, *FROM_MAP),
+    "polish": Stage(lambda key, config, rows, W: polish(key, rows, W, config=config), ("rows", "W"), draws=True),
     "prepare": Stage(in_fewer_directions, ("raw_x", "raw_y")),
     "hold_out": Stage(lambda key, config, x: hold_out(fit_space(x).rows, 5), ("raw_x",)),
     "gather_evidence": Stage(
@@ -280,6 +282,9 @@ def test_no_array_pairs_all_rows_of_both_spaces(name):
         ("blend_seeds", "pair_weight"),
         ("map_from_cross", "whitening_power"),
         ("map_from_cross", "whitening_reliability_power"),
+        ("polish", "polishing_learning_rate"),
+        ("polish", "polishing_logit_scale"),
+        ("polish", "polishing_power"),
     ],
 )
 def test_floats_of_the_config_are_vmapped_over(name, field):
