@@ -41,7 +41,8 @@ def clouds(seed=10):
 
 
 def root():
-    return jax.random.key(7)
+    # The second best of its searches agrees with the best one, so that their average is another map.
+    return jax.random.key(10)
 
 
 @functools.cache
