@@ -96,6 +96,7 @@ def evaluate_search_command(
 def _read_numbers(file: str) -> np.ndarray:
     try:
         return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:
+        # NumPy evaluates the header, which can raise anything.
         found = "no such file" if isinstance(error, FileNotFoundError) else "another kind of file"
         raise InputError(f"--rows must be a .npy file of whole numbers, found {found}: {file}") from error

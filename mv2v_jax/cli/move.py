@@ -9,7 +9,7 @@ from mv2v_jax.cli.guard import guard_rows, strict_option
 from mv2v_jax.cli.help import Command
 from mv2v_jax.cli.lengths import dims_option, metric_option, warn_of_lengths, warn_of_other_metric
 from mv2v_jax.cli.options import flag, option
-from mv2v_jax.cli.output import print_facts, print_text, progress_bar
+from mv2v_jax.cli.output import print_facts, print_text, printable, progress_bar
 from mv2v_jax.errors import InputError
 from mv2v_jax.finish import Finish, make_finish
 from mv2v_jax.portable.numpy_map import PortableMap, load
@@ -105,7 +105,8 @@ def move_command(
     checked = f"both have {moved.checked.rows:,} rows with the same ids; {moved.checked.sampled} rows compared"
     print_text(f"Checked: {checked}{recall}.")
     print_text(f"The way back: {source.name} is as it was; read from it again, and remove {target.name} by:")
-    print(f"  {moved.undo}")
+    # Not wrapped, so that it can be copied.
+    print(f"  {printable(moved.undo)}")
 
 
 def _open(address: str) -> ReadStore:

@@ -81,7 +81,7 @@ def texts_option(side: str) -> Decorator:
 @text_column_option
 @count(
     "--index-size",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 10**12),
     help=f"Number of rows of the index that recall is estimated for. By default {INDEX_SIZE:,}.",
 )
 @count(

@@ -70,8 +70,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def read_profiles(path: Path) -> Profiles:
     """The profiles of source and target in a file that `read_tensors` reads; ``None`` where it holds none."""
-    with safe_open(path, framework="numpy") as file:
-        tensors = {name: file.get_tensor(name) for name in set(file.keys()) - {"W"}}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {name: file.get_tensor(name) for name in set(file.keys()) - {"W"}}
+    except (SafetensorError, OSError, ValueError, AttributeError, TypeError) as error:
+        # NumPy lacks some dtypes that a file of this format can have.
+        raise InputError(f"{path} must be a map that mv2v align wrote, found: {first_line(error)}") from error
     profiles = profiles_from(tensors)
     for side, profile in zip("xy", profiles, strict=True):
         if profile is not None and not is_whole(profile, len(tensors[f"mean_{side}"])):

@@ -90,6 +90,35 @@ HEADERS = [
 ]
 
 
+def test_a_log_is_not_appended_to_what_is_no_log(folder, end):
+    before = (folder / "map.safetensors").read_bytes()
+    for name in ("map.safetensors", "x.npy"):
+        kept = (folder / name).read_bytes()
+        assert_refused(end("--log-file", name, "apply", "map.safetensors", "x.npy", "-o", "none/out.npy"))
+        assert (folder / name).read_bytes() == kept
+    assert (folder / "map.safetensors").read_bytes() == before
+
+
+def test_a_map_with_a_tensor_that_numpy_cannot_hold(folder, end):
+    import json
+
+    content = (folder / "map.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    header["odd"] = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [len(data), len(data) + 4]}
+    text = json.dumps(header).encode()
+    (folder / "odd.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data + bytes(4))
+    assert_refused(end("info", "odd.safetensors"))
+
+
+@pytest.mark.parametrize("number", range(len(HEADERS)))
+def test_headers_of_row_numbers_that_numpy_did_not_write(folder, end, number):
+    text = HEADERS[number].encode("latin1")
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(64)
+    (folder / "rows.npy").write_bytes(content)
+    assert_refused(end("evaluate-search", "map.safetensors", "x.npy", "x.npy", "--rows", "rows.npy"))
+
+
 @pytest.mark.parametrize("place", ["file", "shard", "archive"])
 @pytest.mark.parametrize("number", range(len(HEADERS)))
 def test_headers_that_numpy_did_not_write(folder, end, number, place):
