@@ -6,8 +6,7 @@ independent components, and keeps the better of both.
 `align`, `align_restarts`, the command line, the stability study and the benchmarks all run `fit`. They differ in the
 `Run` they pass: `run.Inline` traces everything into one program, `runs.compiled` compiles stage by stage and reports
 progress, `runs.chunked` keeps finished searches in files. A new stage of searching or settling is one more line in
-`stages.py`. A new way of
-matching rows goes beside `ops/csls.py`; a stage calls it.
+`stages.py`. A new way of matching rows goes beside `ops/csls.py`; a stage calls it.
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ import numpy as np
 from mv2v_jax.alignment.seeds import Seeds, worth_in_pairs
 from mv2v_jax.alignment.space import TwoSpaces
 from mv2v_jax.config import Config
-from mv2v_jax.ops.csls import match_csls
+from mv2v_jax.ops.csls import match_csls, sum_pairs
 from mv2v_jax.ops.knn import Neighbors
 from mv2v_jax.ops.linalg import polar, scale_to_norm
 from mv2v_jax.ops.masked import mean_present, present_rows, unit_rows
@@ -101,8 +101,8 @@ def polish(key: jax.Array, rows: TwoSpaces, W: jax.Array, *, config: Config) -> 
     num_seeds = min(max(1, batch_rows // _PAIRS_PER_SEED), seeds.x.shape[0])
     weight_seeds = jnp.zeros(num_seeds, W.dtype)
     if num_seeds:
-        cross = x.T @ y[to_y].mean(axis=1) / x.shape[0] + x[to_x].mean(axis=1).T @ y / y.shape[0]
-        weight_seeds += _seed_weight(seeds, polar(cross), batch_rows, num_seeds, config.pair_weight)
+        rotation = polar(sum_pairs(x, y, matches, x, y))
+        weight_seeds += _seed_weight(seeds, rotation, batch_rows, num_seeds, config.pair_weight)
         # Without weight they are no negatives either.
         seeds = jax.tree.map(lambda side: jnp.where(weight_seeds[0] > 0, side, 0), seeds)
     drawn_from, sizes = (x, y, seeds.x), (size_x, batch_rows - size_x, num_seeds)

@@ -20,11 +20,10 @@ from mv2v_jax.alignment.seeds import Seeds, blend_seeds
 from mv2v_jax.alignment.space import TwoSpaces, num_held_out, principal_subspace
 from mv2v_jax.alignment.whitening import Directions, fit_whitening, weigh_directions
 from mv2v_jax.config import Config
-from mv2v_jax.ops.csls import match_csls
+from mv2v_jax.ops.csls import match_csls, sum_pairs
 from mv2v_jax.ops.linalg import scale_to_norm
 from mv2v_jax.ops.masked import mean_present, present_rows, unit_rows
 from mv2v_jax.ops.sampling import draw_rows, order_rows
-from mv2v_jax.ops.sharding import ROW, psum, shard
 
 # The cross-covariance is averaged over steps, with a memory that grows as the matches become right.
 _FIRST_MOMENTUM, _LAST_MOMENTUM = 0.5, 0.9
@@ -64,10 +63,7 @@ def _cross_covariance(
         vote_x, vote_y = vote_of_regions(compared_x, compared_y, left_out)
         # On average a row has one vote, whether some have none or not.
         voting_x, voting_y = x * (vote_x / vote_x.mean())[:, None], y * (vote_y / vote_y.mean())[:, None]
-    # Over a mesh's row axis each device pairs its share of the rows.
-    rows_x, index_x = shard((voting_x, matches.x_to_y.index), ROW)
-    rows_y, index_y = shard((voting_y, matches.y_to_x.index), ROW)
-    cross = psum(rows_x.T @ y[index_x].mean(axis=1) / x.shape[0] + x[index_y].mean(axis=1).T @ rows_y / y.shape[0], ROW)
+    cross = sum_pairs(x, y, matches, voting_x, voting_y)
     objective = (
         mean_present(matches.x_to_y.similarity, present_rows(x))
         + mean_present(matches.y_to_x.similarity, present_rows(y))

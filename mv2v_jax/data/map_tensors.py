@@ -1,7 +1,8 @@
 """The arrays of a map in its safetensors file, on NumPy alone, so that a map can be used where there is no JAX."""
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ def write_tensors(
     save_tensors(path, tensors | profile_tensors(profiles), stored)
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The open file; what is wrong with it becomes an `InputError`."""
+    try:
+        check_header(path)
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except InputError:
+        raise
+    # NumPy lacks some dtypes that a file of this format can have.
+    except (SafetensorError, OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} must be a map that mv2v align wrote, found: {first_line(error)}") from error
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Read what `write_tensors` wrote: the tensors of `TENSOR_NAMES`, and the metadata as text.
 
@@ -47,18 +62,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """
     if not is_file(path):
         raise InputError(f"{path} must be a map that mv2v align wrote, found no file of that name")
-    try:
-        check_header(path)
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            missing = sorted(set(TENSOR_NAMES) - set(file.keys()))
-            if missing:
-                raise InputError(f"{path} must be a map that mv2v align wrote, found no tensor {', '.join(missing)}")
-            tensors = {name: file.get_tensor(name) for name in TENSOR_NAMES}
-    except (SafetensorError, OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} must be a map that mv2v align wrote, found: {first_line(error)}") from error
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        missing = sorted(set(TENSOR_NAMES) - set(file.keys()))
+        if missing:
+            raise InputError(f"{path} must be a map that mv2v align wrote, found no tensor {', '.join(missing)}")
+        tensors = {name: file.get_tensor(name) for name in TENSOR_NAMES}
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     d_x, d_y = shapes["W"] if len(shapes["W"]) == 2 else (0, 0)
     if shapes != {"W": [d_x, d_y], "mean_x": [d_x], "mean_y": [d_y], "scale_x": [], "scale_y": []}:
@@ -70,12 +79,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 def read_profiles(path: Path) -> Profiles:
     """The profiles of source and target in a file that `read_tensors` reads; ``None`` where it holds none."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in set(file.keys()) - {"W"}}
-    except (SafetensorError, OSError, ValueError, AttributeError, TypeError) as error:
-        # NumPy lacks some dtypes that a file of this format can have.
-        raise InputError(f"{path} must be a map that mv2v align wrote, found: {first_line(error)}") from error
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in set(file.keys()) - {"W"}}
     profiles = profiles_from(tensors)
     for side, profile in zip("xy", profiles, strict=True):
         if profile is not None and not is_whole(profile, len(tensors[f"mean_{side}"])):

@@ -16,7 +16,7 @@ from mv2v_jax.ops.knn import Neighbors, largest, merge_neighbors
 from mv2v_jax.ops.masked import present_rows
 from mv2v_jax.ops.mutual_knn import find_candidates
 from mv2v_jax.ops.pytree import pytree
-from mv2v_jax.ops.sharding import ROW, pmax
+from mv2v_jax.ops.sharding import ROW, pmax, psum, shard
 
 # Number of similarities in a density, as in the paper.
 NUM_LOCAL = 10
@@ -146,6 +146,22 @@ def match_csls(x: jax.Array, y: jax.Array, *, num_neighbors: int) -> Matches:
     x_to_y = candidates.all_of_x(_rank(forward, density_x, density_y, num_neighbors))
     y_to_x = _rank(backward, density_y, candidates.all_of_x(density_x), num_neighbors)
     return Matches(x_to_y=x_to_y, y_to_x=merge_neighbors(y_to_x, num_neighbors) if candidates.is_spread else y_to_x)
+
+
+def sum_pairs(x: jax.Array, y: jax.Array, matches: Matches, voting_x: jax.Array, voting_y: jax.Array) -> jax.Array:
+    """Cross-covariance ``[d_x, d_y]`` of the pseudo-pairs of both directions, each the mean over its rows.
+
+    Args:
+        x: ``[n, d_x]`` rows.
+        y: ``[m, d_y]`` rows.
+        matches: `Matches` of them.
+        voting_x: ``[n, d_x]``, ``x`` with each row scaled by its vote.
+        voting_y: ``[m, d_y]``, likewise.
+    """
+    # Over a mesh's row axis each device pairs its share of the rows.
+    rows_x, index_x = shard((voting_x, matches.x_to_y.index), ROW)
+    rows_y, index_y = shard((voting_y, matches.y_to_x.index), ROW)
+    return psum(rows_x.T @ y[index_x].mean(axis=1) / x.shape[0] + x[index_y].mean(axis=1).T @ rows_y / y.shape[0], ROW)
 
 
 def mean_csls(x: jax.Array, y: jax.Array) -> jax.Array:

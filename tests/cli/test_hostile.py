@@ -1,6 +1,7 @@
 """What no user means and somebody gives: every command ends with 0, 2 or 3 and at most one sentence, and no escape."""
 
 import errno
+import json
 import os
 import socket
 import struct
@@ -90,18 +91,20 @@ HEADERS = [
 ]
 
 
+def with_header(number):
+    """The content of a `.npy` file with one of these headers."""
+    text = HEADERS[number].encode("latin1")
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(64)
+
+
 def test_a_log_is_not_appended_to_what_is_no_log(folder, end):
-    before = (folder / "map.safetensors").read_bytes()
     for name in ("map.safetensors", "x.npy"):
         kept = (folder / name).read_bytes()
         assert_refused(end("--log-file", name, "apply", "map.safetensors", "x.npy", "-o", "none/out.npy"))
         assert (folder / name).read_bytes() == kept
-    assert (folder / "map.safetensors").read_bytes() == before
 
 
 def test_a_map_with_a_tensor_that_numpy_cannot_hold(folder, end):
-    import json
-
     content = (folder / "map.safetensors").read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
@@ -113,17 +116,14 @@ def test_a_map_with_a_tensor_that_numpy_cannot_hold(folder, end):
 
 @pytest.mark.parametrize("number", range(len(HEADERS)))
 def test_headers_of_row_numbers_that_numpy_did_not_write(folder, end, number):
-    text = HEADERS[number].encode("latin1")
-    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(64)
-    (folder / "rows.npy").write_bytes(content)
+    (folder / "rows.npy").write_bytes(with_header(number))
     assert_refused(end("evaluate-search", "map.safetensors", "x.npy", "x.npy", "--rows", "rows.npy"))
 
 
 @pytest.mark.parametrize("place", ["file", "shard", "archive"])
 @pytest.mark.parametrize("number", range(len(HEADERS)))
 def test_headers_that_numpy_did_not_write(folder, end, number, place):
-    text = HEADERS[number].encode("latin1")
-    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(64)
+    content = with_header(number)
     source = folder / {"file": "bad.npy", "shard": "bad/1.npy", "archive": "bad.npz"}[place]
     source.parent.mkdir(exist_ok=True)
     if place == "archive":
